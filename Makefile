@@ -1,0 +1,48 @@
+# Every target brings its own environment; a second run installs nothing.
+VENV ?= .venv
+WORKDIR ?= runs/digits
+CONFIG ?= configs/digits.py
+# The first Python of at least 3.11 that really starts.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help train evaluate test test-slow lint types clean
+
+help:
+	@echo "make train      train EfficientNetV2-B0 on handwritten digits, into $(WORKDIR)"
+	@echo "make evaluate   evaluate that run"
+	@echo "make test       run the tests (test-slow: the slow ones)"
+	@echo "make lint       ruff; make types: mypy"
+
+train: $(VENV)/installed
+	$(VENV)/bin/python -m effnetv2_jax.train --config=$(CONFIG) --workdir=$(WORKDIR)
+
+evaluate: $(VENV)/installed
+	$(VENV)/bin/python -m effnetv2_jax.evaluate --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -n 2
+
+test-slow: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: $(VENV)/installed-test
+	$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; name one with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-test: setup.py pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) runs .cache

@@ -1,0 +1,73 @@
+"""What all recipes share: every field with its meaning, at the official code's values."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The base config; ranges are (first, last) over the stages."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "efficientnetv2-s"
+    # Of the computation: float32 or bfloat16. Parameters are float32.
+    config.model.dtype = "bfloat16"
+    config.model.bn_momentum = 0.99
+    # Of the last block, in stochastic depth.
+    config.model.survival_prob = 0.8
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "synthetic"
+    # Where TFDS keeps its files; empty means its default.
+    config.data.dir = ""
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    # v1, v2 or lite; empty means the model's own.
+    config.data.preprocessing = ""
+    config.data.flip = True
+    config.data.randaugment_layers = 2
+    # px at magnitude 10.
+    config.data.translate_const = 100.0
+    config.data.cutout_const = 40.0
+    # Of the random crop over the image's area; empty means the family's.
+    config.data.area_range = ()
+
+    config.epochs = 350.0
+    # Images a step, over all devices.
+    config.batch_size = 4096
+
+    # effnetv2_jax/progressive.py says what the schedules are.
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.name = "paper"
+    config.schedule.num_stages = 4
+    config.schedule.image_size = (128, 300)
+    config.schedule.randaugment_magnitude = (5.0, 15.0)
+    config.schedule.mixup_alpha = (0.0, 0.0)
+    config.schedule.cutmix_alpha = (0.0, 0.0)
+    config.schedule.dropout_rate = (0.1, 0.3)
+    # px between the sizes that random_resize draws from.
+    config.schedule.size_step = 32
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "rmsprop"
+    # 0.016 for every 256 images.
+    config.optimizer.learning_rate = 0.256
+    config.optimizer.decay = "exponential"
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.decay_epochs = 2.4
+    config.optimizer.decay_rate = 0.97
+    config.optimizer.weight_decay = 1e-5
+    # 0 means no clipping.
+    config.optimizer.clip_norm = 0.0
+
+    config.loss = "softmax"
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.9999
+
+    config.eval_image_size = 384
+    config.eval_batch_size = 512
+
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 1000
+    config.checkpoints_to_keep = 3
+    return config

@@ -1,0 +1,10 @@
+"""EfficientNetV2 (Tan & Le 2021, arXiv 2104.00298) in JAX and Flax NNX.
+
+Importing this package imports neither TensorFlow, TFDS, clu nor orbax, and touches no device.
+"""
+
+from effnetv2_jax.models import create_model, list_models, model_info
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "create_model", "list_models", "model_info"]

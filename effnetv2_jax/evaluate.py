@@ -1,0 +1,53 @@
+"""Evaluates a run: ``python -m effnetv2_jax.evaluate --workdir=DIR``.
+
+Every example of the split is counted once; by default with the EMA weights at the test size.
+"""
+
+import json
+
+import jax
+from absl import flags
+
+from effnetv2_jax import programs
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training import evaluation
+from effnetv2_jax.training.checkpoint import Checkpoints
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
+SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; the config's by default.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in px; the config's by default.")
+EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights and batch statistics.")
+JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main() -> None:
+    config = programs.read_config(WORKDIR.value)
+    if IMAGE_SIZE.value is not None:
+        config.eval_image_size = IMAGE_SIZE.value
+    run = programs.build(config)
+    checkpoints = Checkpoints(WORKDIR.value)
+    if checkpoints.latest_step() is None:
+        raise UsageError(f"workdir {WORKDIR.value!r} holds no checkpoint yet")
+    state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+    params, batch_stats = (
+        (state.ema_params, state.ema_batch_stats)
+        if EMA.value
+        else (state.params, state.batch_stats)
+    )
+    split = SPLIT.value or config.data.eval_split
+    batches = run.eval_batches(split, config.eval_image_size)
+    results = evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh)
+    results |= {"step": int(state.step), "split": split, "image_size": config.eval_image_size}
+    if JSON.value:
+        print(json.dumps(results))
+    else:
+        print(
+            f"{run.name} on {run.source.name}/{split} at step {results['step']}, "
+            f"{config.eval_image_size} px, {results['count']} images: "
+            f"top-1 {100 * results['top1']:.2f} %, top-5 {100 * results['top5']:.2f} %, "
+            f"loss {results['loss']:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,27 @@
+"""Flax NNX modules; needs jax, flax and numpy and nothing else."""
+
+from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
+from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
+from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
+from effnetv2_jax.models.registry import (
+    ModelInfo,
+    create_model,
+    get_spec,
+    list_models,
+    model_info,
+)
+
+__all__ = [
+    "EfficientNet",
+    "EfficientNetSpec",
+    "FusedMBConv",
+    "GroupSpec",
+    "MBConv",
+    "ModelInfo",
+    "count_multiply_adds",
+    "count_parameters",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "model_info",
+]

@@ -1,0 +1,59 @@
+"""Parameters and multiply-adds of any module, counted without running it."""
+
+import math
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.extend import core
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Number of trainable parameters; the model may be abstract (``nnx.eval_shape``)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def count_multiply_adds(function: Callable, *args) -> int:
+    """Multiply-adds of ``function(*args)``: those of its convolutions and matrix products.
+
+    The paper calls them FLOPs. Counted from the jaxpr, so that any module works; elementwise work
+    is left out, as is usual.
+
+    Args:
+        function: traceable by JAX.
+        *args: arrays or ``jax.ShapeDtypeStruct``.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracting, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        depth = math.prod(shape[axis] for axis in contracting)
+        return math.prod(equation.outvars[0].aval.shape) * depth
+    if name == "conv_general_dilated":
+        kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        out_channels = kernel[spec[0]]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_channels
+    if name == "cond":
+        # Only one branch runs; where a lowering is chosen per platform, the convolution is the one
+        # that is counted.
+        return max(_count(branch.jaxpr) for branch in params["branches"])
+    times = params["length"] if name == "scan" else 1
+    return times * sum(_count(inner) for inner in _inner_jaxprs(params.values()))
+
+
+def _inner_jaxprs(values):
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _inner_jaxprs(value)

@@ -1,0 +1,362 @@
+"""MBConv, Fused-MBConv (Figure 2) and the one network built out of them."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
+from effnetv2_jax.models.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    DepthwiseConv,
+    SqueezeExcite,
+    dense_kernel_init,
+    dropout,
+    stochastic_depth,
+)
+
+Norm = Callable[..., BatchNorm]
+
+
+class ConvNorm(nnx.Module):
+    """A convolution, its batch norm, and an activation (None for a linear output)."""
+
+    def __init__(self, conv: Conv | DepthwiseConv, norm: BatchNorm, activation: str | None = None):
+        self.conv = conv
+        self.norm = norm
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        x = self.norm(self.conv(x), train=train)
+        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+
+
+def _squeeze_excite(
+    in_filters: int, expanded: int, se_ratio: float, activation: str, dtype, rngs: nnx.Rngs
+) -> SqueezeExcite | None:
+    """SE on the expanded channels, its bottleneck measured by the block's *input* filters."""
+    if se_ratio <= 0:
+        return None
+    reduced = max(1, int(in_filters * se_ratio))
+    return SqueezeExcite(expanded, reduced, activation=activation, dtype=dtype, rngs=rngs)
+
+
+class _Residual(nnx.Module):
+    """What both blocks share: a skip where shapes allow it, with stochastic depth around it."""
+
+    def __init__(self, has_skip: bool, survival_prob: float):
+        self.has_skip = has_skip
+        self.survival_prob = survival_prob
+        self.deterministic = True
+
+    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
+        raise TypeError(f"{type(self).__name__} has no branch")
+
+    def __call__(
+        self, x: jax.Array, *, train: bool | None = None, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps [batch, height, width, in_filters] to [batch, ceil(height / stride), …, filters].
+
+        Args:
+            x: the input.
+            train: True uses the batch's statistics and stochastic depth; None does what
+                ``.train()`` or ``.eval()`` said last (a new block is in evaluation mode).
+            rngs: gives the ``dropout`` key; needed in training where survival_prob < 1.
+        """
+        y = self._branch(x, train)
+        if not self.has_skip:
+            return y
+        training = not self.deterministic if train is None else train
+        if training and self.survival_prob < 1.0:
+            if rngs is None:
+                raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
+            y = stochastic_depth(y, self.survival_prob, rngs.dropout())
+        return x + y
+
+
+class MBConv(_Residual):
+    """Expand 1×1, depthwise k×k, squeeze-and-excite, project 1×1 (Figure 2, right).
+
+    Args:
+        in_filters: channels of the input.
+        filters: channels of the output.
+        kernel_size: of the depthwise convolution.
+        stride: of the depthwise convolution.
+        expand_ratio: channels of the depthwise convolution over in_filters; 1 leaves out the
+            expansion.
+        se_ratio: squeeze filters over in_filters; 0 leaves out SE.
+        survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
+        activation: a name in ``layers.ACTIVATIONS``.
+        norm: makes a normalisation from its number of channels and ``dtype=``.
+        dtype: of the computation; parameters stay float32.
+        rngs: gives the ``params`` keys.
+    """
+
+    def __init__(
+        self,
+        in_filters: int,
+        filters: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        expand_ratio: int = 4,
+        se_ratio: float = 0.25,
+        survival_prob: float = 1.0,
+        activation: str = "silu",
+        norm: Norm = BatchNorm,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(stride == 1 and in_filters == filters, survival_prob)
+        expanded = in_filters * expand_ratio
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(norm, dtype=dtype)
+        self.expand = (
+            ConvNorm(conv(in_filters, expanded), norm(expanded), activation)
+            if expand_ratio != 1
+            else None
+        )
+        self.depthwise = ConvNorm(
+            DepthwiseConv(expanded, kernel_size=kernel_size, stride=stride, dtype=dtype, rngs=rngs),
+            norm(expanded),
+            activation,
+        )
+        self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
+        self.project = ConvNorm(conv(expanded, filters), norm(filters))
+
+    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
+        if self.expand is not None:
+            x = self.expand(x, train=train)
+        x = self.depthwise(x, train=train)
+        if self.se is not None:
+            x = self.se(x)
+        return self.project(x, train=train)
+
+
+class FusedMBConv(_Residual):
+    """Expand k×k, squeeze-and-excite (off in V2), project 1×1 (Figure 2, left).
+
+    With expand_ratio 1 there is a single k×k convolution, followed by the activation.
+
+    Args:
+        in_filters: channels of the input.
+        filters: channels of the output.
+        kernel_size: of the first convolution.
+        stride: of the first convolution.
+        expand_ratio: channels inside the block over in_filters.
+        se_ratio: squeeze filters over in_filters; 0 leaves out SE.
+        survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
+        activation: a name in ``layers.ACTIVATIONS``.
+        norm: makes a normalisation from its number of channels and ``dtype=``.
+        dtype: of the computation; parameters stay float32.
+        rngs: gives the ``params`` keys.
+    """
+
+    def __init__(
+        self,
+        in_filters: int,
+        filters: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        expand_ratio: int = 4,
+        se_ratio: float = 0.0,
+        survival_prob: float = 1.0,
+        activation: str = "silu",
+        norm: Norm = BatchNorm,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(stride == 1 and in_filters == filters, survival_prob)
+        expanded = in_filters * expand_ratio
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        spatial = functools.partial(conv, kernel_size=kernel_size, stride=stride)
+        norm = functools.partial(norm, dtype=dtype)
+        self.expand = (
+            ConvNorm(spatial(in_filters, expanded), norm(expanded), activation)
+            if expand_ratio != 1
+            else None
+        )
+        self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
+        if expand_ratio != 1:
+            self.project = ConvNorm(conv(expanded, filters), norm(filters))
+        else:
+            self.project = ConvNorm(spatial(in_filters, filters), norm(filters), activation)
+
+    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
+        if self.expand is not None:
+            x = self.expand(x, train=train)
+        if self.se is not None:
+            x = self.se(x)
+        return self.project(x, train=train)
+
+
+_BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
+
+
+def _block_arguments(groups: tuple[GroupSpec, ...], in_filters: int):
+    """Yields (class, in_filters, filters, keywords) of every block, in order."""
+    for group in groups:
+        for repeat in range(group.repeats):
+            keywords = {
+                "kernel_size": group.kernel_size,
+                "stride": group.stride if repeat == 0 else 1,
+                "expand_ratio": group.expand_ratio,
+                "se_ratio": group.se_ratio,
+            }
+            yield _BLOCKS[group.op], in_filters, group.filters, keywords
+            in_filters = group.filters
+
+
+class EfficientNet(nnx.Module):
+    """EfficientNet V1, V2, Lite and the hybrids between them, as their spec says.
+
+    Parameters are float32. A new model is in evaluation mode: ``model(images)`` uses the moving
+    statistics and no dropout until ``.train()`` is called or ``train=True`` is given.
+
+    Args:
+        spec: the network.
+        num_classes: of the classifier; 0 leaves it out, and the model returns pooled features.
+        dtype: of the computation, float32 or bfloat16.
+        axis_name: mesh axis over which batch norm averages its statistics in training.
+        rngs: gives the ``params`` keys and the ``dropout`` key that training falls back on.
+    """
+
+    def __init__(
+        self,
+        spec: EfficientNetSpec,
+        *,
+        num_classes: int = 1000,
+        dtype=jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 0:
+            raise UsageError(f"num_classes must be 0 (pooled features) or more, got {num_classes}")
+        self.spec = spec
+        self.deterministic = True
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(
+            BatchNorm, momentum=spec.bn_momentum, epsilon=spec.bn_epsilon, axis_name=axis_name
+        )
+        self.stem = ConvNorm(
+            conv(3, spec.stem_filters, kernel_size=3, stride=2),
+            norm(spec.stem_filters, dtype=dtype),
+            spec.activation,
+        )
+        arguments = list(_block_arguments(spec.groups, spec.stem_filters))
+        self.blocks = nnx.List(
+            [
+                block(
+                    in_filters,
+                    filters,
+                    **keywords,
+                    # Block i of n survives with 1 − (1 − p)·i/n.
+                    survival_prob=1.0 - (1.0 - spec.survival_prob) * i / len(arguments),
+                    activation=spec.activation,
+                    norm=norm,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i, (block, in_filters, filters, keywords) in enumerate(arguments)
+            ]
+        )
+        # A reduction ends where the next block halves the image, and at the last block.
+        strides = [keywords["stride"] for *_, keywords in arguments[1:]] + [2]
+        self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
+        self.head = ConvNorm(
+            conv(spec.groups[-1].filters, spec.head_filters),
+            norm(spec.head_filters, dtype=dtype),
+            spec.activation,
+        )
+        self.classifier = (
+            nnx.Linear(
+                spec.head_filters,
+                num_classes,
+                kernel_init=dense_kernel_init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if num_classes
+            else None
+        )
+        self.rngs = nnx.Rngs(dropout=rngs.dropout())
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+        dropout_rate: float | jax.Array | None = None,
+    ) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            images: float [batch, height, width, 3], normalised as ``spec.preprocessing`` says; any
+                height and width.
+            train: True uses the batch's statistics, stochastic depth and dropout; None does what
+                ``.train()`` or ``.eval()`` said last.
+            rngs: gives the ``dropout`` key in training; None takes the model's own.
+            dropout_rate: before the classifier, may be traced; None takes the spec's.
+
+        Returns:
+            float32 logits [batch, num_classes], or float32 pooled features [batch, head_filters]
+            where num_classes is 0.
+        """
+        training = self._is_training(train)
+        rngs = self.rngs if rngs is None else rngs
+        x, _ = self._body(images, training, rngs)
+        x = self.head(x, train=training).mean((1, 2), dtype=jnp.float32)
+        if self.classifier is None:
+            return x
+        rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
+        if training:
+            x = dropout(x, rate, rngs.dropout())
+        return self.classifier(x).astype(jnp.float32)
+
+    def features(
+        self,
+        images: jax.Array,
+        *,
+        train: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, jax.Array]:
+        """Feature maps for detection and segmentation.
+
+        Args:
+            images: as for ``__call__``.
+            train: as for ``__call__``.
+            rngs: as for ``__call__``.
+
+        Returns:
+            ``reduction_1`` … ``reduction_5``: [batch, ceil(height / 2^i), …, filters], the last
+            block at each scale, in the compute dtype.
+        """
+        rngs = self.rngs if rngs is None else rngs
+        return self._body(images, self._is_training(train), rngs)[1]
+
+    def _is_training(self, train: bool | None) -> bool:
+        return not self.deterministic if train is None else train
+
+    def _body(
+        self, images: jax.Array, training: bool, rngs: nnx.Rngs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise UsageError(
+                f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
+        x = self.stem(images, train=training)
+        reductions = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x, train=training, rngs=rngs)
+            if i in self.reduction_ends:
+                reductions[f"reduction_{len(reductions) + 1}"] = x
+        return x, reductions

@@ -1,0 +1,253 @@
+"""The frozen tables of every EfficientNet: V2, V1, Lite, and the hybrids of Table 3."""
+
+import dataclasses
+import math
+from typing import Literal
+
+Op = Literal["mbconv", "fused"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSpec:
+    """A run of equal blocks, one row of Table 1 or Table 4 (there called a stage).
+
+    Attributes:
+        op: ``mbconv`` or ``fused``.
+        repeats: number of blocks.
+        kernel_size: of the depthwise (MBConv) or first (Fused-MBConv) convolution.
+        stride: of the first block; the others have 1.
+        expand_ratio: expanded over input filters.
+        filters: output filters.
+        se_ratio: squeeze filters over the *input* filters of a block; 0 leaves out SE.
+    """
+
+    op: Op
+    repeats: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    filters: int
+    se_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNetSpec:
+    """Everything that tells one network of the family from another.
+
+    Attributes:
+        name: as in ``create_model``.
+        groups: the body, in order.
+        stem_filters: of the stride-2 3×3 convolution at the start.
+        head_filters: of the 1×1 convolution before pooling.
+        train_size: side of training images in px (the last stage's, in progressive learning).
+        eval_size: side of evaluation images in px.
+        dropout_rate: before the classifier, in the official configs.
+        preprocessing: name of the input's family in ``effnetv2_jax.preprocessing``.
+        activation: a name in ``layers.ACTIVATIONS``.
+        survival_prob: of the last block in stochastic depth; falls linearly from 1.
+        bn_momentum: 0.99, as in the paper.
+        bn_epsilon: 1e-3.
+    """
+
+    name: str
+    groups: tuple[GroupSpec, ...]
+    stem_filters: int
+    head_filters: int
+    train_size: int
+    eval_size: int
+    dropout_rate: float
+    preprocessing: str
+    activation: str = "silu"
+    survival_prob: float = 0.8
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+
+
+def round_filters(filters: int, width: float) -> int:
+    """Scales filters by ``width`` and rounds to the nearest multiple of 8, at least 8.
+
+    The official V2 code does not keep the result above 90 % of the asked width, as V1 once did.
+    """
+    return max(8, int(filters * width + 4) // 8 * 8)
+
+
+def round_repeats(repeats: int, depth: float) -> int:
+    """Scales repeats by ``depth`` and rounds up."""
+    return math.ceil(repeats * depth)
+
+
+def _scale(groups: tuple[GroupSpec, ...], width: float, depth: float) -> tuple[GroupSpec, ...]:
+    return tuple(
+        dataclasses.replace(
+            group,
+            filters=round_filters(group.filters, width),
+            repeats=round_repeats(group.repeats, depth),
+        )
+        for group in groups
+    )
+
+
+def _fused(repeats: int, stride: int, expand_ratio: int, filters: int) -> GroupSpec:
+    return GroupSpec("fused", repeats, 3, stride, expand_ratio, filters, 0.0)
+
+
+def _mbconv(
+    repeats: int, stride: int, expand_ratio: int, filters: int, kernel_size: int = 3
+) -> GroupSpec:
+    return GroupSpec("mbconv", repeats, kernel_size, stride, expand_ratio, filters, 0.25)
+
+
+# Table 4 and the official configs; stem filters are the first group's input filters.
+_V2_BASE = (
+    _fused(1, 1, 1, 16), _fused(2, 2, 4, 32), _fused(2, 2, 4, 48),
+    _mbconv(3, 2, 4, 96), _mbconv(5, 1, 6, 112), _mbconv(8, 2, 6, 192),
+)  # fmt: skip
+_V2_S = (
+    _fused(2, 1, 1, 24), _fused(4, 2, 4, 48), _fused(4, 2, 4, 64),
+    _mbconv(6, 2, 4, 128), _mbconv(9, 1, 6, 160), _mbconv(15, 2, 6, 256),
+)  # fmt: skip
+_V2_M = (
+    _fused(3, 1, 1, 24), _fused(5, 2, 4, 48), _fused(5, 2, 4, 80),
+    _mbconv(7, 2, 4, 160), _mbconv(14, 1, 6, 176), _mbconv(18, 2, 6, 304), _mbconv(5, 1, 6, 512),
+)  # fmt: skip
+_V2_L = (
+    _fused(4, 1, 1, 32), _fused(7, 2, 4, 64), _fused(7, 2, 4, 96),
+    _mbconv(10, 2, 4, 192), _mbconv(19, 1, 6, 224), _mbconv(25, 2, 6, 384), _mbconv(7, 1, 6, 640),
+)  # fmt: skip
+_V2_XL = (
+    _fused(4, 1, 1, 32), _fused(8, 2, 4, 64), _fused(8, 2, 4, 96),
+    _mbconv(16, 2, 4, 192), _mbconv(24, 1, 6, 256), _mbconv(32, 2, 6, 512), _mbconv(8, 1, 6, 640),
+)  # fmt: skip
+
+# Table 1.
+_V1_BASE = (
+    _mbconv(1, 1, 1, 16), _mbconv(2, 2, 6, 24), _mbconv(2, 2, 6, 40, 5), _mbconv(3, 2, 6, 80),
+    _mbconv(3, 1, 6, 112, 5), _mbconv(4, 2, 6, 192, 5), _mbconv(1, 1, 6, 320),
+)  # fmt: skip
+
+
+def _v2(
+    size: str,
+    groups: tuple[GroupSpec, ...],
+    stem_filters: int,
+    train_size: int,
+    eval_size: int,
+    dropout_rate: float,
+) -> EfficientNetSpec:
+    return EfficientNetSpec(
+        name=f"efficientnetv2-{size}",
+        groups=groups,
+        stem_filters=stem_filters,
+        head_filters=1280,
+        train_size=train_size,
+        eval_size=eval_size,
+        dropout_rate=dropout_rate,
+        preprocessing="v2",
+    )
+
+
+def _v2_b(
+    index: int, width: float, depth: float, train_size: int, eval_size: int, dropout_rate: float
+) -> EfficientNetSpec:
+    return EfficientNetSpec(
+        name=f"efficientnetv2-b{index}",
+        groups=_scale(_V2_BASE, width, depth),
+        stem_filters=round_filters(32, width),
+        head_filters=round_filters(1280, width),
+        train_size=train_size,
+        eval_size=eval_size,
+        dropout_rate=dropout_rate,
+        preprocessing="v1",
+    )
+
+
+def _v1(
+    size: str, width: float, depth: float, eval_size: int, dropout_rate: float
+) -> EfficientNetSpec:
+    return EfficientNetSpec(
+        name=f"efficientnet-{size}",
+        groups=_scale(_V1_BASE, width, depth),
+        stem_filters=round_filters(32, width),
+        head_filters=round_filters(1280, width),
+        train_size=int(0.8 * eval_size),
+        eval_size=eval_size,
+        dropout_rate=dropout_rate,
+        preprocessing="v1",
+    )
+
+
+def _lite(
+    index: int, width: float, depth: float, eval_size: int, dropout_rate: float
+) -> EfficientNetSpec:
+    """EfficientNet-Lite: V1 without SE, ReLU6 for SiLU, stem and head unscaled.
+
+    The first and the last group also keep their number of blocks (google/automl, tpu repository's
+    ``lite`` folder).
+    """
+    scaled = _scale(_V1_BASE, width, depth)
+    last = len(scaled) - 1
+    groups = tuple(
+        dataclasses.replace(
+            group, se_ratio=0.0, repeats=base.repeats if i in (0, last) else group.repeats
+        )
+        for i, (base, group) in enumerate(zip(_V1_BASE, scaled, strict=True))
+    )
+    return EfficientNetSpec(
+        name=f"efficientnet-lite{index}",
+        groups=groups,
+        stem_filters=32,
+        head_filters=1280,
+        train_size=eval_size,
+        eval_size=eval_size,
+        dropout_rate=dropout_rate,
+        preprocessing="lite",
+        activation="relu6",
+    )
+
+
+def _fuse_first(spec: EfficientNetSpec, count: int) -> EfficientNetSpec:
+    """Replaces the first ``count`` groups by Fused-MBConv, as a row of Table 3.
+
+    A fused group keeps its kernel size and loses its SE. That is the definition whose parameters
+    come nearest to Table 3's: 20.9, 43.5 and 132.1 million against 20.0, 43.4 and 132.0.
+    """
+    groups = tuple(
+        dataclasses.replace(group, op="fused", se_ratio=0.0) if i < count else group
+        for i, group in enumerate(spec.groups)
+    )
+    return dataclasses.replace(spec, name=f"{spec.name}-fused-1-{count}", groups=groups)
+
+
+_B4 = _v1("b4", 1.4, 1.8, 380, 0.4)
+
+SPECS: dict[str, EfficientNetSpec] = {
+    spec.name: spec
+    for spec in (
+        _v2_b(0, 1.0, 1.0, 192, 224, 0.2),
+        _v2_b(1, 1.0, 1.1, 192, 240, 0.2),
+        _v2_b(2, 1.1, 1.2, 208, 260, 0.3),
+        _v2_b(3, 1.2, 1.4, 240, 300, 0.3),
+        _v2("s", _V2_S, 24, 300, 384, 0.2),
+        _v2("m", _V2_M, 24, 384, 480, 0.3),
+        _v2("l", _V2_L, 32, 384, 480, 0.4),
+        _v2("xl", _V2_XL, 32, 384, 512, 0.4),
+        _v1("b0", 1.0, 1.0, 224, 0.2),
+        _v1("b1", 1.0, 1.1, 240, 0.2),
+        _v1("b2", 1.1, 1.2, 260, 0.3),
+        _v1("b3", 1.2, 1.4, 300, 0.3),
+        _B4,
+        _v1("b5", 1.6, 2.2, 456, 0.4),
+        _v1("b6", 1.8, 2.6, 528, 0.5),
+        _v1("b7", 2.0, 3.1, 600, 0.5),
+        _v1("b8", 2.2, 3.6, 672, 0.5),
+        _v1("l2", 4.3, 5.3, 800, 0.5),
+        _lite(0, 1.0, 1.0, 224, 0.2),
+        _lite(1, 1.0, 1.1, 240, 0.2),
+        _lite(2, 1.1, 1.2, 260, 0.3),
+        _lite(3, 1.2, 1.4, 280, 0.3),
+        _lite(4, 1.4, 1.8, 300, 0.3),
+        _fuse_first(_B4, 3),
+        _fuse_first(_B4, 5),
+        _fuse_first(_B4, 7),
+    )
+}

@@ -1,0 +1,122 @@
+"""Name → spec → module."""
+
+import dataclasses
+import fnmatch
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
+from effnetv2_jax.models.efficientnet import EfficientNet
+from effnetv2_jax.models.efficientnet_specs import SPECS, EfficientNetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What one wants to know of a model before building it.
+
+    Attributes:
+        name: as in ``create_model``.
+        num_classes: of the classifier that is counted.
+        parameters: trainable parameters.
+        multiply_adds: of one image at ``image_size``; what the paper calls FLOPs.
+        image_size: side in px at which multiply_adds is counted, the evaluation size by default.
+        train_size: side of training images in px.
+        eval_size: side of evaluation images in px.
+        preprocessing: name of the input's family in ``effnetv2_jax.preprocessing``.
+        spec: all the rest.
+    """
+
+    name: str
+    num_classes: int
+    parameters: int
+    multiply_adds: int
+    image_size: int
+    train_size: int
+    eval_size: int
+    preprocessing: str
+    spec: EfficientNetSpec
+
+
+def get_spec(name: str) -> EfficientNetSpec:
+    """The frozen spec of a model; raises UsageError with the near names for an unknown one."""
+    if name not in SPECS:
+        raise unknown_name("model", name, SPECS)
+    return SPECS[name]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    dtype=jnp.float32,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs | None = None,
+    **overrides,
+) -> EfficientNet:
+    """Builds a model with freshly initialised parameters, in evaluation mode.
+
+    Args:
+        name: one of ``list_models()``, e.g. ``efficientnetv2-s``.
+        num_classes: of the classifier; 0 gives pooled features.
+        dtype: of the computation, float32 or bfloat16; parameters are float32.
+        axis_name: mesh axis over which batch norm averages its statistics in training.
+        rngs: keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
+        **overrides: fields of the ``EfficientNetSpec`` to change, e.g. ``bn_momentum=0.9`` or
+            ``survival_prob=1.0``.
+
+    Returns:
+        The Flax NNX module.
+
+    Raises:
+        UsageError: for an unknown name, an unknown override or a negative num_classes.
+    """
+    spec = get_spec(name)
+    for field in overrides:
+        if not hasattr(spec, field):
+            raise unknown_name("field of EfficientNetSpec", field, vars(spec))
+    spec = dataclasses.replace(spec, **overrides)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    return EfficientNet(spec, num_classes=num_classes, dtype=dtype, axis_name=axis_name, rngs=rngs)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell pattern such as ``efficientnetv2*``, sorted."""
+    return sorted(fnmatch.filter(SPECS, pattern))
+
+
+@functools.cache
+def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = None) -> ModelInfo:
+    """Parameters, multiply-adds and sizes of a model, without allocating it.
+
+    Args:
+        name: one of ``list_models()``.
+        num_classes: of the classifier.
+        image_size: side in px at which multiply-adds are counted; None means the evaluation size.
+
+    Raises:
+        UsageError: for an unknown name or an image size below 1.
+    """
+    spec = get_spec(name)
+    image_size = spec.eval_size if image_size is None else image_size
+    if image_size < 1:
+        raise UsageError(f"image_size must be at least 1 px, got {image_size}")
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes))
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return ModelInfo(
+        name=name,
+        num_classes=num_classes,
+        parameters=count_parameters(model),
+        multiply_adds=count_multiply_adds(
+            lambda state, images: nnx.merge(graphdef, state)(images), state, images
+        ),
+        image_size=image_size,
+        train_size=spec.train_size,
+        eval_size=spec.eval_size,
+        preprocessing=spec.preprocessing,
+        spec=spec,
+    )

@@ -1,0 +1,296 @@
+"""What the programs share: one-sentence errors, flags, and the way from a config to a run.
+
+ConfigDicts end here: everything below takes plain arguments.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from absl import app, logging
+from flax import nnx
+
+from effnetv2_jax import progressive
+from effnetv2_jax.data import pipeline, sources
+from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
+from effnetv2_jax.training import evaluation, losses, optimizers, step
+from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What may differ between two starts in the same workdir: it does not change what is computed.
+FREE_FIELDS = ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs a program; what a user can cause ends in one sentence and exit code 2.
+
+    ``--config`` files may do ``from configs import common`` from any folder.
+    """
+    root = str(pathlib.Path(__file__).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+
+    def parse_flags(argv: list[str]) -> list[str]:
+        # ml_collections raises these for an unknown field, a value of the wrong type, and a file
+        # that is not there; each has a sentence of its own.
+        try:
+            rest = app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+            sys.exit(f"error: {_one_line(error)}")
+        if rest[1:]:
+            sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
+        logging.set_verbosity(logging.INFO)
+        logging.get_absl_handler().addFilter(_is_ours_or_serious)
+        return rest
+
+    def guarded(argv: list[str]) -> None:
+        del argv
+        try:
+            main()
+        except UsageError as error:
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def _is_ours_or_serious(record) -> bool:
+    """A log is for the run; what these libraries say about themselves is left out."""
+    chatty = ("orbax", "tensorflow_datasets")
+    return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
+
+
+def _one_line(error: BaseException) -> str:
+    # str() of a KeyError is quoted, and ml_collections puts its hint on a second line.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that a config stands for, in the terms of the library.
+
+    Attributes:
+        name: of the model.
+        source: the data set.
+        preprocessing: the input family.
+        stages: of the training.
+        mesh: of all devices.
+        apply: the model as a pure function.
+        initial_state: makes the state before the first step; traceable.
+        train_step: compiled once per image size.
+        eval_step: compiled once per shape.
+        learning_rate: of (step) → rate.
+        train_batches: of (stage, first step) → batches.
+        eval_batches: of (split, image size) → batches.
+    """
+
+    name: str
+    source: sources.Source
+    preprocessing: Preprocessing
+    stages: tuple[progressive.Stage, ...]
+    mesh: jax.sharding.Mesh
+    apply: Apply
+    initial_state: Callable[[], TrainState]
+    train_step: Callable
+    eval_step: evaluation.EvalStep
+    learning_rate: optax.Schedule
+    train_batches: Callable[[progressive.Stage, int], Iterator[pipeline.Batch]]
+    eval_batches: Callable[[str, int], Iterator[pipeline.Batch]]
+
+
+def build(config: ml_collections.ConfigDict) -> Run:
+    """Turns a config into a run; raises UsageError for the first value that cannot be used."""
+    if config.model.dtype not in DTYPES:
+        raise unknown_name("model.dtype", config.model.dtype, DTYPES)
+    if config.loss not in losses.LOSSES:
+        raise unknown_name("loss", config.loss, losses.LOSSES)
+    for name in ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep"):
+        if config[name] < 1:
+            raise UsageError(f"{name} must be at least 1, got {config[name]}")
+    if config.eval_image_size < 1:
+        raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
+    dtype = DTYPES[config.model.dtype]
+    spec = get_spec(config.model.name)
+    family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
+    mesh = step.make_mesh()
+    step.check_batch_size("batch_size", config.batch_size, mesh)
+    step.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    source = sources.get_source(config.data.name, config.data.dir or None)
+    stages = make_stages(config, source.num_examples(config.data.train_split))
+    optimizer, learning_rate = make_optimizer(
+        config, source.num_examples(config.data.train_split), stages[-1].end_step
+    )
+    make_model = functools.partial(
+        create_model,
+        config.model.name,
+        num_classes=source.num_classes,
+        dtype=dtype,
+        axis_name=step.AXIS,
+        bn_momentum=config.model.bn_momentum,
+        survival_prob=config.model.survival_prob,
+    )
+    apply, _, _ = functional(nnx.eval_shape(make_model))
+
+    def initial_state() -> TrainState:
+        _, params, batch_stats = functional(make_model(rngs=nnx.Rngs(config.seed)))
+        return create_state(params, batch_stats, optimizer)
+
+    return Run(
+        name=config.model.name,
+        source=source,
+        preprocessing=family,
+        stages=stages,
+        mesh=mesh,
+        apply=apply,
+        initial_state=initial_state,
+        train_step=step.make_train_step(
+            apply,
+            optimizer,
+            mesh=mesh,
+            num_classes=source.num_classes,
+            mean=family.mean,
+            std=family.std,
+            loss=config.loss,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
+            mixing=any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
+            seed=config.seed,
+            dtype=dtype,
+        ),
+        eval_step=evaluation.make_eval_step(
+            apply, mesh=mesh, mean=family.mean, std=family.std, dtype=dtype
+        ),
+        learning_rate=learning_rate,
+        train_batches=lambda stage, first_step: pipeline.train_batches(
+            source,
+            config.data.train_split,
+            stage,
+            first_example=progressive.examples_before(stages, first_step),
+            num_batches=stage.end_step - first_step,
+            seed=config.seed,
+            preprocessing=family,
+            augmentation=pipeline.Augmentation(
+                flip=config.data.flip,
+                num_layers=config.data.randaugment_layers,
+                translate_const=config.data.translate_const,
+                cutout_const=config.data.cutout_const,
+                area_range=tuple(config.data.area_range) or None,
+            ),
+        ),
+        eval_batches=lambda split, image_size: pipeline.eval_batches(
+            source,
+            split,
+            image_size=image_size,
+            batch_size=config.eval_batch_size,
+            preprocessing=family,
+        ),
+    )
+
+
+def make_stages(
+    config: ml_collections.ConfigDict, num_examples: int
+) -> tuple[progressive.Stage, ...]:
+    """The stages of a config, for a training split of ``num_examples``."""
+    if config.epochs <= 0:
+        raise UsageError(f"epochs must be above 0, got {config.epochs}")
+    schedule = config.schedule
+    return progressive.make_stages(
+        schedule.name,
+        total_steps=int(config.epochs * num_examples / config.batch_size),
+        num_stages=schedule.num_stages,
+        batch_size=config.batch_size,
+        image_size=tuple(schedule.image_size),
+        randaugment_magnitude=tuple(schedule.randaugment_magnitude),
+        mixup_alpha=tuple(schedule.mixup_alpha),
+        cutmix_alpha=tuple(schedule.cutmix_alpha),
+        dropout_rate=tuple(schedule.dropout_rate),
+        seed=config.seed,
+        size_step=schedule.size_step,
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, num_examples: int, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and the learning rate of a config."""
+    steps_per_epoch = num_examples / config.batch_size
+    optimizer = config.optimizer
+    learning_rate = optimizers.make_schedule(
+        optimizer.decay,
+        peak=optimizer.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=int(optimizer.warmup_epochs * steps_per_epoch),
+        decay_steps=optimizer.decay_epochs * steps_per_epoch,
+        decay_rate=optimizer.decay_rate,
+    )
+    return (
+        optimizers.make_optimizer(
+            optimizer.name,
+            learning_rate,
+            weight_decay=optimizer.weight_decay,
+            clip_norm=optimizer.clip_norm,
+        ),
+        learning_rate,
+    )
+
+
+def claim_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Makes the workdir and writes the config there, or checks that it is the one that is there.
+
+    Raises:
+        UsageError: where the workdir cannot be written, or holds a run of another config.
+    """
+    path = pathlib.Path(workdir).expanduser().resolve()
+    config_file = path / "config.json"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not config_file.exists():
+            config_file.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            return path
+    except OSError as error:
+        raise UsageError(f"workdir {workdir!r} cannot be written: {error.strerror}") from error
+    ours, theirs = _flat(config.to_dict()), _flat(read_config(path).to_dict())
+    different = [
+        f"{name} (there {theirs.get(name)!r}, now {ours.get(name)!r})"
+        for name in sorted(ours.keys() | theirs.keys())
+        if name not in FREE_FIELDS and ours.get(name) != theirs.get(name)
+    ]
+    if different:
+        raise UsageError(
+            f"workdir {workdir!r} holds a run with another config: {', '.join(different)}; "
+            "use the same config to resume it, or another workdir"
+        )
+    return path
+
+
+def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of the run in a workdir; raises UsageError where there is none."""
+    config_file = pathlib.Path(workdir).expanduser().resolve() / "config.json"
+    try:
+        return ml_collections.ConfigDict(json.loads(config_file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"workdir {str(workdir)!r} holds no run: config.json is missing or broken there"
+        ) from error
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} → {"a.b": 1}, with tuples as the lists that JSON makes of them."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

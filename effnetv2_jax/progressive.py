@@ -1,0 +1,229 @@
+"""Progressive learning: the stages of a run, as pure arithmetic (section 4, Algorithm 1, Table 6).
+
+Image size and regularisation grow together from stage to stage. A stage is everything that changes
+over training; ``make_stages`` builds all of them, ``stage_at`` finds the one a step belongs to.
+"""
+
+import bisect
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+
+from effnetv2_jax.errors import UsageError, unknown_name
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage; steps ``first_step`` … ``end_step`` − 1 belong to it.
+
+    Attributes:
+        index: from 0.
+        first_step: of the stage, counted from the start of the run.
+        end_step: the first step after the stage.
+        image_size: side of the training images in px.
+        randaugment_magnitude: on the scale where 10 is the usual strength.
+        mixup_alpha: of the Beta distribution; 0 switches Mixup off.
+        cutmix_alpha: of the Beta distribution; 0 switches CutMix off.
+        dropout_rate: before the classifier.
+        batch_size: images a step, over all devices.
+    """
+
+    index: int
+    first_step: int
+    end_step: int
+    image_size: int
+    randaugment_magnitude: float
+    mixup_alpha: float
+    cutmix_alpha: float
+    dropout_rate: float
+    batch_size: int
+
+    @property
+    def num_steps(self) -> int:
+        return self.end_step - self.first_step
+
+
+def _linspace(bounds: Range, fraction: float) -> float:
+    """The value ``fraction`` of the way, exact at both ends."""
+    first, last = bounds
+    return last if fraction == 1.0 else first + (last - first) * fraction
+
+
+def _paper_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+    # Table 6: S_i = S_0 + (S_e − S_0)·i/(M − 1), so that the first stage has S_0 itself.
+    return [round(_linspace(bounds, f)) for f in _fractions(num_stages)]
+
+
+def _official_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+    # The official code counts i + 1 of M, so its first stage is already a step above S_0.
+    first, last = bounds
+    return [int(first + (last - first) * (i + 1) / num_stages) for i in range(num_stages)]
+
+
+def _fixed_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+    return [bounds[1]] * num_stages
+
+
+def _random_sizes(bounds: tuple[int, int], num_stages: int, *, seed: int, size_step: int):
+    # A grid bounds the number of programs that are compiled.
+    first, last = bounds
+    grid = sorted({*range(first, last, size_step), last})
+    # A seed of its own kind, so that it does not follow any other draw made from the run's seed.
+    generator = random.Random(f"random_resize/{seed}")
+    return [generator.choice(grid) for _ in range(num_stages)]
+
+
+def _fractions(num_stages: int) -> list[float]:
+    """i / (M − 1); a single stage is the last one."""
+    return [i / (num_stages - 1) for i in range(num_stages)] if num_stages > 1 else [1.0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a schedule chooses sizes, and what its regularisation follows.
+
+    Attributes:
+        sizes: of (bounds, num_stages), one size a stage.
+        regularization: ``stage`` grows with the stage's index, ``size`` with its image size, and
+            ``constant`` keeps the last value.
+        dropout: the same for dropout.
+    """
+
+    sizes: Callable[..., list[int]]
+    regularization: str
+    dropout: str
+
+
+SCHEDULES: dict[str, Schedule] = {
+    # Algorithm 1 and Table 6.
+    "paper": Schedule(_paper_sizes, "stage", "stage"),
+    # What google/automl runs: another first size, and dropout not scheduled.
+    "official": Schedule(_official_sizes, "stage", "constant"),
+    # One size and one strength throughout.
+    "fixed": Schedule(_fixed_sizes, "constant", "constant"),
+    # Table 13, "progressive resize" (Howard 2018, fast.ai): sizes change, regularisation does not.
+    "progressive_resize": Schedule(_paper_sizes, "constant", "constant"),
+    # Table 13, "random resize" (Hoffer et al. 2019), vanilla and with adaptive regularisation.
+    "random_resize": Schedule(_random_sizes, "constant", "constant"),
+    "adaptive_random_resize": Schedule(_random_sizes, "size", "size"),
+}
+
+
+def make_stages(
+    schedule: str,
+    *,
+    total_steps: int,
+    num_stages: int,
+    batch_size: int,
+    image_size: tuple[int, int],
+    randaugment_magnitude: Range = (0.0, 0.0),
+    mixup_alpha: Range = (0.0, 0.0),
+    cutmix_alpha: Range = (0.0, 0.0),
+    dropout_rate: Range = (0.0, 0.0),
+    seed: int = 0,
+    size_step: int = 32,
+) -> tuple[Stage, ...]:
+    """Builds the stages of a run; ranges are (first, last), as the min and max of Table 6.
+
+    Args:
+        schedule: a name in ``SCHEDULES``.
+        total_steps: of the run; stages get equal shares, up to rounding.
+        num_stages: M, at least 1 (for ``random_resize``: how often a size is drawn).
+        batch_size: images a step.
+        image_size: smallest and largest side in px.
+        randaugment_magnitude: at the smallest and at the largest size.
+        mixup_alpha: likewise.
+        cutmix_alpha: likewise.
+        dropout_rate: likewise.
+        seed: of the sizes in ``random_resize``.
+        size_step: px between the sizes that ``random_resize`` draws from.
+
+    Raises:
+        UsageError: for an unknown schedule, no steps, more stages than steps, a size below 1 px or
+            a range that is out of bounds.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    _check(total_steps, num_stages, batch_size, image_size, size_step)
+    _check_range("randaugment_magnitude", randaugment_magnitude, 0.0, float("inf"))
+    _check_range("mixup_alpha", mixup_alpha, 0.0, float("inf"))
+    _check_range("cutmix_alpha", cutmix_alpha, 0.0, float("inf"))
+    _check_range("dropout_rate", dropout_rate, 0.0, 1.0)
+    rule = SCHEDULES[schedule]
+    random_arguments = {"seed": seed, "size_step": size_step} if rule.sizes is _random_sizes else {}
+    sizes = rule.sizes(image_size, num_stages, **random_arguments)
+    borders = [total_steps * i // num_stages for i in range(num_stages + 1)]
+    span = image_size[1] - image_size[0]
+    fractions = {
+        "stage": _fractions(num_stages),
+        "size": [(size - image_size[0]) / span if span else 1.0 for size in sizes],
+        "constant": [1.0] * num_stages,
+    }
+    return tuple(
+        Stage(
+            index=i,
+            first_step=borders[i],
+            end_step=borders[i + 1],
+            image_size=sizes[i],
+            randaugment_magnitude=_linspace(randaugment_magnitude, strength),
+            mixup_alpha=_linspace(mixup_alpha, strength),
+            cutmix_alpha=_linspace(cutmix_alpha, strength),
+            dropout_rate=_linspace(dropout_rate, fractions[rule.dropout][i]),
+            batch_size=batch_size,
+        )
+        for i, strength in enumerate(fractions[rule.regularization])
+    )
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that ``step`` belongs to; the last one for a step at or past the end.
+
+    Raises:
+        UsageError: for a negative step.
+    """
+    if step < 0:
+        raise UsageError(f"step must be at least 0, got {step}")
+    index = bisect.bisect_right([stage.first_step for stage in stages], step) - 1
+    return stages[index]
+
+
+def examples_before(stages: Sequence[Stage], step: int) -> int:
+    """Number of training examples that the steps before ``step`` have seen."""
+    return sum(
+        stage.batch_size * (min(step, stage.end_step) - stage.first_step)
+        for stage in stages
+        if stage.first_step < step
+    )
+
+
+def _check(
+    total_steps: int,
+    num_stages: int,
+    batch_size: int,
+    image_size: tuple[int, int],
+    size_step: int,
+) -> None:
+    if num_stages < 1:
+        raise UsageError(f"num_stages must be at least 1, got {num_stages}")
+    if total_steps < num_stages:
+        raise UsageError(
+            f"total_steps must be at least num_stages ({num_stages}), got {total_steps}"
+        )
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+    if size_step < 1:
+        raise UsageError(f"size_step must be at least 1 px, got {size_step}")
+    if len(image_size) != 2 or not 1 <= image_size[0] <= image_size[1]:
+        raise UsageError(
+            f"image_size must be (smallest, largest) with 1 <= smallest <= largest px, "
+            f"got {tuple(image_size)}"
+        )
+
+
+def _check_range(name: str, bounds: Range, low: float, high: float) -> None:
+    if len(bounds) != 2 or not all(low <= value < high for value in bounds):
+        raise UsageError(
+            f"{name} must be (first, last) in [{low:g}, {high:g}), got {tuple(bounds)}"
+        )

@@ -1,0 +1,52 @@
+"""Checkpoints of a run, through Orbax: atomic, written in the background, the newest few kept."""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from effnetv2_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints under ``workdir/checkpoints``.
+
+    Args:
+        workdir: of the run, made where it is missing.
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
+        # Orbax wants an absolute path.
+        directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background, unless this step is saved already."""
+        step = int(state.step)
+        if step != self.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, abstract_state: TrainState, mesh: Mesh) -> TrainState:
+        """Reads the newest checkpoint, a copy on every device of the mesh.
+
+        Args:
+            abstract_state: shapes and dtypes, from ``jax.eval_shape``.
+            mesh: from ``step.make_mesh``.
+        """
+        sharding = NamedSharding(mesh, PartitionSpec())
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state
+        )
+        return self._manager.restore(self.latest_step(), args=ocp.args.StandardRestore(target))
+
+    def close(self) -> None:
+        """Waits for what is still being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

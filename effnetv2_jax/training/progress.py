@@ -1,0 +1,84 @@
+"""What a person sees while a run goes on: a bar on a terminal, lines in a log."""
+
+import sys
+from typing import Protocol
+
+from absl import logging
+
+from effnetv2_jax.progressive import Stage
+
+
+class Progress(Protocol):
+    """What the training loop tells about itself."""
+
+    def start(self, step: int) -> None: ...
+    def update(self, step: int, stage: Stage, loss: float, images_per_second: float) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+def make_progress(total_steps: int) -> Progress:
+    """A bar where standard error is a terminal, otherwise log lines."""
+    return BarProgress(total_steps) if sys.stderr.isatty() else LogProgress()
+
+
+class LogProgress:
+    """Messages as log lines; the numbers come from the metric writer's own line."""
+
+    def start(self, step: int) -> None:
+        del step
+
+    def update(self, step: int, stage: Stage, loss: float, images_per_second: float) -> None:
+        del step, stage, loss, images_per_second
+
+    def message(self, text: str) -> None:
+        logging.info("%s", text)
+
+    def stop(self) -> None:
+        pass
+
+
+class BarProgress:
+    """A bar with stage, image size, magnitude, step, loss, images/s and time left."""
+
+    def __init__(self, total_steps: int):
+        from rich import console, progress
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.fields[stage]}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[numbers]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console.Console(stderr=True),
+        )
+        self._task = self._progress.add_task(
+            "train", total=total_steps, stage="starting", numbers=""
+        )
+        # The bar shows what the log lines would say.
+        self._verbosity = logging.get_verbosity()
+
+    def start(self, step: int) -> None:
+        logging.set_verbosity(logging.WARNING)
+        self._progress.update(self._task, completed=step)
+        self._progress.start()
+
+    def update(self, step: int, stage: Stage, loss: float, images_per_second: float) -> None:
+        self._progress.update(
+            self._task,
+            completed=step,
+            stage=(
+                f"stage {stage.index + 1} · {stage.image_size} px · "
+                f"magnitude {stage.randaugment_magnitude:.3g}"
+            ),
+            numbers=f"loss {loss:.3f} · {images_per_second:.0f} images/s",
+        )
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._progress.stop()
+        logging.set_verbosity(self._verbosity)

@@ -1,0 +1,56 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "effnetv2_jax/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+setuptools.setup(
+    name="effnetv2_jax",
+    version=VERSION,
+    description="EfficientNetV2 in JAX and Flax: modules, progressive training on TPUs, tables",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
+    package_data={"effnetv2_jax": ["py.typed"], "effnetv2_jax.data.digits": ["*.txt", "*.tsv"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils>=1.9",
+        "flax>=0.12.8",
+        # TFDS imports it without declaring it.
+        "importlib_resources>=6.4",
+        "jax>=0.10.2",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "rich>=13.7",
+        "scikit-learn>=1.5",
+        # clu.metric_writers imports it, and TensorFlow no longer brings it along.
+        "tensorboard>=2.20",
+        # Data only: no accelerator is ever given to TensorFlow.
+        "tensorflow-cpu>=2.21",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "test": ["mypy>=1.18", "pillow>=11", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
