@@ -13,6 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the computation: float32 or bfloat16. Parameters are float32.
     config.model.dtype = "bfloat16"
     config.model.bn_momentum = 0.99
+    # On the official initial classifier; see EfficientNetSpec.
+    config.model.head_init_scale = 1.0
     # Of the last block, in stochastic depth.
     config.model.survival_prob = 0.8
 
@@ -22,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.dir = ""
     config.data.train_split = "train"
     config.data.eval_split = "test"
-    # v1, v2 or lite; empty means the model's own.
+    # A name in effnetv2_jax/preprocessing.py; empty means the model's own.
     config.data.preprocessing = ""
     config.data.flip = True
     config.data.randaugment_layers = 2

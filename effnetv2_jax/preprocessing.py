@@ -8,6 +8,9 @@ import dataclasses
 
 from effnetv2_jax.errors import unknown_name
 
+# An area_range that leaves out the random crop.
+WHOLE_IMAGE = (1.0, 1.0)
+
 _IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
@@ -21,7 +24,7 @@ class Preprocessing:
         mean: subtracted from pixel values 0 … 255, per channel RGB.
         std: divided by, per channel.
         interpolation: ``bilinear`` or ``bicubic``.
-        area_range: of a random training crop, over the image's area.
+        area_range: of a random training crop, over the image's area; WHOLE_IMAGE for none.
         aspect_ratio_range: width over height of a random training crop.
         min_object_covered: fraction of the image a random crop must cover.
         center_crop_below: evaluation sizes below this px crop the centre, size / (size + 32) of the
@@ -60,6 +63,17 @@ PREPROCESSING: dict[str, Preprocessing] = {
             aspect_ratio_range=(3 / 4, 4 / 3),
             min_object_covered=0.1,
             center_crop_below=float("inf"),
+        ),
+        # What the published code fine-tunes with: the whole image, resized.
+        Preprocessing(
+            name="finetune",
+            mean=(127.5,) * 3,
+            std=(127.5,) * 3,
+            interpolation="bilinear",
+            area_range=WHOLE_IMAGE,
+            aspect_ratio_range=(0.75, 1.33),
+            min_object_covered=0.0,
+            center_crop_below=0,
         ),
         # V1's crops with (x − 127) / 128: the Lite checkpoints are meant for quantised devices.
         Preprocessing(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from absl import app, logging
+from absl import app, flags, logging
 from flax import nnx
 
 from effnetv2_jax import progressive
@@ -41,11 +41,19 @@ def run(main: Callable[[], None]) -> None:
         sys.path.append(root)
 
     def parse_flags(argv: list[str]) -> list[str]:
-        # ml_collections raises these for an unknown field, a value of the wrong type, and a file
-        # that is not there; each has a sentence of its own.
+        # Besides absl's own errors, ml_collections raises these for an unknown field, a recipe that
+        # refuses its argument, and a file that is not there; each has a sentence of its own.
         try:
-            rest = app.parse_flags_with_usage(argv)
-        except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+            rest = flags.FLAGS(argv)
+        except (
+            flags.Error,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            ImportError,
+        ) as error:
             sys.exit(f"error: {_one_line(error)}")
         if rest[1:]:
             sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
@@ -138,6 +146,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         dtype=dtype,
         axis_name=step.AXIS,
         bn_momentum=config.model.bn_momentum,
+        head_init_scale=config.model.head_init_scale,
         survival_prob=config.model.survival_prob,
     )
     apply, _, _ = functional(nnx.eval_shape(make_model))

@@ -15,7 +15,7 @@ from effnetv2_jax.data import preprocess
 from effnetv2_jax.data.randaugment import rand_augment
 from effnetv2_jax.data.sources import Source
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.preprocessing import Preprocessing
+from effnetv2_jax.preprocessing import WHOLE_IMAGE, Preprocessing
 from effnetv2_jax.progressive import Stage
 
 Batch = dict[str, np.ndarray]
@@ -81,9 +81,10 @@ def train_batches(
     examples = source.read(split)
 
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
-        order_seed = _fold_in(tf.constant((seed, 0), tf.int64), epoch)
+        epoch_seed = _fold_in(tf.constant((seed, 0), tf.int64), epoch)
+        order_seed = tf.random.stateless_uniform((), epoch_seed, None, None, tf.int64)
         return examples.shuffle(
-            min(_SHUFFLE_BUFFER, epoch_size), seed=order_seed[0], reshuffle_each_iteration=False
+            min(_SHUFFLE_BUFFER, epoch_size), seed=order_seed, reshuffle_each_iteration=False
         ).map(lambda example: example | {"epoch": epoch})
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -164,13 +165,16 @@ def _train_image(
     augmentation: Augmentation,
 ) -> tf.Tensor:
     crop_seed, flip_seed, augment_seed = (_fold_in(seed, i) for i in range(3))
-    image = preprocess.random_crop(
-        preprocess.decode(image),
-        crop_seed,
-        area_range=augmentation.area_range or preprocessing.area_range,
-        aspect_ratio_range=preprocessing.aspect_ratio_range,
-        min_object_covered=preprocessing.min_object_covered,
-    )
+    image = preprocess.decode(image)
+    area_range = augmentation.area_range or preprocessing.area_range
+    if area_range != WHOLE_IMAGE:
+        image = preprocess.random_crop(
+            image,
+            crop_seed,
+            area_range=area_range,
+            aspect_ratio_range=preprocessing.aspect_ratio_range,
+            min_object_covered=preprocessing.min_object_covered,
+        )
     image = preprocess.resize(image, stage.image_size, preprocessing.interpolation)
     if augmentation.flip:
         image = preprocess.random_flip(image, flip_seed)

@@ -278,7 +278,7 @@ class EfficientNet(nnx.Module):
             nnx.Linear(
                 spec.head_filters,
                 num_classes,
-                kernel_init=dense_kernel_init,
+                kernel_init=functools.partial(dense_kernel_init, scale=spec.head_init_scale),
                 dtype=dtype,
                 rngs=rngs,
             )

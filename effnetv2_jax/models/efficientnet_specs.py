@@ -1,4 +1,8 @@
-"""The frozen tables of every EfficientNet: V2, V1, Lite, and the hybrids of Table 3."""
+"""The frozen tables of every EfficientNet: V2, V1, Lite, and the hybrids of Table 3.
+
+Stage is the paper's word for a row of Table 1 or Table 4; here it is a group, since a stage is also
+a part of progressive learning.
+"""
 
 import dataclasses
 import math
@@ -9,7 +13,7 @@ Op = Literal["mbconv", "fused"]
 
 @dataclasses.dataclass(frozen=True)
 class GroupSpec:
-    """A run of equal blocks, one row of Table 1 or Table 4 (there called a stage).
+    """A run of equal blocks, one row of Table 1 or Table 4.
 
     Attributes:
         op: ``mbconv`` or ``fused``.
@@ -43,6 +47,8 @@ class EfficientNetSpec:
         eval_size: side of evaluation images in px.
         dropout_rate: before the classifier, in the official configs.
         preprocessing: name of the input's family in ``effnetv2_jax.preprocessing``.
+        head_init_scale: factor on the official initial kernel of the classifier, U(±1/√classes);
+            with few classes that starts with large logits, and 0.1 learns sooner.
         activation: a name in ``layers.ACTIVATIONS``.
         survival_prob: of the last block in stochastic depth; falls linearly from 1.
         bn_momentum: 0.99, as in the paper.
@@ -57,6 +63,7 @@ class EfficientNetSpec:
     eval_size: int
     dropout_rate: float
     preprocessing: str
+    head_init_scale: float = 1.0
     activation: str = "silu"
     survival_prob: float = 0.8
     bn_momentum: float = 0.99
@@ -66,7 +73,8 @@ class EfficientNetSpec:
 def round_filters(filters: int, width: float) -> int:
     """Scales filters by ``width`` and rounds to the nearest multiple of 8, at least 8.
 
-    The official V2 code does not keep the result above 90 % of the asked width, as V1 once did.
+    The official V2 code, which its V1 models come from too, does not keep the result above 90 % of
+    the asked width, as the older V1 code did (see ``_lite``).
     """
     return max(8, int(filters * width + 4) // 8 * 8)
 
@@ -181,16 +189,23 @@ def _lite(
 ) -> EfficientNetSpec:
     """EfficientNet-Lite: V1 without SE, ReLU6 for SiLU, stem and head unscaled.
 
-    The first and the last group also keep their number of blocks (google/automl, tpu repository's
-    ``lite`` folder).
+    As tensorflow/tpu's ``efficientnet/lite``: the first and the last group also keep their number
+    of blocks, and filters stay above 90 % of the asked width.
     """
-    scaled = _scale(_V1_BASE, width, depth)
-    last = len(scaled) - 1
+    last = len(_V1_BASE) - 1
+
+    def lite_filters(filters: int) -> int:
+        rounded = round_filters(filters, width)
+        return rounded if rounded >= 0.9 * filters * width else rounded + 8
+
     groups = tuple(
         dataclasses.replace(
-            group, se_ratio=0.0, repeats=base.repeats if i in (0, last) else group.repeats
+            group,
+            se_ratio=0.0,
+            filters=lite_filters(group.filters),
+            repeats=group.repeats if i in (0, last) else round_repeats(group.repeats, depth),
         )
-        for i, (base, group) in enumerate(zip(_V1_BASE, scaled, strict=True))
+        for i, group in enumerate(_V1_BASE)
     )
     return EfficientNetSpec(
         name=f"efficientnet-lite{index}",
@@ -217,6 +232,18 @@ def _fuse_first(spec: EfficientNetSpec, count: int) -> EfficientNetSpec:
     )
     return dataclasses.replace(spec, name=f"{spec.name}-fused-1-{count}", groups=groups)
 
+
+# No published network: V2's parts at a size that compiles in seconds, for trying things out.
+_TINY = EfficientNetSpec(
+    name="efficientnetv2-tiny",
+    groups=(_fused(1, 1, 1, 8), _fused(1, 2, 4, 16), _mbconv(2, 2, 4, 24)),
+    stem_filters=8,
+    head_filters=64,
+    train_size=32,
+    eval_size=32,
+    dropout_rate=0.1,
+    preprocessing="v2",
+)
 
 _B4 = _v1("b4", 1.4, 1.8, 380, 0.4)
 
@@ -249,5 +276,6 @@ SPECS: dict[str, EfficientNetSpec] = {
         _fuse_first(_B4, 3),
         _fuse_first(_B4, 5),
         _fuse_first(_B4, 7),
+        _TINY,
     )
 }

@@ -32,10 +32,11 @@ def _normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> jax.Array:
     """
     size = math.prod(shape)
     chunks = -(-size // _CHUNK)
-    if isinstance(key, jax.core.Tracer):
+    first = _normal_chunk(key, 0)
+    if isinstance(first, jax.core.Tracer):
         flat = jax.vmap(_normal_chunk, (None, 0))(key, jnp.arange(chunks)).reshape(-1)
     else:
-        flat = np.concatenate([_normal_chunk(key, i) for i in range(chunks)])
+        flat = np.concatenate([first, *(_normal_chunk(key, i) for i in range(1, chunks))])
     return jax.device_put(flat[:size].reshape(shape) * np.float32(stddev))
 
 
@@ -63,9 +64,11 @@ def depthwise_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _normal(key, shape, (2.0 / (height * width)) ** 0.5)
 
 
-def dense_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Uniform in ±1/sqrt(classes); ``shape`` is [features, classes]."""
-    bound = shape[1] ** -0.5
+def dense_kernel_init(
+    key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, scale: float = 1.0
+) -> jax.Array:
+    """Uniform in ±scale/sqrt(classes); ``shape`` is [features, classes]."""
+    bound = scale * shape[1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 

@@ -1,0 +1,40 @@
+"""A network small enough that compiling it costs nothing, with every kind of block in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from effnetv2_jax.models import EfficientNet, EfficientNetSpec, GroupSpec
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> EfficientNetSpec:
+    """Fused-MBConv without and with expansion, then MBConv with SE; two of the blocks skip."""
+    return EfficientNetSpec(
+        name="tiny",
+        groups=(
+            GroupSpec("fused", 1, 3, 1, 1, 8, 0.0),
+            GroupSpec("fused", 1, 3, 2, 4, 16, 0.0),
+            GroupSpec("mbconv", 2, 3, 2, 4, 24, 0.25),
+        ),
+        stem_filters=8,
+        head_filters=32,
+        train_size=16,
+        eval_size=16,
+        dropout_rate=0.2,
+        preprocessing="v2",
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_spec) -> EfficientNet:
+    """A fresh one for every test, since training changes it."""
+    return EfficientNet(tiny_spec, num_classes=10, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> jax.Array:
+    # By way of NumPy: jax.random.normal takes seconds to compile, anew for every shape.
+    return jnp.asarray(np.random.default_rng(1).normal(size=(8, 16, 16, 3)), jnp.float32)

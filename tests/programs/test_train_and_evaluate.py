@@ -1,0 +1,230 @@
+"""The programs as a user runs them: a run, a killed and resumed run, an evaluation, mistakes."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from effnetv2_jax.data.sources import get_source
+from effnetv2_jax.training import report
+from effnetv2_jax.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# A network that compiles in seconds, four stages of a few steps.
+SMALL = [
+    "--config=configs/digits.py",
+    "--config.model.name=efficientnetv2-tiny",
+    "--config.schedule.image_size=(16,28)",
+    "--config.batch_size=96",
+    "--config.epochs=4",
+    "--config.eval_image_size=28",
+    "--config.log_every_steps=4",
+    "--config.checkpoint_every_steps=5",
+]
+STEPS = 4 * 1437 // 96
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    get_source("digits", str(directory))
+    return directory
+
+
+def command(program, *arguments):
+    return [sys.executable, "-m", f"effnetv2_jax.{program}", *arguments]
+
+
+def environment(data_dir):
+    return os.environ | {"TFDS_DATA_DIR": str(data_dir), "XLA_FLAGS": ""}
+
+
+def start(data_dir, program, *arguments, **keywords):
+    return subprocess.run(
+        command(program, *arguments),
+        cwd=ROOT,
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        **keywords,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A run to the end: (workdir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("runs") / "new" / "run"
+    result = start(data_dir, "train", *SMALL, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def arrays_of(workdir):
+    """The newest checkpoint's arrays, by path."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    tree = checkpoints._manager.restore(step)
+    checkpoints.close()
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
+    workdir, result = finished
+    rows = report.read_history(workdir / "metrics.jsonl")
+    evaluations = [row for row in rows if "eval/top1" in row]
+    borders = [STEPS * i // 4 for i in range(1, 5)]
+    assert [row["step"] for row in evaluations] == borders
+    assert all(row["eval/count"] == 360 for row in evaluations)
+    sizes = [row["train/image_size"] for row in rows if "train/image_size" in row]
+    assert sorted(set(sizes)) == [16, 20, 24, 28]
+    assert {int(row["step"]) for row in rows} >= {4, 8, *borders}
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert losses[-1] < losses[0]
+    assert (workdir / "report.png").stat().st_size > 10_000
+    text = (workdir / "report.md").read_text()
+    assert "efficientnetv2-tiny" in text
+    assert f"{100 * evaluations[-1]['eval/top1']:.2f} %" in text
+    assert "stem/conv/kernel" in (workdir / "parameters.txt").read_text()
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert "top-1" in result.stdout
+    # In a log, a line every n steps, and nothing from the libraries below.
+    assert f"[{borders[-1]}]" in result.stderr
+    assert "orbax" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_same_command_on_a_finished_run_only_reports(finished, data_dir):
+    workdir, _ = finished
+    before = arrays_of(workdir)[0]
+    result = start(data_dir, "train", *SMALL, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert "stage" not in result.stderr
+    assert arrays_of(workdir)[0] == before == STEPS
+
+
+def test_a_killed_run_resumes_to_the_same_parameters(finished, data_dir, tmp_path):
+    workdir = tmp_path / "killed"
+    arguments = [*SMALL, f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        command("train", *arguments),
+        cwd=ROOT,
+        env=environment(data_dir),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # Step 20 lies within stage 2, so that a stage's pipeline is entered in its middle.
+    wanted = workdir / "checkpoints" / "20"
+    deadline = time.monotonic() + 300
+    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert wanted.exists()
+    result = start(data_dir, "train", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "resuming at step" in result.stderr
+    step, arrays = arrays_of(workdir)
+    expected_step, expected = arrays_of(finished[0])
+    assert step == expected_step
+    assert arrays.keys() == expected.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def test_evaluate_repeats_the_last_evaluation(finished, data_dir):
+    workdir, _ = finished
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--json")
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
+    last = [row for row in report.read_history(workdir / "metrics.jsonl") if "eval/top1" in row][-1]
+    assert results["top1"] == last["eval/top1"]
+    assert results["top5"] == last["eval/top5"]
+    assert results["count"] == 360
+
+
+def test_evaluate_takes_another_split_size_and_the_raw_weights(finished, data_dir):
+    workdir, _ = finished
+    result = start(
+        data_dir, "evaluate", f"--workdir={workdir}", "--split=train", "--image_size=24", "--noema"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "digits/train at step" in result.stdout
+    assert "24 px, 1437 images" in result.stdout
+
+
+MISTAKES = {
+    "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
+    "data set": ("--config.data.name=digit", "unknown data set 'digit': did you mean digits"),
+    "schedule": ("--config.schedule.name=papr", "unknown schedule 'papr': did you mean paper"),
+    "field": ("--config.epoch=3", "epoch"),
+    "type": ("--config.epochs=many", "many"),
+    "image size": ("--config.schedule.image_size=(0,28)", "got (0, 28)"),
+    "test size": ("--config.eval_image_size=0", "eval_image_size must be at least 1 px, got 0"),
+    "epochs": ("--config.epochs=0", "epochs must be above 0, got 0"),
+    "config": ("--config=configs/none.py", "configs/none.py"),
+    "recipe": ("--config=configs/efficientnetv2.py:q", "got 'q'"),
+    "argument": ("extra", "unexpected argument 'extra'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake, data_dir, tmp_path):
+    argument, message = MISTAKES[mistake]
+    result = start(data_dir, "train", *SMALL, argument, f"--workdir={tmp_path / 'run'}")
+    assert_one_sentence(result, message)
+    assert not (tmp_path / "run").exists()
+
+
+def assert_one_sentence(result, message):
+    assert result.returncode not in (0, None)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields(finished, data_dir):
+    workdir, _ = finished
+    result = start(
+        data_dir, "train", *SMALL, "--config.seed=1", "--config.label_smoothing=0",
+        "--config.log_every_steps=7", f"--workdir={workdir}",
+    )  # fmt: skip
+    assert_one_sentence(result, "seed (there 0, now 1)")
+    assert "label_smoothing (there 0.1, now 0.0)" in result.stderr
+    assert "log_every_steps" not in result.stderr
+
+
+def test_an_unwritable_workdir_is_named(data_dir):
+    result = start(data_dir, "train", *SMALL, "--workdir=/proc/run")
+    assert_one_sentence(result, "workdir '/proc/run' cannot be written")
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named(data_dir, tmp_path):
+    arguments = command("train", *SMALL, "--config.batch_size=90", f"--workdir={tmp_path / 'run'}")
+    eight = environment(data_dir) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = subprocess.run(
+        arguments, cwd=ROOT, env=eight, capture_output=True, text=True, check=False
+    )
+    assert_one_sentence(result, "batch_size must be a multiple of the number of devices (8)")
+
+
+def test_evaluating_what_is_not_a_run_is_named(data_dir, tmp_path):
+    result = start(data_dir, "evaluate", f"--workdir={tmp_path}")
+    assert_one_sentence(result, "holds no run")
+
+
+def test_the_builder_is_a_tfds_builder(data_dir):
+    """The digits on disk are a data set like any other to TFDS."""
+    builder = tfds.builder_from_directory(next(data_dir.glob("digits/*")))
+    assert builder.info.splits["train"].num_examples == 1437

@@ -1,0 +1,100 @@
+"""Every recipe builds: its stages, its model, its optimiser; and S takes real steps."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common, digits, efficientnetv2
+from effnetv2_jax import programs
+from effnetv2_jax.models import count_parameters, create_model
+
+IMAGENET_TRAIN = 1_281_167
+ARGUMENTS = [
+    variant + kind for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")
+    for kind in ("", ",official")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_each_recipe_builds(argument):
+    config = efficientnetv2.get_config(argument)
+    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    assert stages[-1].end_step == int(350 * IMAGENET_TRAIN / 4096)
+    assert stages[-1].image_size == config.schedule.image_size[1]
+    model = nnx.eval_shape(
+        lambda: create_model(config.model.name, bn_momentum=config.model.bn_momentum)
+    )
+    assert count_parameters(model) > 7e6
+    optimizer, learning_rate = programs.make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    jax.eval_shape(optimizer.init, params)
+    # Section 5.1: up to 0.256 over 5 epochs (by then twice × 0.97), × 0.97 every 2.4 epochs.
+    epoch = IMAGENET_TRAIN / 4096
+    assert float(learning_rate(0)) == 0
+    assert float(learning_rate(int(2.5 * epoch))) == pytest.approx(0.128, rel=1e-2)
+    assert float(learning_rate(int(5 * epoch) + 1)) == pytest.approx(0.256 * 0.97**2)
+    assert float(learning_rate(int(25 * epoch))) == pytest.approx(0.256 * 0.97**10)
+
+
+def test_the_papers_recipes_are_table_6s():
+    sizes = {
+        variant: [s.image_size for s in programs.make_stages(config, IMAGENET_TRAIN)]
+        for variant in "sml"
+        for config in [efficientnetv2.get_config(variant)]
+    }
+    assert sizes == {
+        "s": [128, 185, 243, 300],
+        "m": [128, 212, 296, 380],
+        "l": [128, 212, 296, 380],
+    }
+
+
+def test_the_official_recipe_of_s_has_the_official_stages():
+    config = efficientnetv2.get_config("s,official")
+    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    assert [stage.image_size for stage in stages] == [171, 214, 257, 300]
+    assert [stage.dropout_rate for stage in stages] == [0.2] * 4
+    assert [stage.randaugment_magnitude for stage in stages] == pytest.approx(
+        [5, 20 / 3, 25 / 3, 10]
+    )
+
+
+@pytest.mark.parametrize("argument", ["q", "s,offical", ""])
+def test_an_unknown_variant_is_named(argument):
+    with pytest.raises(ValueError, match="s, m, l, xl, b0, b1, b2, b3"):
+        efficientnetv2.get_config(argument)
+
+
+def test_s_takes_two_steps_on_synthetic_data():
+    """The real network and the real recipe, at the smallest size and batch."""
+    config = efficientnetv2.get_config("s")
+    config.batch_size = 8
+    config.eval_batch_size = 8
+    config.model.dtype = "float32"
+    config.epochs = 4 * 2 * 8 / 8192
+    config.schedule.image_size = (32, 35)
+    run = programs.build(config)
+    state = run.initial_state()
+    stage = run.stages[0]
+    batches = run.train_batches(stage, 0)
+    scalars = {
+        "dropout_rate": np.float32(stage.dropout_rate),
+        "mixup_alpha": np.float32(0),
+        "cutmix_alpha": np.float32(0),
+    }
+    losses = []
+    for batch in batches:
+        state, sums = run.train_step(state, batch, scalars)
+        losses.append(float(sums["loss"] / sums["count"]))
+    assert len(losses) == 2
+    assert all(np.isfinite(losses))
+    assert int(state.step) == 2
+
+
+def test_digits_and_common_share_their_fields():
+    def fields(config):
+        return set(programs._flat(config.to_dict()))
+
+    assert fields(digits.get_config()) == fields(common.get_config())
+    assert fields(efficientnetv2.get_config("m")) == fields(common.get_config())

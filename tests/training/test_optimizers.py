@@ -1,0 +1,144 @@
+"""The optimiser and the schedules against TensorFlow's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tensorflow as tf
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training.optimizers import make_optimizer, make_schedule
+
+STEPS = 50
+
+
+def problem(seed=0):
+    """Some variables and the gradients of 50 steps."""
+    rng = np.random.default_rng(seed)
+    params = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=(4,))}
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+    scale = 10.0 ** rng.uniform(-3, 1, STEPS)
+    gradients = [
+        {name: (s * rng.normal(size=v.shape)).astype(np.float32) for name, v in params.items()}
+        for s in scale
+    ]
+    return params, gradients
+
+
+def run_ours(optimizer, params, gradients):
+    params = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def run_tf1(make, params, gradients, rates, weight_decay=0.0, clip_norm=0.0):
+    """The same in a TF1 graph, with the loss, clipping and variables as the official code."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variables = {
+            name: tf.compat.v1.get_variable(name, initializer=value, use_resource=True)
+            for name, value in params.items()
+        }
+        rate = tf.compat.v1.placeholder(tf.float32, ())
+        fed = {name: tf.compat.v1.placeholder(tf.float32, v.shape) for name, v in params.items()}
+        loss = tf.add_n([tf.reduce_sum(fed[name] * variables[name]) for name in params])
+        loss += weight_decay * tf.nn.l2_loss(variables["kernel"])
+        optimizer = make(rate)
+        pairs = optimizer.compute_gradients(loss, list(variables.values()))
+        if clip_norm:
+            clipped = [tf.clip_by_norm(gradient, clip_norm) for gradient, _ in pairs]
+            clipped, _ = tf.clip_by_global_norm(clipped, clip_norm)
+            pairs = list(zip(clipped, (v for _, v in pairs), strict=True))
+        train = optimizer.apply_gradients(pairs)
+        session.run(tf.compat.v1.global_variables_initializer())
+        for gradient, value in zip(gradients, rates, strict=True):
+            session.run(train, {fed[name]: gradient[name] for name in fed} | {rate: value})
+        return session.run(variables)
+
+
+def tf1_rmsprop(rate):
+    return tf.compat.v1.train.RMSPropOptimizer(rate, 0.9, 0.9, 1e-3)
+
+
+def assert_close(ours, theirs):
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.5)])
+def test_rmsprop_is_tf1s_over_50_steps_of_a_changing_rate(weight_decay, clip_norm):
+    params, gradients = problem()
+    rate = make_schedule(
+        "exponential", peak=0.05, total_steps=STEPS, warmup_steps=10, decay_steps=7.2
+    )
+    ours = run_ours(
+        make_optimizer("rmsprop", rate, weight_decay=weight_decay, clip_norm=clip_norm),
+        params,
+        gradients,
+    )
+    rates = [float(rate(step)) for step in range(STEPS)]
+    theirs = run_tf1(tf1_rmsprop, params, gradients, rates, weight_decay, clip_norm)
+    assert_close(ours, theirs)
+
+
+def test_momentum_is_tf1s():
+    params, gradients = problem(1)
+    ours = run_ours(make_optimizer("momentum", lambda step: 0.01), params, gradients)
+    theirs = run_tf1(
+        lambda rate: tf.compat.v1.train.MomentumOptimizer(rate, 0.9),
+        params,
+        gradients,
+        [0.01] * STEPS,
+    )
+    assert_close(ours, theirs)
+
+
+def official_rate(decay, step, peak, total_steps, warmup_steps, decay_steps):
+    """TensorFlow's decays, counted from step 0 and overridden by the warm-up."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    schedules = tf.keras.optimizers.schedules
+    if decay == "exponential":
+        return float(schedules.ExponentialDecay(peak, decay_steps, 0.97, staircase=True)(step))
+    if decay == "cosine":
+        return float(schedules.CosineDecay(peak, total_steps)(step))
+    return peak
+
+
+@pytest.mark.parametrize("decay", ["exponential", "cosine", "constant"])
+def test_schedules_are_tensorflows(decay):
+    total_steps, warmup_steps, decay_steps = 1000, 71, 34.3
+    ours = make_schedule(
+        decay,
+        peak=0.256,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
+    )
+    for step in (0, 1, 35, 70, 71, 72, 102, 103, 500, 999, 1000):
+        expected = official_rate(decay, step, 0.256, total_steps, warmup_steps, decay_steps)
+        assert float(ours(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_only_kernels_decay():
+    params = {"conv": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for name in ("rmsprop", "adamw"):
+        moved = run_ours(make_optimizer(name, lambda step: 0.1, weight_decay=0.1), params, [zeros])
+        assert np.all(moved["conv"]["kernel"] < 1)
+        assert np.all(moved["conv"]["bias"] == 1)
+        assert np.all(moved["norm"]["scale"] == 1)
+
+
+def test_bad_values_are_named():
+    with pytest.raises(UsageError, match="did you mean rmsprop"):
+        make_optimizer("rmsprp", lambda step: 0.1)
+    with pytest.raises(UsageError, match="weight_decay must be at least 0, got -1"):
+        make_optimizer("sgd", lambda step: 0.1, weight_decay=-1)
+    with pytest.raises(UsageError, match="did you mean cosine"):
+        make_schedule("cosin", peak=1.0, total_steps=10)
+    with pytest.raises(UsageError, match=r"between 0 and total_steps \(10\), got 11"):
+        make_schedule("cosine", peak=1.0, total_steps=10, warmup_steps=11)

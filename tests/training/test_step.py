@@ -1,0 +1,222 @@
+"""The training and evaluation steps on a tiny network, on 1 and on 8 simulated devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from flax import nnx
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import EfficientNet, EfficientNetSpec, GroupSpec
+from effnetv2_jax.training import evaluation, step
+from effnetv2_jax.training.optimizers import make_optimizer
+from effnetv2_jax.training.state import create_state, functional
+
+CLASSES = 10
+BATCH = 16
+SPEC = EfficientNetSpec(
+    name="tiny",
+    groups=(GroupSpec("fused", 1, 3, 1, 1, 8, 0.0), GroupSpec("mbconv", 2, 3, 2, 4, 16, 0.25)),
+    stem_filters=8,
+    head_filters=32,
+    train_size=16,
+    eval_size=16,
+    dropout_rate=0.0,
+    preprocessing="v2",
+    survival_prob=1.0,
+)
+SCALARS = {name: np.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
+FAMILY = {"mean": (128.0,) * 3, "std": (128.0,) * 3}
+OPTIMIZER = make_optimizer("momentum", lambda count: 0.05)
+
+
+@functools.cache
+def setup(devices=1, **keywords):
+    """(mesh, initial state, training step, apply)."""
+    mesh = step.make_mesh(jax.devices()[:devices])
+    model = EfficientNet(SPEC, num_classes=CLASSES, axis_name=step.AXIS, rngs=nnx.Rngs(0))
+    apply, params, batch_stats = functional(model)
+    state = create_state(params, batch_stats, OPTIMIZER)
+    train_step = step.make_train_step(
+        apply, OPTIMIZER, mesh=mesh, num_classes=CLASSES, **(FAMILY | keywords)
+    )
+    return mesh, state, train_step, apply
+
+
+def batch_of(seed=0, size=16, count=BATCH):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (BATCH, size, size, 3)).astype(np.uint8),
+        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+        "mask": (np.arange(BATCH) < count).astype(np.float32),
+    }
+
+
+def run(steps, devices=1, scalars=SCALARS, first_seed=0, **keywords):
+    mesh, state, train_step, _ = setup(devices, **keywords)
+    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    losses = []
+    for seed in range(first_seed, first_seed + steps):
+        state, sums = train_step(state, step.shard_batch(batch_of(seed), mesh), scalars)
+        losses.append(float(sums["loss"] / sums["count"]))
+    return jax.device_get(state), losses
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_eight_devices_compute_what_one_does():
+    """Synchronised batch norm and one mean gradient: the split of the batch must not show."""
+    one, losses_of_one = run(4)
+    eight, losses_of_eight = run(4, devices=8)
+    np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-5)
+    assert_trees_close(eight.params, one.params, rtol=1e-4, atol=1e-5)
+    assert_trees_close(eight.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_mean_loss():
+    """One momentum step from zero momentum is −rate · gradient, here taken by jax.grad itself."""
+    _, state, _, apply = setup()
+    batch = batch_of(0)
+    images = jnp.asarray(batch["image"], jnp.float32) / 128 - 1
+
+    def loss(params):
+        @functools.partial(jax.vmap, axis_name=step.AXIS)
+        def logits_of(images):
+            return apply(
+                params, state.batch_stats, images, train=True, key=jax.random.key(0), dropout_rate=0
+            )[0]
+
+        log_probs = jax.nn.log_softmax(logits_of(images[None])[0])
+        return -jnp.mean(log_probs[jnp.arange(BATCH), batch["label"]])
+
+    expected = jax.tree.map(lambda p, g: p - 0.05 * g, state.params, jax.grad(loss)(state.params))
+    moved, _ = run(1)
+    assert_trees_close(moved.params, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_training_lowers_the_loss_on_a_batch():
+    mesh, state, train_step, _ = setup()
+    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    batch = step.shard_batch(batch_of(), mesh)
+    losses = []
+    for _ in range(20):
+        state, sums = train_step(state, batch, SCALARS)
+        losses.append(float(sums["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert int(state.step) == 20
+
+
+def test_randomness_depends_on_seed_and_step_only():
+    scalars = SCALARS | {"dropout_rate": np.float32(0.5)}
+    first, _ = run(2, scalars=scalars)
+    again, _ = run(2, scalars=scalars)
+    assert_trees_close(first.params, again.params, rtol=0)
+    other, _ = run(2, scalars=scalars, seed=1)
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, other.params)
+    assert max(jax.tree.leaves(differences)) > 0
+
+
+def test_a_new_dropout_rate_does_not_compile_again():
+    *_, train_step, _ = setup()
+    run(1)
+    compiled = train_step._cache_size()
+    run(1, scalars=SCALARS | {"dropout_rate": np.float32(0.3)})
+    assert train_step._cache_size() == compiled
+
+
+def test_masked_examples_count_neither_in_metrics_nor_in_the_loss():
+    mesh, state, train_step, _ = setup()
+    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    _, sums = train_step(state, step.shard_batch(batch_of(count=12), mesh), SCALARS)
+    assert float(sums["count"]) == 12
+
+
+def test_label_vectors_are_the_same_as_their_indices():
+    mesh, state, train_step, _ = setup()
+    batch = batch_of()
+    vectors = batch | {"label": np.eye(CLASSES, dtype=np.float32)[batch["label"]]}
+    losses = [
+        float(
+            train_step(
+                step.replicate(jax.tree.map(jnp.copy, state), mesh),
+                step.shard_batch(b, mesh),
+                SCALARS,
+            )[1]["loss"]
+        )
+        for b in (batch, vectors)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_ema_is_tensorflows():
+    """min(decay, (1 + n) / (10 + n)) of tf.train.ExponentialMovingAverage(num_updates=n)."""
+    decay = 0.4
+    mesh, state, train_step, _ = setup(1, ema_decay=decay)
+    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    kernel = tf.Variable(np.asarray(state.params["classifier"]["kernel"]))
+    mean = tf.Variable(np.asarray(state.batch_stats["stem"]["norm"]["mean"]))
+    updates = tf.Variable(0)
+    ema = tf.train.ExponentialMovingAverage(decay, num_updates=updates)
+    ema.apply([kernel, mean])
+    for seed in range(6):
+        state, _ = train_step(state, step.shard_batch(batch_of(seed), mesh), SCALARS)
+        kernel.assign(np.asarray(state.params["classifier"]["kernel"]))
+        mean.assign(np.asarray(state.batch_stats["stem"]["norm"]["mean"]))
+        updates.assign_add(1)
+        ema.apply([kernel, mean])
+    np.testing.assert_allclose(
+        state.ema_params["classifier"]["kernel"], ema.average(kernel), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        state.ema_batch_stats["stem"]["norm"]["mean"], ema.average(mean), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    mesh, state, _, apply = setup(8)
+    eval_step = evaluation.make_eval_step(apply, mesh=mesh, **FAMILY)
+    return lambda batches: evaluation.evaluate(
+        eval_step, state.params, state.batch_stats, batches, mesh
+    )
+
+
+def test_evaluation_agrees_with_tensorflow(evaluator):
+    _, state, _, apply = setup(8)
+    batches = [batch_of(seed) for seed in range(3)]
+    images = np.concatenate([b["image"] for b in batches])
+    labels = np.concatenate([b["label"] for b in batches])
+    logits, _ = apply(
+        state.params, state.batch_stats, images.astype(np.float32) / 128 - 1, train=False
+    )
+    results = evaluator(batches)
+    in_top = {k: tf.math.in_top_k(labels, np.asarray(logits), k).numpy().mean() for k in (1, 5)}
+    loss = tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    assert results["top1"] == pytest.approx(in_top[1])
+    assert results["top5"] == pytest.approx(in_top[5])
+    assert results["loss"] == pytest.approx(float(tf.reduce_mean(loss)), rel=1e-4)
+    assert results["count"] == 3 * BATCH
+
+
+def test_padding_counts_nothing(evaluator):
+    full, half = batch_of(0), batch_of(1, count=BATCH // 2)
+    rubbish = half | {"image": half["image"].copy()}
+    rubbish["image"][BATCH // 2 :] = 255
+    assert evaluator([full, half]) == evaluator([full, rubbish])
+    assert evaluator([full, half])["count"] == BATCH + BATCH // 2
+
+
+def test_nothing_to_evaluate_is_an_error(evaluator):
+    with pytest.raises(UsageError, match="no examples"):
+        evaluator([])
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named():
+    mesh = step.make_mesh(jax.devices()[:8])
+    with pytest.raises(UsageError, match=r"batch_size must be a multiple .* \(8\), got 12"):
+        step.check_batch_size("batch_size", 12, mesh)
