@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.preprocessing = "finetune"
     config.data.flip = False
     config.data.area_range = (0.8, 1.0)
-    config.data.randaugment_layers = 1
+    config.data.randaugment_layers = 2
     # As large against 32 px as the usual 100 and 40 are against 300 px.
     config.data.translate_const = 8.0
     config.data.cutout_const = 4.0

@@ -36,8 +36,12 @@ def main() -> None:
     )
     split = SPLIT.value or config.data.eval_split
     batches = run.eval_batches(split, config.eval_image_size)
-    results = evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh)
-    results |= {"step": int(state.step), "split": split, "image_size": config.eval_image_size}
+    results: dict[str, float | str] = {
+        **evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh),
+        "step": int(state.step),
+        "split": split,
+        "image_size": config.eval_image_size,
+    }
     if JSON.value:
         print(json.dumps(results))
     else:

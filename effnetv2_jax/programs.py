@@ -296,7 +296,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 def _flat(tree: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} → {"a.b": 1}, with tuples as the lists that JSON makes of them."""
-    flat = {}
+    flat: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")

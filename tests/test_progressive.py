@@ -1,5 +1,7 @@
 """The schedules against the paper's Table 6 and the official code's sizes."""
 
+import itertools
+
 import pytest
 
 from effnetv2_jax.errors import UsageError
@@ -34,8 +36,10 @@ def column(stages, name):
 @pytest.mark.parametrize(
     ("model", "sizes", "magnitudes", "alphas", "rates"),
     [
-        ("s", [128, 185, 243, 300], [5, 8.3333, 11.6667, 15], [0, 0, 0, 0], [0.1, 0.1667, 0.2333, 0.3]),
-        ("m", [128, 212, 296, 380], [5, 10, 15, 20], [0, 0.0667, 0.1333, 0.2], [0.1, 0.2, 0.3, 0.4]),
+        ("s", [128, 185, 243, 300], [5, 8.3333, 11.6667, 15], [0, 0, 0, 0],
+         [0.1, 0.1667, 0.2333, 0.3]),
+        ("m", [128, 212, 296, 380], [5, 10, 15, 20], [0, 0.0667, 0.1333, 0.2],
+         [0.1, 0.2, 0.3, 0.4]),
         ("l", [128, 212, 296, 380], [5, 11.6667, 18.3333, 25], [0, 0.1667, 0.3333, 0.5],
          [0.1, 0.2333, 0.3667, 0.5]),
     ],
@@ -108,7 +112,7 @@ def test_stages_cover_the_run_without_gap_in_equal_shares(schedule, num_stages, 
     assert [stage.index for stage in stages] == list(range(num_stages))
     assert stages[0].first_step == 0
     assert stages[-1].end_step == total_steps
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         assert before.end_step == after.first_step
     lengths = column(stages, "num_steps")
     assert max(lengths) - min(lengths) <= 1

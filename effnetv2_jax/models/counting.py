@@ -34,19 +34,22 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracting, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        depth = math.prod(shape[axis] for axis in contracting)
-        return math.prod(equation.outvars[0].aval.shape) * depth
+        depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracting)
+        return math.prod(_shape(equation.outvars[0])) * depth
     if name == "conv_general_dilated":
-        kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-        out_channels = kernel[spec[0]]
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_channels
+        kernel = _shape(equation.invars[1])
+        out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // out_channels
     if name == "cond":
         # Only one branch runs; where a lowering is chosen per platform, the convolution is the one
         # that is counted.
         return max(_count(branch.jaxpr) for branch in params["branches"])
     times = params["length"] if name == "scan" else 1
     return times * sum(_count(inner) for inner in _inner_jaxprs(params.values()))
+
+
+def _shape(variable) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _inner_jaxprs(values):

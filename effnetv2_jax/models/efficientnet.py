@@ -285,7 +285,9 @@ class EfficientNet(nnx.Module):
             if num_classes
             else None
         )
-        self.rngs = nnx.Rngs(dropout=rngs.dropout())
+        # Linen's init may bring a params key alone.
+        has_dropout = "dropout" in rngs or "default" in rngs
+        self.rngs = nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
 
     def __call__(
         self,
@@ -354,7 +356,7 @@ class EfficientNet(nnx.Module):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
         x = self.stem(images, train=training)
-        reductions = {}
+        reductions: dict[str, jax.Array] = {}
         for i, block in enumerate(self.blocks):
             x = block(x, train=training, rngs=rngs)
             if i in self.reduction_ends:

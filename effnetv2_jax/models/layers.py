@@ -3,7 +3,9 @@
 Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computation.
 """
 
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -108,14 +110,13 @@ def _shifted_multiply_adds(x: jax.Array, kernel: jax.Array, stride: int) -> jax.
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     out_size = [(size - k) // stride + 1 for size, k in zip(x.shape[1:3], kernel_size, strict=True)]
     batch, channels = x.shape[0], x.shape[3]
-    out = None
+    terms = []
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             last = (i + (out_size[0] - 1) * stride + 1, j + (out_size[1] - 1) * stride + 1)
             window = lax.slice(x, (0, i, j, 0), (batch, *last, channels), (1, stride, stride, 1))
-            term = window * kernel[i, j, 0]
-            out = term if out is None else out + term
-    return out
+            terms.append(window * kernel[i, j, 0])
+    return functools.reduce(operator.add, terms)
 
 
 def stochastic_depth(x: jax.Array, survival_prob: float, key: jax.Array) -> jax.Array:

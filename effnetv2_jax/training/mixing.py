@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def mixup(
-    images: jax.Array, targets: jax.Array, alpha: jax.Array, key: jax.Array
+    images: jax.Array, targets: jax.Array, alpha: float | jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image with one other (Zhang et al. 2018), λ = max(β, 1 − β), β ~ Beta(α, α).
 
@@ -28,7 +28,7 @@ def mixup(
 
 
 def cutmix(
-    images: jax.Array, targets: jax.Array, alpha: jax.Array, key: jax.Array
+    images: jax.Array, targets: jax.Array, alpha: float | jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Pastes a box of another image into every image (Yun et al. 2019).
 
@@ -60,8 +60,8 @@ def cutmix(
 def mix(
     images: jax.Array,
     targets: jax.Array,
-    mixup_alpha: jax.Array,
-    cutmix_alpha: jax.Array,
+    mixup_alpha: float | jax.Array,
+    cutmix_alpha: float | jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup, CutMix, or with both alphas above 0 Mixup on the first half and CutMix on the second.
@@ -79,13 +79,13 @@ def mix(
     batch = images.shape[0]
     first_half = jnp.arange(batch) < batch // 2
     use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & first_half, True)
-    return tuple(
-        jnp.where(use_mixup.reshape((batch,) + (1,) * (a.ndim - 1)), a, b)
-        for a, b in zip(mixed_up, cut_mixed, strict=True)
+    return (
+        jnp.where(use_mixup[:, None, None, None], mixed_up[0], cut_mixed[0]),
+        jnp.where(use_mixup[:, None], mixed_up[1], cut_mixed[1]),
     )
 
 
-def _beta(key: jax.Array, alpha: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _beta(key: jax.Array, alpha: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
     # Beta(0, 0) is not a distribution; callers ignore what is drawn for alpha 0.
     alpha = jnp.where(alpha > 0, alpha, 1.0)
     return jax.random.beta(key, alpha, alpha, shape)

@@ -287,8 +287,8 @@ def _draw_train(
         if width > 1:
             axes.plot(steps, values, color=BLUE, linewidth=0.5, alpha=0.35, zorder=2)
         # A line through one point is invisible, so a stage with few of them gets dots.
-        dot = {"marker": "o", "markersize": 1.8} if len(steps) < 3 else {}
-        axes.plot(steps, smooth, color=BLUE, linewidth=1.4, zorder=3, **dot)
+        marker = "o" if len(steps) < 3 else ""
+        axes.plot(steps, smooth, color=BLUE, linewidth=1.4, zorder=3, marker=marker, markersize=1.8)
         drawn.append(values)
         good = np.flatnonzero(np.isfinite(smooth))
         if good.size:

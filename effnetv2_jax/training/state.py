@@ -48,9 +48,8 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
         key=None, dropout_rate=None)`` returns float32 logits [batch, classes] and the new
         batch_stats; ``key`` is needed in training.
     """
-    graphdef, params, batch_stats, rng_state = nnx.split(
-        model, nnx.Param, nnx.BatchStat, nnx.RngState
-    )
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
+    params, batch_stats, rng_state = states
     # The model's own keys are never used here: a placeholder keeps them out of the program.
     rng_state = jax.eval_shape(lambda: rng_state)
 

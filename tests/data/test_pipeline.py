@@ -199,9 +199,9 @@ def test_bad_values_are_named(digits, tmp_path):
         get_source("digit")
     with pytest.raises(UsageError, match="unknown split 'validation' of digits: allowed are"):
         digits.num_examples("validation")
-    with pytest.raises(UsageError, match="at most the 1437 examples .* got 2000"):
+    with pytest.raises(UsageError, match=r"at most the 1437 examples .* got 2000"):
         train(digits, stage_of(batch_size=2000))
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(UsageError, match="data_dir .* cannot be written"):
+    with pytest.raises(UsageError, match=r"data_dir .* cannot be written"):
         get_source("digits", str(file))

@@ -133,3 +133,8 @@ def test_linen_evaluation_needs_no_dropout_key(linen, variables, tiny_images):
     apply = jax.jit(lambda rngs: linen.apply(variables, tiny_images, rngs=rngs))
     with_key = apply({"dropout": jax.random.key(5)})
     np.testing.assert_array_equal(apply({}), with_key)
+
+
+def test_linen_init_takes_a_single_key(linen, tiny_images):
+    variables = jax.eval_shape(linen.init, jax.random.key(0), tiny_images)
+    assert {"params", "batch_stats"} <= variables.keys()
