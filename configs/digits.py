@@ -22,17 +22,19 @@ def get_config() -> ml_collections.ConfigDict:
     # it readable, and a mirrored one would be another sign.
     config.data.preprocessing = "finetune"
     config.data.flip = False
-    config.data.area_range = (0.8, 1.0)
-    config.data.randaugment_layers = 2
-    # As large against 32 px as the usual 100 and 40 are against 300 px.
+    config.data.area_range = (0.7, 1.0)
+    config.data.randaugment_layers = 1
+    # About as large against 32 px as the usual 100 and 40 are against 300 px.
     config.data.translate_const = 8.0
     config.data.cutout_const = 4.0
 
-    config.epochs = 12.0
+    config.epochs = 15.0
     config.batch_size = 32
 
-    config.schedule.image_size = (36, 48)
-    config.schedule.randaugment_magnitude = (5.0, 8.0)
+    # So close together because at these sizes a network hardly knows an image of another size:
+    # trained at 24 px, it had 97 % at 24 px and 23 % at 32 px.
+    config.schedule.image_size = (26, 32)
+    config.schedule.randaugment_magnitude = (5.0, 7.0)
     config.schedule.dropout_rate = (0.1, 0.2)
 
     config.optimizer.name = "adamw"
@@ -42,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 1e-2
 
     config.ema_decay = 0.98
-    config.eval_image_size = 48
+    config.eval_image_size = 32
     config.eval_batch_size = 60
 
     config.log_every_steps = 10

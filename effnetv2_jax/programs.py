@@ -74,7 +74,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _is_ours_or_serious(record) -> bool:
     """A log is for the run; what these libraries say about themselves is left out."""
-    chatty = ("orbax", "tensorflow_datasets")
+    chatty = ("jax", "orbax", "tensorflow_datasets")
     return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
 
 

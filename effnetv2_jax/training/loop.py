@@ -129,21 +129,20 @@ class Loop:
     def _log(self, step: int, stage: Stage, interval: "_Interval") -> None:
         values = interval.compute()
         images_per_second = interval.timed_steps * stage.batch_size / interval.seconds()
-        self.writer.write_scalars(
-            step,
-            {
-                "train/loss": values["loss"],
-                "train/accuracy": values["accuracy"],
-                "train/learning_rate": float(self.learning_rate(step - 1)),
-                "train/images_per_second": images_per_second,
-                "train/stage": stage.index,
-                "train/image_size": stage.image_size,
-                "train/randaugment_magnitude": stage.randaugment_magnitude,
-                "train/mixup_alpha": stage.mixup_alpha,
-                "train/cutmix_alpha": stage.cutmix_alpha,
-                "train/dropout_rate": stage.dropout_rate,
-            },
-        )
+        scalars = {
+            "train/loss": values["loss"],
+            "train/accuracy": values["accuracy"],
+            "train/learning_rate": float(self.learning_rate(step - 1)),
+            "train/stage": stage.index + 1,  # as people count
+            "train/image_size": stage.image_size,
+            "train/randaugment_magnitude": stage.randaugment_magnitude,
+            "train/mixup_alpha": stage.mixup_alpha,
+            "train/cutmix_alpha": stage.cutmix_alpha,
+            "train/dropout_rate": stage.dropout_rate,
+        }
+        if interval.timed_steps:  # none, where the only step was the one that compiled
+            scalars["train/images_per_second"] = images_per_second
+        self.writer.write_scalars(step, scalars)
         self.progress.update(step, stage, values["loss"], images_per_second)
 
 
