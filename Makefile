@@ -26,7 +26,7 @@ evaluate: $(VENV)/installed
 	$(VENV)/bin/python -m effnetv2_jax.evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow

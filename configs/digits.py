@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.translate_const = 8.0
     config.data.cutout_const = 4.0
 
-    config.epochs = 15.0
+    config.epochs = 10.0
     config.batch_size = 32
 
     # So close together because at these sizes a network hardly knows an image of another size:
@@ -48,5 +48,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_batch_size = 60
 
     config.log_every_steps = 10
-    config.checkpoint_every_steps = 200
+    config.checkpoint_every_steps = 1000
     return config
