@@ -49,14 +49,12 @@ def make_schedule(
         decay_rate: of ``exponential``, factor of a fall (the paper: 0.97).
 
     Raises:
-        UsageError: for an unknown decay or a warm-up longer than the run.
+        UsageError: for an unknown decay or a negative warm-up.
     """
     if decay not in DECAYS:
         raise unknown_name("learning-rate decay", decay, DECAYS)
-    if not 0 <= warmup_steps <= total_steps:
-        raise UsageError(
-            f"warmup_steps must be between 0 and total_steps ({total_steps}), got {warmup_steps}"
-        )
+    if warmup_steps < 0:
+        raise UsageError(f"warmup_steps must be at least 0, got {warmup_steps}")
     decayed = DECAYS[decay](peak, total_steps, decay_steps, decay_rate)
     if warmup_steps == 0:
         return decayed

@@ -95,6 +95,9 @@ class OneKey:
 
     dropout = params
 
+    def __contains__(self, stream: str) -> bool:
+        return True
+
 
 def abstract(name: str, **keywords) -> EfficientNet:
     """The shapes of a model, of which initial values do not matter."""
