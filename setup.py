@@ -18,7 +18,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
-    package_data={"effnetv2_jax": ["py.typed"], "effnetv2_jax.data.digits": ["*.txt", "*.tsv"]},
+    package_data={"effnetv2_jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

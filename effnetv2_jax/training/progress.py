@@ -46,12 +46,11 @@ class BarProgress:
 
         self._progress = progress.Progress(
             progress.TextColumn("{task.fields[stage]}"),
-            progress.BarColumn(),
+            progress.BarColumn(bar_width=10),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[numbers]}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
+            progress.TextColumn("left"),
             console=console.Console(stderr=True),
         )
         self._task = self._progress.add_task(
@@ -69,11 +68,12 @@ class BarProgress:
         self._progress.update(
             self._task,
             completed=step,
+            # Short, so that all of it fits a terminal of 80 columns.
             stage=(
-                f"stage {stage.index + 1} · {stage.image_size} px · "
-                f"magnitude {stage.randaugment_magnitude:.3g}"
+                f"stage {stage.index + 1} {stage.image_size}px "
+                f"mag {stage.randaugment_magnitude:.3g}"
             ),
-            numbers=f"loss {loss:.3f} · {images_per_second:.0f} images/s",
+            numbers=f"loss {loss:.3f} {images_per_second:.0f} images/s",
         )
 
     def message(self, text: str) -> None:
