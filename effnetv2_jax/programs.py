@@ -79,9 +79,22 @@ def _is_ours_or_serious(record) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    # str() of a KeyError is quoted, and ml_collections puts its hint on a second line.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    """The sentence in an exception of ours, of absl's or of ml_collections'."""
+    text = str(error)
+    if "Traceback" in text:  # a recipe's own error, quoted whole
+        text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
+    # ml_collections quotes a KeyError's text, line ends and all.
+    text = text.replace("\\n", " ").replace("\\'", "'").replace("''", "'")
     return " ".join(text.split())
+
+
+def loaded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of a --config flag; raises UsageError where its file could not be read."""
+    try:
+        config.to_dict()
+    except OSError as error:
+        raise UsageError(_one_line(error)) from error
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
