@@ -170,7 +170,9 @@ MISTAKES = {
     "schedule": ("--config.schedule.name=papr", "unknown schedule 'papr': did you mean paper"),
     "field": ("--config.epoch=3", "epoch"),
     "type": ("--config.epochs=many", "many"),
-    "image size": ("--config.schedule.image_size=(0,28)", "got (0, 28)"),
+    # A flag given twice is appended to a tuple: four sizes are as wrong as a size of 0, which
+    # test_progressive has.
+    "image size": ("--config.schedule.image_size=(0,28)", "got (16, 28, 0, 28)"),
     "test size": ("--config.eval_image_size=0", "eval_image_size must be at least 1 px, got 0"),
     "epochs": ("--config.epochs=0", "epochs must be above 0, got 0"),
     "config": ("--config=configs/none.py", "configs/none.py"),
