@@ -1,6 +1,8 @@
 """EfficientNetV2-B0 on scikit-learn's 1,797 handwritten digits, progressively, in minutes on a CPU.
 
 Command:  make train, or python -m effnetv2_jax.train --config=configs/digits.py --workdir=DIR
+Hardware:  2 CPU cores
+Result:    top-1 90.83 % on test with seed 0; the aim of 97.5 % is not reached yet
 """
 
 import ml_collections

@@ -136,7 +136,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         raise unknown_name("model.dtype", config.model.dtype, DTYPES)
     if config.loss not in losses.LOSSES:
         raise unknown_name("loss", config.loss, losses.LOSSES)
-    for name in ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep"):
+    for name in FREE_FIELDS:
         if config[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {config[name]}")
     if config.eval_image_size < 1:
