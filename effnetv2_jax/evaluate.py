@@ -25,7 +25,7 @@ def main() -> None:
     if IMAGE_SIZE.value is not None:
         config.eval_image_size = IMAGE_SIZE.value
     run = programs.build(config)
-    checkpoints = Checkpoints(WORKDIR.value)
+    checkpoints = Checkpoints(WORKDIR.value, create=False)
     if checkpoints.latest_step() is None:
         raise UsageError(f"workdir {WORKDIR.value!r} holds no checkpoint yet")
     state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)

@@ -16,6 +16,7 @@ import ml_collections
 import optax
 from absl import app, flags, logging
 from flax import nnx
+from ml_collections import config_flags
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import pipeline, sources
@@ -41,19 +42,13 @@ def run(main: Callable[[], None]) -> None:
         sys.path.append(root)
 
     def parse_flags(argv: list[str]) -> list[str]:
-        # Besides absl's own errors, ml_collections raises these for an unknown field, a recipe that
-        # refuses its argument, and a file that is not there; each has a sentence of its own.
+        # Besides absl's own errors, ml_collections lets these through: the first two for a field
+        # that is not there, the others for a recipe that refuses its argument or does not load.
         try:
             rest = flags.FLAGS(argv)
-        except (
-            flags.Error,
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OSError,
-            ImportError,
-        ) as error:
+        except (AttributeError, KeyError) as error:
+            sys.exit(f"error: unknown config field {_one_line(error)}")
+        except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
             sys.exit(f"error: {_one_line(error)}")
         if rest[1:]:
             sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
@@ -80,21 +75,23 @@ def _is_ours_or_serious(record) -> bool:
 
 def _one_line(error: BaseException) -> str:
     """The sentence in an exception of ours, of absl's or of ml_collections'."""
-    text = str(error)
+    if isinstance(error.args[0] if error.args else None, BaseException):
+        return _one_line(error.args[0])
+    # A KeyError's own str() would quote the text.
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
     if "Traceback" in text:  # a recipe's own error, quoted whole
         text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
-    # ml_collections quotes a KeyError's text, line ends and all.
-    text = text.replace("\\n", " ").replace("\\'", "'").replace("''", "'")
-    return " ".join(text.split())
+    return " ".join(text.split()).replace("' Did you", "': did you")
 
 
-def loaded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def loaded(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
     """The config of a --config flag; raises UsageError where its file could not be read."""
     try:
-        config.to_dict()
+        flag.value.to_dict()
     except OSError as error:
-        raise UsageError(_one_line(error)) from error
-    return config
+        filename = config_flags.get_config_filename(flags.FLAGS[flag.name])
+        raise UsageError(f"config file {filename!r} does not exist or cannot be read") from error
+    return flag.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Run:
         mesh: of all devices.
         apply: the model as a pure function.
         initial_state: makes the state before the first step; traceable.
-        train_step: compiled once per image size.
+        train_step: of (state, batch, scalars).
         eval_step: compiled once per shape.
         learning_rate: of (step) → rate.
         train_batches: of (stage, first step) → batches.
@@ -123,7 +120,7 @@ class Run:
     mesh: jax.sharding.Mesh
     apply: Apply
     initial_state: Callable[[], TrainState]
-    train_step: Callable
+    train_step: step.TrainStep
     eval_step: evaluation.EvalStep
     learning_rate: optax.Schedule
     train_batches: Callable[[progressive.Stage, int], Iterator[pipeline.Batch]]
@@ -132,26 +129,15 @@ class Run:
 
 def build(config: ml_collections.ConfigDict) -> Run:
     """Turns a config into a run; raises UsageError for the first value that cannot be used."""
-    if config.model.dtype not in DTYPES:
-        raise unknown_name("model.dtype", config.model.dtype, DTYPES)
-    if config.loss not in losses.LOSSES:
-        raise unknown_name("loss", config.loss, losses.LOSSES)
-    for name in FREE_FIELDS:
-        if config[name] < 1:
-            raise UsageError(f"{name} must be at least 1, got {config[name]}")
-    if config.eval_image_size < 1:
-        raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
+    mesh = step.make_mesh()
+    _check(config, mesh)
     dtype = DTYPES[config.model.dtype]
     spec = get_spec(config.model.name)
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    mesh = step.make_mesh()
-    step.check_batch_size("batch_size", config.batch_size, mesh)
-    step.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     source = sources.get_source(config.data.name, config.data.dir or None)
-    stages = make_stages(config, source.num_examples(config.data.train_split))
-    optimizer, learning_rate = make_optimizer(
-        config, source.num_examples(config.data.train_split), stages[-1].end_step
-    )
+    num_examples = source.num_examples(config.data.train_split)
+    stages = make_stages(config, num_examples)
+    optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
     make_model = functools.partial(
         create_model,
         config.model.name,
@@ -202,13 +188,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
             num_batches=stage.end_step - first_step,
             seed=config.seed,
             preprocessing=family,
-            augmentation=pipeline.Augmentation(
-                flip=config.data.flip,
-                num_layers=config.data.randaugment_layers,
-                translate_const=config.data.translate_const,
-                cutout_const=config.data.cutout_const,
-                area_range=tuple(config.data.area_range) or None,
-            ),
+            augmentation=make_augmentation(config),
         ),
         eval_batches=lambda split, image_size: pipeline.eval_batches(
             source,
@@ -217,6 +197,32 @@ def build(config: ml_collections.ConfigDict) -> Run:
             batch_size=config.eval_batch_size,
             preprocessing=family,
         ),
+    )
+
+
+def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """What no part of the library below would notice by itself."""
+    if config.model.dtype not in DTYPES:
+        raise unknown_name("model.dtype", config.model.dtype, DTYPES)
+    if config.loss not in losses.LOSSES:
+        raise unknown_name("loss", config.loss, losses.LOSSES)
+    for name in FREE_FIELDS:
+        if config[name] < 1:
+            raise UsageError(f"{name} must be at least 1, got {config[name]}")
+    if config.eval_image_size < 1:
+        raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
+    step.check_batch_size("batch_size", config.batch_size, mesh)
+    step.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+
+
+def make_augmentation(config: ml_collections.ConfigDict) -> pipeline.Augmentation:
+    """What a config does to training images beside the stage's magnitude."""
+    return pipeline.Augmentation(
+        flip=config.data.flip,
+        num_layers=config.data.randaugment_layers,
+        translate_const=config.data.translate_const,
+        cutout_const=config.data.cutout_const,
+        area_range=tuple(config.data.area_range) or None,
     )
 
 

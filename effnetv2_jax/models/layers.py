@@ -107,16 +107,29 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
 def _shifted_multiply_adds(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     kernel_size, strides = kernel.shape[:2], (stride, stride)
     pads = lax.padtype_to_pads(x.shape[1:3], kernel_size, strides, "SAME")
+    batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    out_size = [(size - k) // stride + 1 for size, k in zip(x.shape[1:3], kernel_size, strict=True)]
-    batch, channels = x.shape[0], x.shape[3]
+    rows = list(_taps(kernel_size[0], stride, pads[0], height))
+    columns = list(_taps(kernel_size[1], stride, pads[1], width))
     terms = []
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            last = (i + (out_size[0] - 1) * stride + 1, j + (out_size[1] - 1) * stride + 1)
-            window = lax.slice(x, (0, i, j, 0), (batch, *last, channels), (1, stride, stride, 1))
+    for i, row_end in rows:
+        for j, column_end in columns:
+            end = (batch, row_end, column_end, channels)
+            window = lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
             terms.append(window * kernel[i, j, 0])
     return functools.reduce(operator.add, terms)
+
+
+def _taps(kernel_size: int, stride: int, pad: tuple[int, int], size: int):
+    """Yields (first, end) of each tap's slice of a padded axis, but of those that see only padding.
+
+    The last maps of small images are 1 px wide: there, one tap of nine is left.
+    """
+    span = (size + sum(pad) - kernel_size) // stride * stride + 1
+    for first in range(kernel_size):
+        end = first + span
+        if any(pad[0] <= position < pad[0] + size for position in range(first, end, stride)):
+            yield first, end
 
 
 def stochastic_depth(x: jax.Array, survival_prob: float, key: jax.Array) -> jax.Array:
@@ -280,7 +293,8 @@ class BatchNorm(nnx.Module):
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         mean, mean_of_squares = x.mean(axes), jnp.square(x).mean(axes)
-        if self.axis_name is not None:
+        # XLA would keep the exchange with nobody, 1 for every layer, and fuse nothing across it.
+        if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
             mean, mean_of_squares = lax.pmean((mean, mean_of_squares), self.axis_name)
         # Rounding can push the difference of a constant channel below zero.
         return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)

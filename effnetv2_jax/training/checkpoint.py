@@ -13,14 +13,15 @@ class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``.
 
     Args:
-        workdir: of the run, made where it is missing.
+        workdir: of the run, whose ``checkpoints`` folder is used.
         keep: how many of the newest are kept.
+        create: makes the directory where it is missing; False for a reader.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3, create: bool = True):
         # Orbax wants an absolute path.
         directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
         self._manager = ocp.CheckpointManager(directory, options=options)
 
     def latest_step(self) -> int | None:

@@ -15,7 +15,7 @@ from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import Batch, shard_batch
+from effnetv2_jax.training.step import Batch, TrainStep, shard_batch
 
 
 @flax.struct.dataclass
@@ -52,7 +52,7 @@ class Loop:
         checkpoint_every_steps: steps between two checkpoints within a stage.
     """
 
-    train_step: Callable
+    train_step: TrainStep
     mesh: Mesh
     batches: Callable[[Stage, int], Iterator[Batch]]
     evaluate: Callable[[TrainState], dict[str, float]]

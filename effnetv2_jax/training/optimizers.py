@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers as the official code has them, out of optax."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,17 @@ def _constant(peak: float, total_steps: int, decay_steps: float, decay_rate: flo
     return optax.constant_schedule(peak)
 
 
-DECAYS = {"exponential": _exponential, "cosine": _cosine, "constant": _constant}
+def _cooldown(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
+    # Hägele et al. 2024 (arXiv 2405.18392): the full rate, then a straight line to 0 at the end.
+    return optax.linear_schedule(peak, 0.0, int(decay_steps), total_steps - int(decay_steps))
+
+
+DECAYS = {
+    "exponential": _exponential,
+    "cosine": _cosine,
+    "constant": _constant,
+    "cooldown": _cooldown,
+}
 
 
 def make_schedule(
@@ -43,9 +54,10 @@ def make_schedule(
     Args:
         decay: a name in ``DECAYS``.
         peak: rate at the end of the warm-up (of an undecayed schedule).
-        total_steps: of the run; the cosine ends there.
+        total_steps: of the run; the cosine and the cooldown end there.
         warmup_steps: 0 leaves out the warm-up.
-        decay_steps: of ``exponential``, steps between two falls (the paper: 2.4 epochs).
+        decay_steps: of ``exponential``, steps between two falls (the paper: 2.4 epochs); of
+            ``cooldown``, steps of the fall to 0.
         decay_rate: of ``exponential``, factor of a fall (the paper: 0.97).
 
     Raises:
@@ -74,12 +86,25 @@ def _momentum(rate: Schedule) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum=0.9)
 
 
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A way to step.
+
+    Attributes:
+        make: of (rate), and of ``weight_decay=`` and ``mask=`` where the decay is decoupled.
+        decoupled_decay: it takes the weight decay itself, instead of an L2 term in the gradient.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    decoupled_decay: bool = False
+
+
 OPTIMIZERS = {
-    "rmsprop": _rmsprop,
-    "sgd": optax.sgd,
-    "momentum": _momentum,
-    "adam": optax.adam,
-    "adamw": optax.adamw,
+    "rmsprop": Optimizer(_rmsprop),
+    "sgd": Optimizer(optax.sgd),
+    "momentum": Optimizer(_momentum),
+    "adam": Optimizer(optax.adam),
+    "adamw": Optimizer(optax.adamw, decoupled_decay=True),
 }
 
 
@@ -95,8 +120,9 @@ def make_optimizer(
     Args:
         name: a name in ``OPTIMIZERS``.
         learning_rate: of (step) → rate.
-        weight_decay: factor of the L2 loss ½‖w‖², which acts through the gradient; for ``adamw``
-            the decoupled decay. Kernels only: biases and batch norm are left alone.
+        weight_decay: factor of the L2 loss ½‖w‖², which acts through the gradient, or of the
+            decoupled decay where the optimiser has one. Kernels only: biases and batch norm are
+            left alone.
         clip_norm: clips each gradient's norm and then the global norm to this; 0 leaves it out.
 
     Raises:
@@ -107,17 +133,15 @@ def make_optimizer(
     for what, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
         if value < 0:
             raise UsageError(f"{what} must be at least 0, got {value}")
+    optimizer = OPTIMIZERS[name]
+    decay = {"weight_decay": weight_decay, "mask": _is_kernel}
     parts = []
-    if clip_norm:
-        clip = [_clip_each_by_norm(clip_norm), optax.clip_by_global_norm(clip_norm)]
-    else:
-        clip = []
-    if name == "adamw":
-        parts = [*clip, optax.adamw(learning_rate, weight_decay=weight_decay, mask=_is_kernel)]
-    else:
+    if weight_decay and not optimizer.decoupled_decay:
         # The official code clips the gradient of the whole loss, L2 included.
-        decay = [optax.add_decayed_weights(weight_decay, _is_kernel)] if weight_decay else []
-        parts = [*decay, *clip, OPTIMIZERS[name](learning_rate)]
+        parts.append(optax.add_decayed_weights(**decay))
+    if clip_norm:
+        parts += [_clip_each_by_norm(clip_norm), optax.clip_by_global_norm(clip_norm)]
+    parts.append(optimizer.make(learning_rate, **(decay if optimizer.decoupled_decay else {})))
     return optax.chain(*parts)
 
 

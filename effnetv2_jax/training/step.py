@@ -1,10 +1,12 @@
 """The compiled training step: jit(shard_map(…)) over a mesh with a ``data`` axis.
 
 Readers who look for ``pmap`` or ``pjit``: this is what they became. Every device runs
-``local_step`` on its share of the batch, and what crosses devices is written out (``psum``,
+``local_gradients`` on its share of the batch, and what crosses devices is written out (``psum``,
 ``pmean``), the same on one device and on 32 cores in 4 hosts.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.training.losses import LOSSES
 from effnetv2_jax.training.mixing import mix
-from effnetv2_jax.training.state import Apply, TrainState
+from effnetv2_jax.training.state import Apply, PyTree, TrainState
 
 AXIS = "data"
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 # Numbers that change by stage; traced, so that only a new image size compiles.
-StageScalars = dict[str, float]
+StageScalars = dict[str, Any]
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -61,6 +63,34 @@ def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """``train_step(state, batch, scalars) -> (state, metrics)``; the state is donated.
+
+    batch: ``image`` uint8 [batch, height, width, 3], ``label`` int32 [batch] or float32 [batch,
+    classes], ``mask`` float32 [batch], sharded along the first axis. scalars: ``dropout_rate``,
+    ``mixup_alpha``, ``cutmix_alpha``. metrics: float32 sums over the batch ``loss`` and
+    ``correct``, and ``count``.
+
+    Attributes:
+        gradients: jitted, of (params, batch_stats, step, batch, scalars) → (gradients, batch_stats,
+            metrics); compiles once per image size.
+        update: jitted, of (state, gradients, batch_stats) → state, the old one donated; knows
+            nothing of images and compiles once per run.
+    """
+
+    gradients: Callable
+    update: Callable
+
+    def __call__(
+        self, state: TrainState, batch: Batch, scalars: StageScalars
+    ) -> tuple[TrainState, Metrics]:
+        gradients, batch_stats, metrics = self.gradients(
+            state.params, state.batch_stats, state.step, batch, scalars
+        )
+        return self.update(state, gradients, batch_stats), metrics
+
+
 def make_train_step(
     apply: Apply,
     optimizer: optax.GradientTransformation,
@@ -75,8 +105,8 @@ def make_train_step(
     mixing: bool = False,
     seed: int = 0,
     dtype=jnp.float32,
-) -> Callable[[TrainState, Batch, StageScalars], tuple[TrainState, Metrics]]:
-    """Builds the training step; it compiles once per image size.
+) -> TrainStep:
+    """Builds the training step.
 
     Args:
         apply: from ``state.functional``; its batch norm should average over ``AXIS``.
@@ -91,18 +121,11 @@ def make_train_step(
         mixing: compiles Mixup and CutMix in; False saves them where no stage mixes.
         seed: all randomness is a function of it, the step and the device.
         dtype: of the images given to ``apply``.
-
-    Returns:
-        ``train_step(state, batch, scalars) -> (state, metrics)``. The state is donated. batch:
-        ``image`` uint8 [batch, height, width, 3], ``label`` int32 [batch] or float32 [batch,
-        classes], ``mask`` float32 [batch], sharded along the first axis. scalars:
-        ``dropout_rate``, ``mixup_alpha``, ``cutmix_alpha``. metrics: float32 sums over the batch
-        ``loss`` and ``correct``, and ``count``.
     """
     loss_function = LOSSES[loss]
 
-    def local_step(state: TrainState, batch: Batch, scalars: StageScalars):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def local_gradients(params, batch_stats, step, batch: Batch, scalars: StageScalars):
+        key = jax.random.fold_in(jax.random.key(seed), step)
         mix_key, model_key = jax.random.split(jax.random.fold_in(key, lax.axis_index(AXIS)))
         images = normalize(batch["image"], mean, std, dtype)
         targets = batch["label"]
@@ -112,47 +135,48 @@ def make_train_step(
             images, targets = mix(
                 images, targets, scalars["mixup_alpha"], scalars["cutmix_alpha"], mix_key
             )
-        count = lax.psum(batch["mask"].sum(), AXIS)
 
         def loss_sum(params):
-            logits, batch_stats = apply(
+            logits, new_batch_stats = apply(
                 params,
-                state.batch_stats,
+                batch_stats,
                 images,
                 train=True,
                 key=model_key,
                 dropout_rate=scalars["dropout_rate"],
             )
             losses = loss_function(logits, targets, label_smoothing) * batch["mask"]
-            return losses.sum(), (logits, batch_stats)
+            return losses.sum(), (logits, new_batch_stats)
 
         gradient = jax.value_and_grad(loss_sum, has_aux=True)
-        (loss_value, (logits, batch_stats)), gradients = gradient(state.params)
-        gradients = jax.tree.map(lambda g: g / count, lax.psum(gradients, AXIS))
-        # Without synchronised batch norm every device has statistics of its own.
-        batch_stats = lax.pmean(batch_stats, AXIS)
+        (loss_value, (logits, new_batch_stats)), gradients = gradient(params)
         correct = (logits.argmax(-1) == targets.argmax(-1)) * batch["mask"]
-        metrics = lax.psum({"loss": loss_value, "correct": correct.sum()}, AXIS)
-        state = _update(state, gradients, batch_stats, optimizer, ema_decay)
-        return state, metrics | {"count": count}
+        sums = {"loss": loss_value, "correct": correct.sum(), "count": batch["mask"].sum()}
+        gradients, sums = lax.psum((gradients, sums), AXIS)
+        gradients = jax.tree.map(lambda g: g / sums["count"], gradients)
+        # Without synchronised batch norm every device has statistics of its own.
+        return gradients, lax.pmean(new_batch_stats, AXIS), sums
 
-    sharded_step = jax.shard_map(
-        local_step,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
-        out_specs=(PartitionSpec(), PartitionSpec()),
-        # Collectives are written out above, none is to be added for us.
-        check_vma=False,
+    compute_gradients = jax.jit(
+        jax.shard_map(
+            local_gradients,
+            mesh=mesh,
+            in_specs=(*[PartitionSpec()] * 3, PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            # Collectives are written out above, none is to be added for us.
+            check_vma=False,
+        )
     )
-    return jax.jit(sharded_step, donate_argnums=0)
+    update = jax.jit(functools.partial(_update, optimizer, ema_decay), donate_argnums=0)
+    return TrainStep(compute_gradients, update)
 
 
 def _update(
-    state: TrainState,
-    gradients,
-    batch_stats,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    state: TrainState,
+    gradients: PyTree,
+    batch_stats: PyTree,
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

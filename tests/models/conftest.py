@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from effnetv2_jax.models import EfficientNet, EfficientNetSpec, GroupSpec
+from effnetv2_jax.models import EfficientNet, EfficientNetSpec, get_spec
 
 
 @pytest.fixture(scope="session")
 def tiny_spec() -> EfficientNetSpec:
     """Fused-MBConv without and with expansion, then MBConv with SE; two of the blocks skip."""
-    return EfficientNetSpec(
-        name="tiny",
-        groups=(
-            GroupSpec("fused", 1, 3, 1, 1, 8, 0.0),
-            GroupSpec("fused", 1, 3, 2, 4, 16, 0.0),
-            GroupSpec("mbconv", 2, 3, 2, 4, 24, 0.25),
-        ),
-        stem_filters=8,
-        head_filters=32,
-        train_size=16,
-        eval_size=16,
-        dropout_rate=0.2,
-        preprocessing="v2",
-    )
+    return get_spec("efficientnetv2-tiny")
 
 
 @pytest.fixture

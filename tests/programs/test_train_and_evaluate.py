@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -74,8 +75,6 @@ def arrays_of(workdir):
     step = checkpoints.latest_step()
     tree = checkpoints._manager.restore(step)
     checkpoints.close()
-    import jax
-
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -168,14 +167,14 @@ MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
     "data set": ("--config.data.name=digit", "unknown data set 'digit': did you mean digits"),
     "schedule": ("--config.schedule.name=papr", "unknown schedule 'papr': did you mean paper"),
-    "field": ("--config.epoch=3", "epoch"),
+    "field": ("--config.epoch=3", "unknown config field 'epoch': did you mean \"epochs\""),
     "type": ("--config.epochs=many", "many"),
     # A flag given twice is appended to a tuple: four sizes are as wrong as a size of 0, which
     # test_progressive has.
     "image size": ("--config.schedule.image_size=(0,28)", "got (16, 28, 0, 28)"),
     "test size": ("--config.eval_image_size=0", "eval_image_size must be at least 1 px, got 0"),
     "epochs": ("--config.epochs=0", "epochs must be above 0, got 0"),
-    "config": ("--config=configs/none.py", "configs/none.py"),
+    "config": ("--config=configs/none.py", "config file 'configs/none.py' does not exist"),
     "recipe": ("--config=configs/efficientnetv2.py:q", "got 'q'"),
     "argument": ("extra", "unexpected argument 'extra'"),
 }
@@ -224,6 +223,14 @@ def test_a_batch_that_the_devices_do_not_divide_is_named(data_dir, tmp_path):
 def test_evaluating_what_is_not_a_run_is_named(data_dir, tmp_path):
     result = start(data_dir, "evaluate", f"--workdir={tmp_path}")
     assert_one_sentence(result, "holds no run")
+
+
+def test_evaluating_a_run_without_a_checkpoint_is_named(finished, data_dir, tmp_path):
+    workdir, _ = finished
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    result = start(data_dir, "evaluate", f"--workdir={tmp_path}")
+    assert_one_sentence(result, "holds no checkpoint yet")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_the_builder_is_a_tfds_builder(data_dir):

@@ -103,12 +103,15 @@ def official_rate(decay, step, peak, total_steps, warmup_steps, decay_steps):
     schedules = tf.keras.optimizers.schedules
     if decay == "exponential":
         return float(schedules.ExponentialDecay(peak, decay_steps, 0.97, staircase=True)(step))
+    if decay == "cooldown":
+        fall = schedules.PolynomialDecay(peak, int(decay_steps), end_learning_rate=0.0)
+        return float(fall(max(0, step - (total_steps - int(decay_steps)))))
     if decay == "cosine":
         return float(schedules.CosineDecay(peak, total_steps)(step))
     return peak
 
 
-@pytest.mark.parametrize("decay", ["exponential", "cosine", "constant"])
+@pytest.mark.parametrize("decay", ["exponential", "cosine", "constant", "cooldown"])
 def test_schedules_are_tensorflows(decay):
     total_steps, warmup_steps, decay_steps = 1000, 71, 34.3
     ours = make_schedule(
