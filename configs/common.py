@@ -56,6 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.256
     config.optimizer.decay = "exponential"
     config.optimizer.warmup_epochs = 5.0
+    # Between two falls of the exponential, or of the fall that ends a cooldown.
     config.optimizer.decay_epochs = 2.4
     config.optimizer.decay_rate = 0.97
     config.optimizer.weight_decay = 1e-5
