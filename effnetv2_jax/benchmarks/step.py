@@ -6,6 +6,7 @@ machine only ratios of neighbouring runs count.
 """
 
 import statistics
+import sys
 import time
 
 import jax
@@ -15,6 +16,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
+from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.training import step
@@ -33,6 +35,13 @@ WARM_UP = 3
 
 def main(argv: list[str]) -> None:
     del argv
+    try:
+        time_step()
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+
+
+def time_step() -> None:
     mesh = step.make_mesh()
     step.check_batch_size("batch_size", BATCH_SIZE.value, mesh)
     family = get_preprocessing(get_spec(MODEL.value).preprocessing)
