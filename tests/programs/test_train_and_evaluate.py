@@ -237,3 +237,17 @@ def test_the_builder_is_a_tfds_builder(data_dir):
     """The digits on disk are a data set like any other to TFDS."""
     builder = tfds.builder_from_directory(next(data_dir.glob("digits/*")))
     assert builder.info.splits["train"].num_examples == 1437
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_learns_other_peoples_digits(data_dir, tmp_path):
+    """The last fifth of the training digits has other writers; the test set stays untouched."""
+    result = start(
+        data_dir, "train", "--config=configs/digits.py", f"--workdir={tmp_path}",
+        "--config.data.train_split=train[:80%]", "--config.data.eval_split=train[80%:]",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    history = report.read_history(tmp_path / "metrics.jsonl")
+    last = next(row for row in reversed(history) if "eval/top1" in row)
+    assert last["eval/count"] == 287
+    assert last["eval/top1"] >= 0.96
