@@ -16,7 +16,6 @@ import ml_collections
 import optax
 from absl import app, flags, logging
 from flax import nnx
-from ml_collections import config_flags
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import pipeline, sources
@@ -48,7 +47,9 @@ def run(main: Callable[[], None]) -> None:
             rest = flags.FLAGS(argv)
         except (AttributeError, KeyError) as error:
             sys.exit(f"error: unknown config field {_one_line(error)}")
-        except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
+        except OSError as error:
+            sys.exit(f"error: {_unreadable_config(error)}")
+        except (flags.Error, TypeError, ValueError, ImportError) as error:
             sys.exit(f"error: {_one_line(error)}")
         if rest[1:]:
             sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
@@ -84,14 +85,18 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()).replace("' Did you", "': did you")
 
 
-def loaded(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+def _unreadable_config(error: OSError) -> str:
+    # ml_collections wraps the system's error in sentences of its own; the name is at the end.
+    return f"config file {str(error).rpartition(': ')[2]} does not exist or cannot be read"
+
+
+def loaded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config of a --config flag; raises UsageError where its file could not be read."""
     try:
-        flag.value.to_dict()
+        config.to_dict()
     except OSError as error:
-        filename = config_flags.get_config_filename(flags.FLAGS[flag.name])
-        raise UsageError(f"config file {filename!r} does not exist or cannot be read") from error
-    return flag.value
+        raise UsageError(_unreadable_config(error)) from error
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    config = programs.loaded(CONFIG)
+    config = programs.loaded(CONFIG.value)
     run = programs.build(config)
     workdir = programs.claim_workdir(WORKDIR.value, config)
     checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -15,7 +16,7 @@ from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import Batch, TrainStep, shard_batch
+from effnetv2_jax.training.step import Batch, StageScalars, TrainStep, abstract, shard_batch
 
 
 @flax.struct.dataclass
@@ -84,11 +85,7 @@ class Loop:
             f"mixup {stage.mixup_alpha:.3g}, cutmix {stage.cutmix_alpha:.3g}, "
             f"dropout {stage.dropout_rate:.3g}"
         )
-        scalars = {
-            "dropout_rate": np.float32(stage.dropout_rate),
-            "mixup_alpha": np.float32(stage.mixup_alpha),
-            "cutmix_alpha": np.float32(stage.cutmix_alpha),
-        }
+        scalars = _scalars(stage)
         save = periodic_actions.PeriodicCallback(
             every_steps=self.checkpoint_every_steps,
             callback_fn=lambda step, t: self.checkpoints.save(state),
@@ -97,6 +94,7 @@ class Loop:
         started = time.perf_counter()
         batches = self.batches(stage, first_step)
         interval = _Interval()
+        ahead: list[threading.Thread] = []
         for step in range(first_step + 1, stage.end_step + 1):
             batch = shard_batch(next(batches), self.mesh)
             state, sums = self.train_step(state, batch, scalars)
@@ -108,6 +106,9 @@ class Loop:
                 )
                 # The compilation is no part of the throughput.
                 interval.restart_clock()
+                for following in stages[stage.index + 1 :][:1]:
+                    thread = self._compile_ahead(abstract(state), abstract(batch), following)
+                    ahead.append(thread)
             if step % self.log_every_steps == 0 or step == stage.end_step:
                 self._log(step, stage, interval)
                 interval = _Interval()
@@ -124,7 +125,22 @@ class Loop:
         # After the evaluation, so that a run killed during it evaluates again.
         self.checkpoints.save(state)
         self.writer.flush()
+        for thread in ahead:
+            thread.join()
         return state
+
+    def _compile_ahead(self, state: TrainState, batch: Batch, stage: Stage) -> threading.Thread:
+        """Compiles a later stage's program in the background; state and batch are abstract."""
+        image = batch["image"]
+        shape = (image.shape[0], stage.image_size, stage.image_size, image.shape[3])
+        batch = batch | {"image": image.update(shape=shape)}
+        arguments = (state, batch, _scalars(stage))
+        # A daemon: whoever stops the run does not wait for a compiler.
+        thread = threading.Thread(
+            target=self.train_step.compile_gradients, args=arguments, daemon=True
+        )
+        thread.start()
+        return thread
 
     def _log(self, step: int, stage: Stage, interval: "_Interval") -> None:
         values = interval.compute()
@@ -144,6 +160,14 @@ class Loop:
             scalars["train/images_per_second"] = images_per_second
         self.writer.write_scalars(step, scalars)
         self.progress.update(step, stage, values["loss"], images_per_second)
+
+
+def _scalars(stage: Stage) -> StageScalars:
+    return {
+        "dropout_rate": np.float32(stage.dropout_rate),
+        "mixup_alpha": np.float32(stage.mixup_alpha),
+        "cutmix_alpha": np.float32(stage.cutmix_alpha),
+    }
 
 
 class _Interval:

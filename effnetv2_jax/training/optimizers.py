@@ -26,7 +26,8 @@ def _constant(peak: float, total_steps: int, decay_steps: float, decay_rate: flo
 
 def _cooldown(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
     # Hägele et al. 2024 (arXiv 2405.18392): the full rate, then a straight line to 0 at the end.
-    return optax.linear_schedule(peak, 0.0, int(decay_steps), total_steps - int(decay_steps))
+    fall = min(int(decay_steps), total_steps)
+    return optax.linear_schedule(peak, 0.0, fall, total_steps - fall)
 
 
 DECAYS = {
@@ -57,7 +58,7 @@ def make_schedule(
         total_steps: of the run; the cosine and the cooldown end there.
         warmup_steps: 0 leaves out the warm-up.
         decay_steps: of ``exponential``, steps between two falls (the paper: 2.4 epochs); of
-            ``cooldown``, steps of the fall to 0.
+            ``cooldown``, steps of the fall to 0 (at most all of them).
         decay_rate: of ``exponential``, factor of a fall (the paper: 0.97).
 
     Raises:

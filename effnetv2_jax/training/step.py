@@ -7,7 +7,6 @@ Readers who look for ``pmap`` or ``pjit``: this is what they became. Every devic
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +51,11 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     }
 
 
+def abstract(tree: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of arrays, which outlive a donation."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def replicate(tree, mesh: Mesh):
     """Puts a copy of every array on all devices of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -84,8 +88,8 @@ class TrainStep:
             nothing of images and compiles once per run.
     """
 
-    gradients: Callable
-    update: Callable
+    gradients: jax.stages.Wrapped
+    update: jax.stages.Wrapped
 
     def __call__(
         self, state: TrainState, batch: Batch, scalars: StageScalars
@@ -94,6 +98,16 @@ class TrainStep:
             state.params, state.batch_stats, state.step, batch, scalars
         )
         return self.update(state, gradients, batch_stats), metrics
+
+    def compile_gradients(self, state: TrainState, batch: Batch, scalars: StageScalars) -> None:
+        """Compiles ahead for a batch's shapes; jit finds the program when they arrive.
+
+        Args:
+            state: arrays, or their ``jax.ShapeDtypeStruct`` with sharding.
+            batch: likewise.
+            scalars: as at the call.
+        """
+        self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars).compile()
 
 
 def make_train_step(

@@ -126,6 +126,11 @@ def test_schedules_are_tensorflows(decay):
         assert float(ours(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
+def test_a_cooldown_longer_than_the_run_falls_all_the_way():
+    rate = make_schedule("cooldown", peak=1.0, total_steps=10, decay_steps=50)
+    assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
+
+
 def test_only_kernels_decay():
     params = {"conv": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
     zeros = jax.tree.map(jnp.zeros_like, params)
