@@ -7,8 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 # On CPU, XLA allocates a step's buffers anew: kept in the process instead of going back to the
-# system after every step, and on huge pages, they cost up to a fifth of the time less
-# (docs/performance.md; glibc only, harmless elsewhere).
+# system after every step, and on huge pages, they cost less (docs/performance.md; glibc only,
+# harmless elsewhere).
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1

@@ -154,7 +154,6 @@ def make_train_step(
             images, targets = mix(
                 images, targets, scalars["mixup_alpha"], scalars["cutmix_alpha"], mix_key
             )
-
         count = over_devices(lax.psum, batch["mask"].sum())
 
         def mean_loss(params):
