@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -46,8 +47,12 @@ def run(main: Callable[[], None]) -> None:
         try:
             rest = flags.FLAGS(argv)
         except (AttributeError, KeyError) as error:
+            if _is_a_recipes_own(error):
+                raise
             sys.exit(f"error: unknown config field {_one_line(error)}")
         except OSError as error:
+            if _is_a_recipes_own(error):
+                raise
             sys.exit(f"error: {_unreadable_config(error)}")
         except (flags.Error, TypeError, ValueError, ImportError) as error:
             sys.exit(f"error: {_one_line(error)}")
@@ -83,6 +88,13 @@ def _one_line(error: BaseException) -> str:
     if "Traceback" in text:  # a recipe's own error, quoted whole
         text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
     return " ".join(text.split()).replace("' Did you", "': did you")
+
+
+def _is_a_recipes_own(error: BaseException) -> bool:
+    """Whether a recipe raised it: somebody's code, who needs the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    flag_code = ("/absl/", "/ml_collections/", "<frozen importlib")
+    return any(all(part not in frame.filename for part in flag_code) for frame in frames)
 
 
 def _unreadable_config(error: OSError) -> str:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
 import flax
 import jax
@@ -17,6 +20,8 @@ from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import Batch, StageScalars, TrainStep, abstract, shard_batch
+
+T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -66,49 +71,61 @@ class Loop:
 
     def run(self, state: TrainState, stages: Sequence[Stage]) -> TrainState:
         """Trains from the state's step to the end of the last stage; the state is donated."""
-        first_step = int(state.step)
+        shapes, first_step = abstract(state), int(state.step)
+        remaining = [stage for stage in stages if stage.end_step > first_step]
         self.progress.start(first_step)
         try:
-            for stage in stages:
-                if stage.end_step > first_step:
-                    state = self._run_stage(state, stage, stages)
+            update = _in_background(self.train_step.compile_update, shapes)
+            preparations = (
+                _in_background(self._prepare, stage, max(first_step, stage.first_step), shapes)
+                for stage in remaining
+            )
+            coming = list(itertools.islice(preparations, 1))
+            for stage in remaining:
+                self._announce(stage, len(stages))
+                started = time.perf_counter()
+                batches = coming.pop().result()
+                update.result()
+                self.progress.message(f"ready after {time.perf_counter() - started:.1f} s")
+                # The next stage gets ready while this one trains.
+                coming.extend(itertools.islice(preparations, 1))
+                state = self._run_stage(state, stage, batches)
         finally:
             self.progress.stop()
             self.writer.flush()
         return state
 
-    def _run_stage(self, state: TrainState, stage: Stage, stages: Sequence[Stage]) -> TrainState:
-        first_step = max(int(state.step), stage.first_step)
+    def _announce(self, stage: Stage, num_stages: int) -> None:
         self.progress.message(
-            f"stage {stage.index + 1} of {len(stages)}: steps {first_step} to {stage.end_step}, "
-            f"{stage.image_size} px, magnitude {stage.randaugment_magnitude:.3g}, "
-            f"mixup {stage.mixup_alpha:.3g}, cutmix {stage.cutmix_alpha:.3g}, "
-            f"dropout {stage.dropout_rate:.3g}"
+            f"stage {stage.index + 1} of {num_stages}: steps {stage.first_step} to "
+            f"{stage.end_step}, {stage.image_size} px, "
+            f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
+            f"cutmix {stage.cutmix_alpha:.3g}, dropout {stage.dropout_rate:.3g}"
         )
+
+    def _prepare(self, stage: Stage, first_step: int, state: TrainState) -> Iterator[Batch]:
+        """Starts a stage's pipeline and compiles its program; the state is abstract.
+
+        Returns:
+            The stage's batches, on the devices.
+        """
+        batches = (shard_batch(batch, self.mesh) for batch in self.batches(stage, first_step))
+        first = next(batches)
+        self.train_step.compile_gradients(state, abstract(first), _scalars(stage))
+        return itertools.chain([first], batches)
+
+    def _run_stage(self, state: TrainState, stage: Stage, batches: Iterator[Batch]) -> TrainState:
         scalars = _scalars(stage)
         save = periodic_actions.PeriodicCallback(
             every_steps=self.checkpoint_every_steps,
             callback_fn=lambda step, t: self.checkpoints.save(state),
             execute_async=False,
         )
-        started = time.perf_counter()
-        batches = self.batches(stage, first_step)
         interval = _Interval()
-        ahead: list[threading.Thread] = []
-        for step in range(first_step + 1, stage.end_step + 1):
-            batch = shard_batch(next(batches), self.mesh)
+        steps = range(int(state.step) + 1, stage.end_step + 1)
+        for step, batch in zip(steps, batches, strict=True):
             state, sums = self.train_step(state, batch, scalars)
             interval.add(sums)
-            if step == first_step + 1:
-                jax.block_until_ready(sums)
-                self.progress.message(
-                    f"first step after {time.perf_counter() - started:.1f} s (compilation)"
-                )
-                # The compilation is no part of the throughput.
-                interval.restart_clock()
-                for following in stages[stage.index + 1 :][:1]:
-                    thread = self._compile_ahead(abstract(state), abstract(batch), following)
-                    ahead.append(thread)
             if step % self.log_every_steps == 0 or step == stage.end_step:
                 self._log(step, stage, interval)
                 interval = _Interval()
@@ -125,26 +142,11 @@ class Loop:
         # After the evaluation, so that a run killed during it evaluates again.
         self.checkpoints.save(state)
         self.writer.flush()
-        for thread in ahead:
-            thread.join()
         return state
-
-    def _compile_ahead(self, state: TrainState, batch: Batch, stage: Stage) -> threading.Thread:
-        """Compiles a later stage's program in the background; state and batch are abstract."""
-        image = batch["image"]
-        shape = (image.shape[0], stage.image_size, stage.image_size, image.shape[3])
-        batch = batch | {"image": image.update(shape=shape)}
-        arguments = (state, batch, _scalars(stage))
-        # A daemon: whoever stops the run does not wait for a compiler.
-        thread = threading.Thread(
-            target=self.train_step.compile_gradients, args=arguments, daemon=True
-        )
-        thread.start()
-        return thread
 
     def _log(self, step: int, stage: Stage, interval: "_Interval") -> None:
         values = interval.compute()
-        images_per_second = interval.timed_steps * stage.batch_size / interval.seconds()
+        images_per_second = interval.num_steps * stage.batch_size / interval.seconds()
         scalars = {
             "train/loss": values["loss"],
             "train/accuracy": values["accuracy"],
@@ -155,11 +157,24 @@ class Loop:
             "train/mixup_alpha": stage.mixup_alpha,
             "train/cutmix_alpha": stage.cutmix_alpha,
             "train/dropout_rate": stage.dropout_rate,
+            "train/images_per_second": images_per_second,
         }
-        if interval.timed_steps:  # none, where the only step was the one that compiled
-            scalars["train/images_per_second"] = images_per_second
         self.writer.write_scalars(step, scalars)
         self.progress.update(step, stage, values["loss"], images_per_second)
+
+
+def _in_background(function: Callable[..., T], *arguments) -> Future[T]:
+    """Calls a function in a daemon thread: whoever stops the run does not wait for a compiler."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def _scalars(stage: Stage) -> StageScalars:
@@ -175,18 +190,14 @@ class _Interval:
 
     def __init__(self):
         self._sums: list[dict[str, jax.Array]] = []
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        self._untimed = len(self._sums)
         self._started = time.perf_counter()
 
     def add(self, sums: dict[str, jax.Array]) -> None:
         self._sums.append(sums)
 
     @property
-    def timed_steps(self) -> int:
-        return len(self._sums) - self._untimed
+    def num_steps(self) -> int:
+        return len(self._sums)
 
     def compute(self) -> dict[str, float]:
         """Waits for the steps and returns their mean metrics."""

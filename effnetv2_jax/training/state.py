@@ -67,12 +67,17 @@ def create_state(
     params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the moving averages start at the initial values."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        # Buffers of their own: the step donates each of them.
-        ema_params=jax.tree.map(jnp.copy, params),
-        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
-    )
+
+    @jax.jit  # one program instead of two for every shape
+    def start(params: PyTree, batch_stats: PyTree) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # Buffers of their own: the step donates each of them.
+            ema_params=jax.tree.map(jnp.copy, params),
+            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        )
+
+    return start(params, batch_stats)

@@ -109,6 +109,10 @@ class TrainStep:
         """
         self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars).compile()
 
+    def compile_update(self, state: TrainState) -> None:
+        """Likewise, for every image size; gradients are what the parameters are."""
+        self.update.lower(state, state.params, state.batch_stats).compile()
+
 
 def make_train_step(
     apply: Apply,

@@ -188,6 +188,15 @@ def test_a_mistake_is_one_sentence(mistake, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_in_a_recipes_code_is_shown_where_it_is(data_dir, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def get_config():\n    return {}['epochs']\n")
+    result = start(data_dir, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode != 0
+    assert f'File "{recipe}", line 2, in get_config' in result.stderr
+    assert "KeyError: 'epochs'" in result.stderr
+
+
 def assert_one_sentence(result, message):
     assert result.returncode not in (0, None)
     assert message in result.stderr

@@ -122,16 +122,19 @@ def test_a_new_dropout_rate_does_not_compile_again():
     assert [program._cache_size() for program in programs] == compiled
 
 
-def test_a_program_compiled_ahead_is_found_when_its_batch_arrives(caplog):
-    mesh, state, train_step, _ = setup()
+def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
+    # A seed of its own: programs of its own.
+    mesh, state, train_step, _ = setup(seed=7)
     state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
     batch = step.shard_batch(batch_of(size=20), mesh)
+    programs = ("local_gradients", "_update")
     with jax.log_compiles():
         train_step.compile_gradients(step.abstract(state), step.abstract(batch), SCALARS)
-        assert "XLA compilation of jit(local_gradients)" in caplog.text
+        train_step.compile_update(step.abstract(state))
+        assert all(f"XLA compilation of jit({name})" in caplog.text for name in programs)
         caplog.clear()
         train_step(state, batch, SCALARS)
-    assert "XLA compilation of jit(local_gradients)" not in caplog.text
+    assert not any(f"XLA compilation of jit({name})" in caplog.text for name in programs)
 
 
 def test_masked_examples_count_neither_in_metrics_nor_in_the_loss():

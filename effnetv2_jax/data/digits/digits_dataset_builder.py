@@ -1,4 +1,4 @@
-"""The 1,797 digits of 43 writers that scikit-learn carries (Alpaydin & Kaynak 1998)."""
+"""The 1,797 digits of 13 writers that scikit-learn carries (Alpaydin & Kaynak 1998)."""
 
 from collections.abc import Iterator
 
