@@ -6,6 +6,7 @@ ConfigDicts end here: everything below takes plain arguments.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
 import traceback
@@ -69,6 +70,11 @@ def run(main: Callable[[], None]) -> None:
         except UsageError as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            # 128 + SIGINT, as shells count. An orderly exit would wait for a compilation that goes
+            # on in the background.
+            os._exit(130)
 
     app.run(guarded, flags_parser=parse_flags)
 

@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 import flax
 import jax
@@ -20,8 +18,6 @@ from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import Batch, StageScalars, TrainStep, abstract, shard_batch
-
-T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -73,11 +69,14 @@ class Loop:
         """Trains from the state's step to the end of the last stage; the state is donated."""
         shapes, first_step = abstract(state), int(state.step)
         remaining = [stage for stage in stages if stage.end_step > first_step]
+        if not remaining:
+            return state
         self.progress.start(first_step)
+        background = ThreadPoolExecutor()
         try:
-            update = _in_background(self.train_step.compile_update, shapes)
+            update = background.submit(self.train_step.compile_update, shapes)
             preparations = (
-                _in_background(self._prepare, stage, max(first_step, stage.first_step), shapes)
+                background.submit(self._prepare, stage, max(first_step, stage.first_step), shapes)
                 for stage in remaining
             )
             coming = list(itertools.islice(preparations, 1))
@@ -91,6 +90,8 @@ class Loop:
                 coming.extend(itertools.islice(preparations, 1))
                 state = self._run_stage(state, stage, batches)
         finally:
+            # A compiler cannot be stopped, but whoever stops the run need not wait for it here.
+            background.shutdown(wait=False)
             self.progress.stop()
             self.writer.flush()
         return state
@@ -161,20 +162,6 @@ class Loop:
         }
         self.writer.write_scalars(step, scalars)
         self.progress.update(step, stage, values["loss"], images_per_second)
-
-
-def _in_background(function: Callable[..., T], *arguments) -> Future[T]:
-    """Calls a function in a daemon thread: whoever stops the run does not wait for a compiler."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:  # raised where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
 
 
 def _scalars(stage: Stage) -> StageScalars:

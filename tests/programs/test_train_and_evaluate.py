@@ -113,24 +113,35 @@ def test_the_same_command_on_a_finished_run_only_reports(finished, data_dir):
     assert arrays_of(workdir)[0] == before == STEPS
 
 
-def test_a_killed_run_resumes_to_the_same_parameters(finished, data_dir, tmp_path):
-    workdir = tmp_path / "killed"
-    arguments = [*SMALL, f"--workdir={workdir}"]
+def stopped(data_dir, workdir, step, how):
+    """Starts or resumes a run and signals it when a checkpoint appears: (exit code, stderr)."""
     process = subprocess.Popen(
-        command("train", *arguments),
+        command("train", *SMALL, f"--workdir={workdir}"),
         cwd=ROOT,
         env=environment(data_dir),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    # Step 20 lies within stage 2, so that a stage's pipeline is entered in its middle.
-    wanted = workdir / "checkpoints" / "20"
+    wanted = workdir / "checkpoints" / str(step)
     deadline = time.monotonic() + 300
     while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert wanted.exists()
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert wanted.exists(), stderr
+    return process.returncode, stderr
+
+
+def test_a_killed_and_interrupted_run_resumes_to_the_same_parameters(finished, data_dir, tmp_path):
+    workdir = tmp_path / "stopped"
+    arguments = [*SMALL, f"--workdir={workdir}"]
+    # Steps within stages 2 and 3, so that a stage's pipeline is entered in its middle.
+    stopped(data_dir, workdir, 20, signal.SIGKILL)
+    returncode, stderr = stopped(data_dir, workdir, 35, signal.SIGINT)
+    assert returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
     result = start(data_dir, "train", *arguments)
     assert result.returncode == 0, result.stderr
     assert "resuming at step" in result.stderr
