@@ -2,8 +2,8 @@
 
 Command:  make train, or python -m effnetv2_jax.train --config=configs/digits.py --workdir=DIR
 Hardware:  2 CPU cores
-Result:    top-1 97.22, 96.39 and 97.22 % on test with seeds 0, 1 and 2 (seed 0 alone on the
-           machine: 5 min 57 s); the aim of 97.5 % is not reached yet
+Result:    top-1 97.78, 97.50 and 97.78 % on test with seeds 0, 1 and 2; 5 min 25 s, installed,
+           alone on the machine (seed 0)
 """
 
 import ml_collections
