@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     # A name in effnetv2_jax/preprocessing.py; empty means the model's own.
     config.data.preprocessing = ""
     config.data.flip = True
+    # randaugment, autoaugment or none.
+    config.data.augmentation = "randaugment"
     config.data.randaugment_layers = 2
     # px at magnitude 10.
     config.data.translate_const = 100.0

@@ -81,6 +81,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _is_ours_or_serious(record) -> bool:
     """A log is for the run; what these libraries say about themselves is left out."""
+    if record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt):
+        return False  # whoever interrupts a run knows that
     chatty = ("jax", "orbax", "tensorflow_datasets")
     return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
 
@@ -227,6 +229,9 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """What no part of the library below would notice by itself."""
     if config.model.dtype not in DTYPES:
         raise unknown_name("model.dtype", config.model.dtype, DTYPES)
+    if config.data.augmentation not in pipeline.AUGMENTATIONS:
+        names = pipeline.AUGMENTATIONS
+        raise unknown_name("data.augmentation", config.data.augmentation, names)
     if config.loss not in losses.LOSSES:
         raise unknown_name("loss", config.loss, losses.LOSSES)
     for name in FREE_FIELDS:
@@ -241,6 +246,7 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
 def make_augmentation(config: ml_collections.ConfigDict) -> pipeline.Augmentation:
     """What a config does to training images beside the stage's magnitude."""
     return pipeline.Augmentation(
+        name=config.data.augmentation,
         flip=config.data.flip,
         num_layers=config.data.randaugment_layers,
         translate_const=config.data.translate_const,

@@ -60,6 +60,18 @@ def test_the_official_recipe_of_s_has_the_official_stages():
     )
 
 
+@pytest.mark.parametrize("kind", efficientnetv2.RECIPES)
+def test_only_b0_to_b3_have_autoaugment(kind):
+    names = {
+        variant: efficientnetv2.get_config(
+            ",".join(filter(None, (variant, kind)))
+        ).data.augmentation
+        for variant in efficientnetv2.PAPER
+    }
+    expected = dict.fromkeys(["s", "m", "l", "xl"], "randaugment")
+    assert names == expected | dict.fromkeys(["b0", "b1", "b2", "b3"], "autoaugment")
+
+
 @pytest.mark.parametrize("argument", ["q", "s,offical", ""])
 def test_an_unknown_variant_is_named(argument):
     with pytest.raises(ValueError, match="s, m, l, xl, b0, b1, b2, b3"):

@@ -6,12 +6,13 @@ therefore start anywhere, and a resumed run sees what the uninterrupted one woul
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from effnetv2_jax.data import preprocess
+from effnetv2_jax.data.autoaugment import auto_augment
 from effnetv2_jax.data.randaugment import rand_augment
 from effnetv2_jax.data.sources import Source
 from effnetv2_jax.errors import UsageError
@@ -29,18 +30,49 @@ class Augmentation:
     """What is done to training images besides what the stage says.
 
     Attributes:
+        name: a name in ``AUGMENTATIONS``.
         flip: left and right, with probability ½.
-        num_layers: RandAugment operations in a row; 0 switches RandAugment off.
+        num_layers: RandAugment operations in a row.
         translate_const: px that TranslateX and TranslateY move at magnitude 10.
         cutout_const: half the side in px that Cutout covers at magnitude 10.
         area_range: of the crop over the image's area; None takes the family's.
     """
 
+    name: str = "randaugment"
     flip: bool = True
     num_layers: int = 2
     translate_const: float = 100.0
     cutout_const: float = 40.0
     area_range: tuple[float, float] | None = None
+
+
+def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
+    return rand_augment(
+        image,
+        seed,
+        magnitude=stage.randaugment_magnitude,
+        num_layers=augmentation.num_layers,
+        translate_const=augmentation.translate_const,
+        cutout_const=augmentation.cutout_const,
+    )
+
+
+def _autoaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
+    del stage  # the policy has magnitudes of its own
+    return auto_augment(
+        image,
+        seed,
+        translate_const=augmentation.translate_const,
+        cutout_const=augmentation.cutout_const,
+    )
+
+
+AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
+    "randaugment": _randaugment,
+    "autoaugment": _autoaugment,
+    "none": lambda image, seed, stage, augmentation: image,
+}
+"""Of (image, seed, stage, augmentation) → image, all uint8 [size, size, 3]."""
 
 
 def train_batches(
@@ -178,14 +210,7 @@ def _train_image(
     image = preprocess.resize(image, stage.image_size, preprocessing.interpolation)
     if augmentation.flip:
         image = preprocess.random_flip(image, flip_seed)
-    return rand_augment(
-        image,
-        augment_seed,
-        magnitude=stage.randaugment_magnitude,
-        num_layers=augmentation.num_layers,
-        translate_const=augmentation.translate_const,
-        cutout_const=augmentation.cutout_const,
-    )
+    return AUGMENTATIONS[augmentation.name](image, augment_seed, stage, augmentation)
 
 
 def _fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:

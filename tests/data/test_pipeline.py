@@ -1,5 +1,6 @@
 """The pipeline's promises: deterministic, restartable anywhere, complete, padded right."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -72,6 +73,22 @@ def test_digits_are_scikit_learns_in_their_order(digits):
     assert digits.num_classes == 10
     assert digits.num_examples("test") == 360
     assert digits.num_examples("train[:1150]") == 1150
+
+
+@pytest.mark.parametrize("name", pipeline.AUGMENTATIONS)
+def test_every_augmentation_starts_anywhere_and_only_none_leaves_images_alone(digits, name):
+    augmentation = dataclasses.replace(PLAIN, name=name, num_layers=2)
+    stage = stage_of(batch_size=50)
+    batches = train(digits, stage, num_batches=3, augmentation=augmentation)
+    later = train(digits, stage, first_example=100, num_batches=1, augmentation=augmentation)
+    assert_same(batches[2:], later)
+    plain = train(digits, stage, num_batches=3, augmentation=PLAIN)
+    same = [
+        np.array_equal(image, other)
+        for batch, others in zip(batches, plain, strict=True)
+        for image, other in zip(batch["image"], others["image"], strict=True)
+    ]
+    assert all(same) if name == "none" else 0 < sum(same) < len(same) / 2
 
 
 def test_batches_have_the_promised_shapes_and_dtypes(digits):

@@ -177,6 +177,10 @@ def test_evaluate_takes_another_split_size_and_the_raw_weights(finished, data_di
 MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
     "data set": ("--config.data.name=digit", "unknown data set 'digit': did you mean digits"),
+    "augmentation": (
+        "--config.data.augmentation=randaug",
+        "unknown data.augmentation 'randaug': did you mean randaugment",
+    ),
     "schedule": ("--config.schedule.name=papr", "unknown schedule 'papr': did you mean paper"),
     "field": ("--config.epoch=3", "unknown config field 'epoch': did you mean \"epochs\""),
     "type": ("--config.epochs=many", "many"),
