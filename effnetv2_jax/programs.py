@@ -162,6 +162,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     source = sources.get_source(config.data.name, config.data.dir or None)
     num_examples = source.num_examples(config.data.train_split)
     stages = make_stages(config, num_examples)
+    augmentation = make_augmentation(config)
     optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
     make_model = functools.partial(
         create_model,
@@ -213,7 +214,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
             num_batches=stage.end_step - first_step,
             seed=config.seed,
             preprocessing=family,
-            augmentation=make_augmentation(config),
+            augmentation=augmentation,
         ),
         eval_batches=lambda split, image_size: pipeline.eval_batches(
             source,
@@ -229,9 +230,6 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """What no part of the library below would notice by itself."""
     if config.model.dtype not in DTYPES:
         raise unknown_name("model.dtype", config.model.dtype, DTYPES)
-    if config.data.augmentation not in pipeline.AUGMENTATIONS:
-        names = pipeline.AUGMENTATIONS
-        raise unknown_name("data.augmentation", config.data.augmentation, names)
     if config.loss not in losses.LOSSES:
         raise unknown_name("loss", config.loss, losses.LOSSES)
     for name in FREE_FIELDS:

@@ -15,7 +15,7 @@ from effnetv2_jax.data import preprocess
 from effnetv2_jax.data.autoaugment import auto_augment
 from effnetv2_jax.data.randaugment import rand_augment
 from effnetv2_jax.data.sources import Source
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.preprocessing import WHOLE_IMAGE, Preprocessing
 from effnetv2_jax.progressive import Stage
 
@@ -36,6 +36,9 @@ class Augmentation:
         translate_const: px that TranslateX and TranslateY move at magnitude 10.
         cutout_const: half the side in px that Cutout covers at magnitude 10.
         area_range: of the crop over the image's area; None takes the family's.
+
+    Raises:
+        UsageError: for an unknown name.
     """
 
     name: str = "randaugment"
@@ -44,6 +47,10 @@ class Augmentation:
     translate_const: float = 100.0
     cutout_const: float = 40.0
     area_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.name not in AUGMENTATIONS:
+            raise unknown_name("augmentation", self.name, AUGMENTATIONS)
 
 
 def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:

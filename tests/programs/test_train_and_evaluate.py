@@ -179,7 +179,7 @@ MISTAKES = {
     "data set": ("--config.data.name=digit", "unknown data set 'digit': did you mean digits"),
     "augmentation": (
         "--config.data.augmentation=randaug",
-        "unknown data.augmentation 'randaug': did you mean randaugment",
+        "unknown augmentation 'randaug': did you mean randaugment",
     ),
     "schedule": ("--config.schedule.name=papr", "unknown schedule 'papr': did you mean paper"),
     "field": ("--config.epoch=3", "unknown config field 'epoch': did you mean \"epochs\""),
