@@ -1,6 +1,7 @@
 """What all recipes share: every field with its meaning, at the official code's values."""
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -30,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     # randaugment, autoaugment or none.
     config.data.augmentation = "randaugment"
     config.data.randaugment_layers = 2
-    # px at magnitude 10.
-    config.data.translate_const = 100.0
-    config.data.cutout_const = 40.0
+    # px at magnitude 10; None means the augmentation's own.
+    config.data.translate_const = config_dict.placeholder(float)
+    config.data.cutout_const = config_dict.placeholder(float)
     # Of the random crop over the image's area; empty means the family's.
     config.data.area_range = ()
 

@@ -110,8 +110,6 @@ def get_config(arg: str = "s") -> ml_collections.ConfigDict:
     config.eval_image_size = recipe.eval_image_size
     if variant in AUTOAUGMENTED:
         config.data.augmentation = "autoaugment"
-        config.data.translate_const = 250.0
-        config.data.cutout_const = 100.0
     if kind == "official":
         # base_config of the official hparams; the paper says 0.99.
         config.model.bn_momentum = 0.9

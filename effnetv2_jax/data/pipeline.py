@@ -33,8 +33,10 @@ class Augmentation:
         name: a name in ``AUGMENTATIONS``.
         flip: left and right, with probability ½.
         num_layers: RandAugment operations in a row.
-        translate_const: px that TranslateX and TranslateY move at magnitude 10.
-        cutout_const: half the side in px that Cutout covers at magnitude 10.
+        translate_const: px that TranslateX and TranslateY move at magnitude 10; None takes the
+            augmentation's own (RandAugment's is 100, AutoAugment's 250).
+        cutout_const: half the side in px that Cutout covers at magnitude 10; None likewise (40 and
+            100).
         area_range: of the crop over the image's area; None takes the family's.
 
     Raises:
@@ -44,13 +46,19 @@ class Augmentation:
     name: str = "randaugment"
     flip: bool = True
     num_layers: int = 2
-    translate_const: float = 100.0
-    cutout_const: float = 40.0
+    translate_const: float | None = None
+    cutout_const: float | None = None
     area_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.name not in AUGMENTATIONS:
             raise unknown_name("augmentation", self.name, AUGMENTATIONS)
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Those of translation and cutout that are not the augmentation's own."""
+        constants = {"translate_const": self.translate_const, "cutout_const": self.cutout_const}
+        return {name: value for name, value in constants.items() if value is not None}
 
 
 def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
@@ -59,19 +67,13 @@ def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Te
         seed,
         magnitude=stage.randaugment_magnitude,
         num_layers=augmentation.num_layers,
-        translate_const=augmentation.translate_const,
-        cutout_const=augmentation.cutout_const,
+        **augmentation.constants,
     )
 
 
 def _autoaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
     del stage  # the policy has magnitudes of its own
-    return auto_augment(
-        image,
-        seed,
-        translate_const=augmentation.translate_const,
-        cutout_const=augmentation.cutout_const,
-    )
+    return auto_augment(image, seed, **augmentation.constants)
 
 
 AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
@@ -103,7 +105,7 @@ def train_batches(
         num_batches: after which the iterator ends.
         seed: of the run.
         preprocessing: the input family.
-        augmentation: crop, flip and RandAugment.
+        augmentation: crop, flip, and RandAugment or AutoAugment.
 
     Yields:
         ``image`` uint8 [batch, size, size, 3], ``label`` int32 [batch], ``mask`` float32 [batch].

@@ -84,7 +84,7 @@ class Loop:
                 self._announce(stage, len(stages))
                 started = time.perf_counter()
                 batches = coming.pop().result()
-                update.result()
+                update.result()  # jit would compile it once more rather than wait
                 self.progress.message(f"ready after {time.perf_counter() - started:.1f} s")
                 # The next stage gets ready while this one trains.
                 coming.extend(itertools.islice(preparations, 1))

@@ -91,6 +91,11 @@ def test_every_augmentation_starts_anywhere_and_only_none_leaves_images_alone(di
     assert all(same) if name == "none" else 0 < sum(same) < len(same) / 2
 
 
+def test_constants_that_are_not_said_are_the_augmentations_own():
+    assert pipeline.Augmentation().constants == {}
+    assert pipeline.Augmentation(cutout_const=0.0).constants == {"cutout_const": 0.0}
+
+
 def test_batches_have_the_promised_shapes_and_dtypes(digits):
     (batch,) = train(digits, stage_of(image_size=20, batch_size=8), num_batches=1)
     assert batch["image"].shape == (8, 20, 20, 3)
