@@ -44,7 +44,15 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "test": ["mypy>=1.18", "pillow>=11", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "test": [
+            "mypy>=1.18",
+            "pillow>=11",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            # Its photographs.
+            "scikit-image>=0.25",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

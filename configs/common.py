@@ -21,8 +21,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "synthetic"
-    # Where TFDS keeps its files; empty means its default.
+    # Where TFDS keeps its files (empty means its default), or ImageNet's official TFRecords are.
     config.data.dir = ""
+    # Of a folder's training images that are its split val, where it has none of its own.
+    config.data.holdout = 0.1
+    # Of a split's examples that may be impossible to decode before the run ends with an error.
+    config.data.max_bad_fraction = 0.001
     config.data.train_split = "train"
     config.data.eval_split = "test"
     # A name in effnetv2_jax/preprocessing.py; empty means the model's own.

@@ -21,6 +21,7 @@ from flax import nnx
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import pipeline, sources
+from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
@@ -139,7 +140,7 @@ class Run:
     """
 
     name: str
-    source: sources.Source
+    source: Source
     preprocessing: Preprocessing
     stages: tuple[progressive.Stage, ...]
     mesh: jax.sharding.Mesh
@@ -159,10 +160,13 @@ def build(config: ml_collections.ConfigDict) -> Run:
     dtype = DTYPES[config.model.dtype]
     spec = get_spec(config.model.name)
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    source = sources.get_source(config.data.name, config.data.dir or None)
-    num_examples = source.num_examples(config.data.train_split)
+    source = sources.get_source(
+        config.data.name, config.data.dir or None, holdout=config.data.holdout
+    )
+    num_examples = source.split(config.data.train_split).size
     stages = make_stages(config, num_examples)
     augmentation = make_augmentation(config)
+    share = pipeline.Share(jax.process_index(), jax.process_count())
     optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
     make_model = functools.partial(
         create_model,
@@ -215,6 +219,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
             seed=config.seed,
             preprocessing=family,
             augmentation=augmentation,
+            max_bad_fraction=config.data.max_bad_fraction,
+            share=share,
         ),
         eval_batches=lambda split, image_size: pipeline.eval_batches(
             source,
@@ -222,6 +228,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
             image_size=image_size,
             batch_size=config.eval_batch_size,
             preprocessing=family,
+            max_bad_fraction=config.data.max_bad_fraction,
+            share=share,
         ),
     )
 
@@ -232,6 +240,10 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise unknown_name("model.dtype", config.model.dtype, DTYPES)
     if config.loss not in losses.LOSSES:
         raise unknown_name("loss", config.loss, losses.LOSSES)
+    if not 0 <= config.data.max_bad_fraction <= 1:
+        raise UsageError(
+            f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
+        )
     for name in FREE_FIELDS:
         if config[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {config[name]}")
@@ -327,6 +339,27 @@ def claim_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pa
             "use the same config to resume it, or another workdir"
         )
     return path
+
+
+def claim_class_names(workdir: pathlib.Path, source: Source) -> None:
+    """Writes the names of the classes beside the checkpoints, or checks that they are the same.
+
+    Args:
+        workdir: from ``claim_workdir``.
+        source: the data set; line n of ``class_names.txt`` is the name of label n − 1.
+
+    Raises:
+        UsageError: where the data set's classes are not those that the run began with.
+    """
+    file = workdir / "class_names.txt"
+    names = "".join(f"{name}\n" for name in source.class_names)
+    if not file.exists():
+        file.write_text(names, encoding="utf-8", errors="surrogateescape")
+    elif file.read_text(encoding="utf-8", errors="surrogateescape") != names:
+        raise UsageError(
+            f"workdir {str(workdir)!r} holds a run on other classes than those of {source.name} "
+            "now (class_names.txt has the run's): restore the data, or use another workdir"
+        )
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:

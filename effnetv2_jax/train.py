@@ -39,6 +39,7 @@ def main() -> None:
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
         state = replicate(run.initial_state(), run.mesh)
+    programs.claim_class_names(workdir, run.source)
     write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",
@@ -80,9 +81,9 @@ def main() -> None:
     facts = {
         "model": f"{run.name}, {config.model.dtype}",
         "data": f"{run.source.name}: trained on {config.data.train_split} "
-        f"({run.source.num_examples(config.data.train_split)} images), "
+        f"({run.source.split(config.data.train_split).size} images), "
         f"evaluated on {config.data.eval_split} "
-        f"({run.source.num_examples(config.data.eval_split)} images) "
+        f"({run.source.split(config.data.eval_split).size} images) "
         f"at {config.eval_image_size} px with the EMA weights",
         "schedule": f"{config.schedule.name}, {len(run.stages)} stages, {config.epochs} epochs",
         "device": f"{run.mesh.size} × {jax.devices()[0].device_kind}",

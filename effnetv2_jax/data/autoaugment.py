@@ -4,12 +4,11 @@ EfficientNetV1 and V2-B0…B3 were trained with the policy that their TPU code c
 the one the paper prints for ImageNet.
 """
 
-import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from effnetv2_jax.data.ops import OPS
+from effnetv2_jax.data.ops import NUM_DRAWS, OPS, apply_ops
 
 
 class Step(NamedTuple):
@@ -54,8 +53,32 @@ POLICY_V0: tuple[SubPolicy, ...] = (
 _OPS = {op.name: op for op in OPS}
 
 
-# There is no Python control flow on tensors here for AutoGraph to convert, only time to lose.
-@tf.autograph.experimental.do_not_convert
+def draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws a sub-policy, which of its steps are taken, and what is random in them.
+
+    Args:
+        seed: int32 or int64 [2].
+        policy: sub-policies of the same number of steps.
+
+    Returns:
+        Indices into ``operations(policy)`` or beyond its end for a step that is not taken, int32
+        [steps], and draws for ``ops.apply_ops``, float32 [steps, NUM_DRAWS].
+    """
+    num_steps, distinct = len(policy[0]), operations(policy)
+    indices = [[distinct.index((step.name, step.magnitude)) for step in sub] for sub in policy]
+    probabilities = [[step.probability for step in sub] for sub in policy]
+    draws = tf.random.stateless_uniform([1 + num_steps * (1 + NUM_DRAWS)], seed)
+    chosen = tf.cast(draws[0] * len(policy), tf.int32)
+    draws = tf.reshape(draws[1:], [num_steps, 1 + NUM_DRAWS])
+    taken = draws[:, 0] < tf.gather(tf.constant(probabilities), chosen)
+    return tf.where(taken, tf.gather(tf.constant(indices), chosen), len(distinct)), draws[:, 1:]
+
+
+def operations(policy: tuple[SubPolicy, ...]) -> list[tuple[str, int]]:
+    """The distinct (name, magnitude) of a policy, sorted."""
+    return sorted({(step.name, step.magnitude) for sub in policy for step in sub})
+
+
 def auto_augment(
     image: tf.Tensor,
     seed: tf.Tensor,
@@ -67,40 +90,18 @@ def auto_augment(
     """Applies the steps of one randomly chosen sub-policy, each with its probability.
 
     Args:
-        image: uint8 [H, W, 3]; H and W may be dynamic.
-        seed: int32 or int64 [2], as for `tf.random.stateless_uniform`; the same seed gives the same
-            result.
+        image: uint8 [height, width, 3] of static shape.
+        seed: int32 or int64 [2], as for ``tf.random.stateless_uniform``; the same seed gives the
+            same result.
         policy: sub-policies, all of the same number of steps.
-        translate_const: Pixels that an image is translated by at magnitude 10.
-        cutout_const: Half the side of the cut out square at magnitude 10, in pixels.
+        translate_const: px that an image is translated by at magnitude 10.
+        cutout_const: half the side in px of the cut out square at magnitude 10.
 
     Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        ValueError: If the image is not uint8.
+        uint8 [height, width, 3].
     """
-    image = tf.convert_to_tensor(image)
-    if image.dtype != tf.uint8:
-        raise ValueError(f"The image's dtype is {image.dtype.name}, but it must be uint8.")
-    image = tf.ensure_shape(image, [None, None, 3])
-    shape = image.shape
-    num_steps = len(policy[0])
-    seeds = tf.random.split(seed, num_steps + 2)
-    index = tf.random.stateless_uniform([], seeds[0], maxval=len(policy), dtype=tf.int32)
-    draws = tf.random.stateless_uniform([num_steps], seeds[1])
-
-    def apply(sub_policy: SubPolicy) -> tf.Tensor:
-        result = image
-        for i, step in enumerate(sub_policy):
-            op = _OPS[step.name]
-            argument = op.argument(step.magnitude, translate_const, cutout_const)
-            result = tf.cond(
-                draws[i] < step.probability,
-                functools.partial(op.apply, result, argument, seeds[i + 2]),
-                functools.partial(tf.identity, result),
-            )
-        return result
-
-    image = tf.switch_case(index, [functools.partial(apply, sub_policy) for sub_policy in policy])
-    return tf.ensure_shape(image, shape)
+    table = [
+        (_OPS[name], _OPS[name].argument(magnitude, translate_const, cutout_const))
+        for name, magnitude in operations(policy)
+    ]
+    return apply_ops(image, table, *draw(seed, policy))

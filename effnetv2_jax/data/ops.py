@@ -1,18 +1,29 @@
-"""Image operations on uint8 pixels, as pure functions of a seed: what augmentations are made of.
+"""Image operations on uint8 pixels, as pure functions of random draws: what augmentations consist of.
 
 The pixel operations follow Pillow's `ImageOps`, `ImageEnhance`, `Image.rotate` and
 `Image.transform`, so that they can be checked against it. `OPS` holds one entry per operation of
 AutoAugment's search space (Cubuk et al. 2018, arXiv:1805.09501) and SolarizeAdd.
+
+All of them are written for XLA: static shapes, no random numbers of their own, and everything that
+depends on the image's size and an argument alone (where an affine transform takes its pixels from)
+computed once, by NumPy. `apply_ops` compiles a whole table of them into one program. TensorFlow's
+own kernels take up to twenty times as long for the same passes (docs/performance.md).
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 FILL_VALUE = 128
 """Grey level of pixels that an operation leaves empty."""
+
+NUM_DRAWS = 3
+"""Random numbers that an operation may use: a sign, and a point's y and x."""
 
 Argument = float | int | None
 
@@ -22,11 +33,11 @@ class Op:
     """One operation.
 
     Attributes:
-        name: Name as in the paper's search space.
-        apply: Maps (image, argument, seed) to the new image; image and result are uint8 [H, W, 3],
-            seed is an integer [2] tensor that only the operations with a random part read.
-        argument: Maps (magnitude, translate_const, cutout_const) to `apply`'s argument, which is a
-            Python number (degrees, pixels, bits, ...) or None where the operation has no strength.
+        name: as in the paper's search space.
+        apply: of (image, argument, draws) → image; images are uint8 [height, width, 3] of static
+            shape, draws float32 [NUM_DRAWS] uniform in [0, 1).
+        argument: of (magnitude, translate_const, cutout_const) → ``apply``'s argument, a Python
+            number (degrees, pixels, bits, …) or None where the operation has no strength.
     """
 
     name: str
@@ -34,227 +45,272 @@ class Op:
     argument: Callable[[float, float, float], Argument]
 
 
-def _lookup(image, table):
-    """Replaces each value by `table`'s: uint8 [256] for all channels, or [3, 256] one per channel.
+def apply_ops(
+    image: tf.Tensor,
+    table: Sequence[tuple[Op, Argument]],
+    indices: tf.Tensor,
+    draws: tf.Tensor,
+) -> tf.Tensor:
+    """Applies operations chosen out of a table one after the other, as one compiled program.
 
-    Returns uint8 [H, W, 3].
+    Args:
+        image: uint8 [height, width, 3] of static shape.
+        table: operations with their arguments.
+        indices: int32 [layers], into the table; one that is outside leaves the image as it is.
+        draws: float32 [layers, NUM_DRAWS] uniform in [0, 1).
+
+    Returns:
+        uint8 [height, width, 3].
     """
-    indices = tf.cast(image, tf.int32)
-    if table.shape.rank == 1:
-        return tf.gather(table, indices)
-    # Offsets are added to whole rows: broadcasting over an inner dimension of 3 is several times
-    # slower on CPU.
-    shape = tf.shape(image)
-    rows = tf.reshape(indices, [shape[0], 3 * shape[1]])
-    rows += tf.tile(tf.constant([0, 256, 512]), shape[1:2])
-    return tf.reshape(tf.gather(tf.reshape(table, [-1]), rows), shape)
+    _settle_xla_flags()
+    shape = image.shape
+
+    def branches(image: tf.Tensor, draws: tf.Tensor) -> list[Callable[[], tf.Tensor]]:
+        operations = [lambda op=op, a=a: op.apply(image, a, draws) for op, a in table]
+        return [*operations, lambda: tf.identity(image)]
+
+    # There is no Python control flow on tensors for AutoGraph to convert, only time to lose.
+    @tf.function(jit_compile=True, autograph=False)
+    def compiled(image, indices, draws):
+        # A loop, not a list of layers: every operation is compiled once.
+        def layer(i, image):
+            image = tf.ensure_shape(tf.switch_case(indices[i], branches(image, draws[i])), shape)
+            return i + 1, image
+
+        num_layers = indices.shape[0]
+        return tf.while_loop(lambda i, image: i < num_layers, layer, (0, image))[1]
+
+    # switch_case takes its last branch for all that is out of range.
+    return compiled(image, indices, draws)
+
+
+@functools.cache
+def _settle_xla_flags() -> None:
+    """Has TensorFlow's XLA read its flags, once and for all, without those meant for JAX's.
+
+    It ends the process over a flag that it does not know, and the two are of different versions.
+    """
+    flags = os.environ.pop("XLA_FLAGS", None)
+    try:
+        with tf.init_scope():
+            tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(tf.constant(0))
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
+
+
+def _lookup(image, table):
+    """Replaces each value by ``table``'s of its channel; table is uint8 [3, 256]."""
+    offsets = tf.constant([0, 256, 512])
+    return tf.gather(tf.reshape(table, [-1]), tf.cast(image, tf.int32) + offsets)
 
 
 def _blend(degenerate, image, factor):
-    """Inter- or extrapolates from `degenerate` (factor 0) to `image` (factor 1).
+    """Inter- or extrapolates from ``degenerate`` (factor 0) to ``image`` (factor 1).
 
     Both are float32 of broadcastable shapes. Like Pillow's blend, it works in float32, clips to
-    0..255 and truncates to uint8.
+    0 … 255 and truncates to uint8.
     """
-    return tf.saturate_cast(degenerate + factor * (image - degenerate), tf.uint8)
+    # In float64 the product is exact; rounded, it is float32's. XLA would otherwise fuse it with the
+    # addition, and what is an integer in Pillow could come out just below one.
+    product = np.float64(np.float32(factor)) * tf.cast(image - degenerate, tf.float64)
+    blended = degenerate + tf.cast(product, tf.float32)
+    return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
 
 
 def _grey(image):
-    """Returns the luma (ITU-R 601) as int32 [H, W], rounded with Pillow's 16-bit fixed point."""
+    """The luma (ITU-R 601) as int32 [height, width], rounded with Pillow's 16-bit fixed point."""
     red, green, blue = (tf.cast(image[..., channel], tf.int32) for channel in range(3))
     total = red * 19595 + green * 38470 + blue * 7471 + 0x8000
     return tf.bitwise.right_shift(total, 16)
 
 
-def _auto_contrast(image, argument, seed):
-    """Stretches each channel's range of values to 0..255; a constant channel stays as it is."""
-    del argument, seed
-    low = tf.cast(tf.reduce_min(image, axis=[0, 1]), tf.float64)[:, tf.newaxis]
-    high = tf.cast(tf.reduce_max(image, axis=[0, 1]), tf.float64)[:, tf.newaxis]
-    levels = tf.range(256, dtype=tf.float64)[tf.newaxis]
+def _auto_contrast(image, argument, draws):
+    """Stretches each channel's range of values to 0 … 255; a constant channel stays as it is."""
+    del argument, draws
+    # In two steps, the first of which compilers vectorise.
+    low = tf.reduce_min(tf.reduce_min(image, axis=0), axis=0)
+    high = tf.reduce_max(tf.reduce_max(image, axis=0), axis=0)
+    low, high = (tf.cast(value, tf.float64)[:, tf.newaxis] for value in (low, high))
+    levels = tf.constant(np.arange(256.0)[np.newaxis])
     # float64 and this order of operations: the result is truncated, so a last-bit difference from
     # Pillow would be a difference of one level.
     scale = 255.0 / tf.maximum(high - low, 1.0)
-    stretched = levels * scale + -low * scale
-    return _lookup(image, tf.saturate_cast(tf.where(high > low, stretched, levels), tf.uint8))
+    stretched = tf.clip_by_value(levels * scale + -low * scale, 0.0, 255.0)
+    return _lookup(image, tf.cast(tf.where(high > low, stretched, levels), tf.uint8))
 
 
-def _equalize(image, argument, seed):
+def _equalize(image, argument, draws):
     """Flattens each channel's histogram."""
-    del argument, seed
-    channels = tf.transpose(tf.reshape(tf.cast(image, tf.int32), [-1, 3]))
-    # The raw op skips tf.math.bincount's extra passes over the values to find their range.
-    counts = tf.raw_ops.DenseBincount(
-        input=channels, size=256, weights=tf.constant([], tf.int32), binary_output=False
-    )
+    del argument, draws
+    bins = tf.reshape(tf.cast(image, tf.int32) + tf.constant([0, 256, 512]), [-1, 1])
+    ones = tf.ones([bins.shape[0]], tf.int32)
+    counts = tf.tensor_scatter_nd_add(tf.zeros([3 * 256], tf.int32), bins, ones)
+    counts = tf.reshape(counts, [3, 256])
     below = tf.cumsum(counts, axis=1, exclusive=True)
     # Pillow leaves the last non-empty bin out of the total that sets the step.
     total = tf.reduce_max(tf.where(counts > 0, below, 0), axis=1, keepdims=True)
     step = total // 255
     equalized = tf.minimum((step // 2 + below) // tf.maximum(step, 1), 255)
-    return _lookup(image, tf.cast(tf.where(step > 0, equalized, tf.range(256)), tf.uint8))
+    levels = tf.constant(np.arange(256, dtype=np.int32))
+    return _lookup(image, tf.cast(tf.where(step > 0, equalized, levels), tf.uint8))
 
 
-# Invert, Posterize, Solarize and SolarizeAdd could be lookup tables too, but a few passes of uint8
-# arithmetic take a fraction of tf.gather's time on CPU (and tf.where is as slow as tf.gather).
-
-
-def _invert(image, argument, seed):
-    """Returns 255 - image."""
-    del argument, seed
+def _invert(image, argument, draws):
+    """255 − image."""
+    del argument, draws
     return tf.bitwise.invert(image)
 
 
-def _posterize(image, bits, seed):
-    """Keeps the `bits` (0..8) highest bits of each value."""
-    del seed
+def _posterize(image, bits, draws):
+    """Keeps the ``bits`` (0 … 8) highest bits of each value."""
+    del draws
     mask = 256 - 2 ** (8 - bits)
     return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
 
 
-def _solarize(image, threshold, seed):
-    """Inverts the values that are at least `threshold` (an int >= 0; none from 256 on)."""
-    del seed
+def _solarize(image, threshold, draws):
+    """Inverts the values that are at least ``threshold`` (an int ≥ 0; none from 256 on)."""
+    del draws
     if threshold > 255:
-        return image
-    flip = tf.cast(image >= threshold, tf.uint8) * 255
-    return tf.bitwise.bitwise_xor(image, flip)
+        return tf.identity(image)
+    return tf.where(image >= threshold, tf.bitwise.invert(image), image)
 
 
-def _solarize_add(image, addition, seed):
-    """Adds `addition` (an int >= 0) to the values below 128, up to 255."""
-    del seed
-    wanted = tf.cast(image < 128, tf.uint8) * min(addition, 255)
+def _solarize_add(image, addition, draws):
+    """Adds ``addition`` (an int ≥ 0) to the values below 128, up to 255."""
+    del draws
     headroom = tf.bitwise.invert(image)
-    return image + tf.minimum(wanted, headroom)
+    added = image + tf.minimum(headroom, tf.constant(min(addition, 255), tf.uint8))
+    return tf.where(image < 128, added, image)
 
 
-def _color(image, factor, seed):
+def _color(image, factor, draws):
     """Blends with the grey image; factor 0 is grey."""
-    del seed
+    del draws
     grey = tf.cast(_grey(image), tf.float32)[..., tf.newaxis]
     return _blend(grey, tf.cast(image, tf.float32), factor)
 
 
-def _contrast(image, factor, seed):
+def _contrast(image, factor, draws):
     """Blends with a flat image of the mean grey level; factor 0 is flat."""
-    del seed
+    del draws
+    height, width, _ = image.shape
     # Rows are summed first and then in int64, as a large image's total overflows int32.
     total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(image), axis=1), tf.int64))
-    pixels = tf.cast(tf.size(image) // 3, tf.float64)
     # Pillow's mean. google/automl's code instead divides the number of pixels by 256, whatever
     # their values, so that images of about 256 by 256 pixels and more are blended with white.
-    mean = tf.floor(tf.cast(total, tf.float64) / pixels + 0.5)
-    levels = tf.range(256, dtype=tf.float32)
-    return _lookup(image, _blend(tf.cast(mean, tf.float32), levels, factor))
+    mean = tf.floor(tf.cast(total, tf.float64) / (height * width) + 0.5)
+    return _blend(tf.cast(mean, tf.float32), tf.cast(image, tf.float32), factor)
 
 
-def _brightness(image, factor, seed):
-    """Multiplies by `factor`; 0 is black."""
-    del seed
-    return _lookup(image, _blend(0.0, tf.range(256, dtype=tf.float32), factor))
+def _brightness(image, factor, draws):
+    """Multiplies by ``factor``; 0 is black."""
+    del draws
+    return _blend(tf.constant(0.0), tf.cast(image, tf.float32), factor)
 
 
-def _sharpness(image, factor, seed):
+def _sharpness(image, factor, draws):
     """Blends with a smoothed image; factor 0 is smooth. The outermost pixels stay as they are."""
-    del seed
-    pixels = tf.cast(image, tf.float32)
-    kernel = tf.constant([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]])
-    kernel = tf.tile(kernel[:, :, tf.newaxis, tf.newaxis], [1, 1, 3, 1])
-    # SAME only so that images of fewer than 3 rows or columns work; its border is not used.
+    del draws
+    height, width, _ = image.shape
+    if min(height, width) < 3:
+        return tf.identity(image)
+    # Rows of 3 · width values: with an inner dimension of 3, compilers do not vectorise.
+    flat = tf.reshape(image, [height, 3 * width])
+    pixels = tf.cast(flat, tf.float32)
+    inner = pixels[1:-1, 3:-3]
+    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     # Sums of integers are exact in float32, and sum / 13 is never near half a level.
-    total = tf.nn.depthwise_conv2d(pixels[tf.newaxis], kernel, [1, 1, 1, 1], "SAME")[0]
-    smooth = tf.floor(total * (1 / 13) + 0.5)
-    blended = _blend(smooth, pixels, factor)[1:-1, 1:-1]
-    # The second strip is empty where the image has one row (column): the first has it already.
-    shape = tf.shape(image)
-    last_row, last_column = tf.maximum(shape[0] - 1, 1), tf.maximum(shape[1] - 1, 1)
-    middle = [image[1:-1, :1], blended, image[1:-1, last_column:]]
-    return tf.concat([image[:1], tf.concat(middle, axis=1), image[last_row:]], axis=0)
+    total = rows[:, :-6] + rows[:, 3:-3] + rows[:, 6:] + 4.0 * inner
+    blended = _blend(tf.floor(total * (1 / 13) + 0.5), inner, factor)
+    middle = tf.concat([flat[1:-1, :3], blended, flat[1:-1, -3:]], axis=1)
+    return tf.reshape(tf.concat([flat[:1], middle, flat[-1:]], axis=0), image.shape)
 
 
-def _random_sign(seed):
-    """Returns -1 or 1 with equal probability, a float64 scalar."""
-    draw = tf.random.stateless_uniform([], seed)
-    return tf.where(draw < 0.5, tf.constant(-1.0, tf.float64), tf.constant(1.0, tf.float64))
+# Of an affine transform: the output at (x, y) is the input at (a x + b y + c, d x + e y + f), in
+# pixels from the image's top left corner, so that pixel centres lie at half-integers (as in
+# Pillow's Image.transform).
+Coefficients = tuple[float, float, float, float, float, float]
 
 
-def _affine(image, a, b, c, d, e, f):
-    """Nearest-neighbour affine transform, with the coefficients of Pillow's `Image.transform`.
+def _source_pixels(height: int, width: int, coefficients: Coefficients) -> np.ndarray:
+    """The nearest source of every pixel, y · width + x; −1 outside. int32 [height, width]."""
+    a, b, c, d, e, f = coefficients
+    y, x = np.mgrid[:height, :width] + 0.5
+    source_x, source_y = np.floor(a * x + b * y + c), np.floor(d * x + e * y + f)
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    return np.where(inside, source_y * width + source_x, -1).astype(np.int32)
 
-    Args:
-        image: uint8 [H, W, 3].
-        a, b, c, d, e, f: Python floats or float64 scalars. The output at (x, y) is the input at
-            (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so that
-            pixel centres lie at half-integers.
 
-    Returns:
-        uint8 [H, W, 3]; what falls outside the input is `FILL_VALUE`.
+def _affine(image, draws, coefficients: Callable[[float], Coefficients]):
+    """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn.
+
+    What falls outside the image is ``FILL_VALUE``.
     """
-    # TensorFlow has pixel centres at integers.
-    rows = [a, b, c + 0.5 * (a + b - 1), d, e, f + 0.5 * (d + e - 1), 0.0, 0.0]
-    transform = tf.stack([tf.cast(value, tf.float64) for value in rows])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[tf.newaxis],
-        transforms=tf.cast(transform, tf.float32)[tf.newaxis],
-        output_shape=tf.shape(image)[:2],
-        fill_value=float(FILL_VALUE),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )[0]
+    height, width, _ = image.shape
+    both = np.stack([_source_pixels(height, width, coefficients(sign)) for sign in (-1.0, 1.0)])
+    sources = tf.gather(tf.constant(both), tf.cast(draws[0] >= 0.5, tf.int32))
+    moved = tf.gather(tf.reshape(image, [-1, 3]), tf.maximum(sources, 0))
+    return tf.where((sources >= 0)[..., tf.newaxis], moved, tf.constant(FILL_VALUE, tf.uint8))
 
 
-def _rotate(image, degrees, seed):
-    """Rotates about the centre by `degrees`, counter-clockwise or clockwise at random."""
-    cosine = math.cos(math.radians(degrees))
-    sine = math.sin(math.radians(degrees)) * _random_sign(seed)
-    size = tf.cast(tf.shape(image), tf.float64)
-    x, y = size[1] / 2, size[0] / 2
-    x_offset = x - cosine * x + sine * y
-    y_offset = y - sine * x - cosine * y
-    return _affine(image, cosine, -sine, x_offset, sine, cosine, y_offset)
+def _rotate(image, degrees, draws):
+    """Rotates about the centre by ``degrees``, counter-clockwise or clockwise at random."""
+    height, width, _ = image.shape
+    cosine, sine = _cosine_and_sine(degrees)
+    x, y = width / 2, height / 2
+
+    def coefficients(sign: float) -> Coefficients:
+        s = sign * sine
+        return cosine, -s, x - cosine * x + s * y, s, cosine, y - s * x - cosine * y
+
+    return _affine(image, draws, coefficients)
 
 
-def _shear_x(image, level, seed):
-    """Shifts each row by `level` times its distance from the top, left or right at random."""
-    return _affine(image, 1.0, level * _random_sign(seed), 0.0, 0.0, 1.0, 0.0)
+def _cosine_and_sine(degrees: float) -> tuple[float, float]:
+    # Rounded so that right angles are exact; the rest is far below a pixel.
+    radians = math.radians(degrees)
+    return round(math.cos(radians), 15), round(math.sin(radians), 15)
 
 
-def _shear_y(image, level, seed):
-    """Shifts each column by `level` times its distance from the left, up or down at random."""
-    return _affine(image, 1.0, 0.0, 0.0, level * _random_sign(seed), 1.0, 0.0)
+def _shear_x(image, level, draws):
+    """Shifts each row by ``level`` times its distance from the top, left or right at random."""
+    return _affine(image, draws, lambda sign: (1.0, sign * level, 0.0, 0.0, 1.0, 0.0))
 
 
-def _random_shift(pixels, seed):
-    """Returns `pixels` with a random sign, as the whole number that Pillow's rounding gives."""
-    # TensorFlow rounds halves away from zero, Pillow up.
-    return tf.floor(pixels * _random_sign(seed) + 0.5)
+def _shear_y(image, level, draws):
+    """Shifts each column by ``level`` times its distance from the left, up or down at random."""
+    return _affine(image, draws, lambda sign: (1.0, 0.0, 0.0, sign * level, 1.0, 0.0))
 
 
-def _translate_x(image, pixels, seed):
-    """Shifts the image by `pixels`, left or right at random."""
-    return _affine(image, 1.0, 0.0, _random_shift(pixels, seed), 0.0, 1.0, 0.0)
+def _whole(pixels: float) -> float:
+    """As Pillow rounds a shift: halves up."""
+    return math.floor(pixels + 0.5)
 
 
-def _translate_y(image, pixels, seed):
-    """Shifts the image by `pixels`, up or down at random."""
-    return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, _random_shift(pixels, seed))
+def _translate_x(image, pixels, draws):
+    """Shifts the image by ``pixels``, left or right at random."""
+    return _affine(image, draws, lambda sign: (1.0, 0.0, _whole(sign * pixels), 0.0, 1.0, 0.0))
 
 
-def _cutout(image, half_side, seed):
-    """Greys a square of 2 * `half_side` pixels, less what lies outside the image.
+def _translate_y(image, pixels, draws):
+    """Shifts the image by ``pixels``, up or down at random."""
+    return _affine(image, draws, lambda sign: (1.0, 0.0, 0.0, 0.0, 1.0, _whole(sign * pixels)))
+
+
+def _cutout(image, half_side, draws):
+    """Greys a square of 2 · ``half_side`` pixels, less what lies outside the image.
 
     Its centre is uniform over the image's pixels.
     """
-    size = tf.shape(image)[:2]
-    draws = tf.random.stateless_uniform([2], seed)
-    centre = tf.cast(draws * tf.cast(size, tf.float32), tf.int32)
-    top, left = tf.unstack(tf.maximum(centre - half_side, 0))
-    bottom, right = tf.unstack(tf.minimum(centre + half_side, size))
-    # Cut and joined, as tf.where with a broadcast mask takes five times as long on CPU.
-    hole = tf.fill([bottom - top, right - left, 3], tf.constant(FILL_VALUE, tf.uint8))
-    band = tf.concat([image[top:bottom, :left], hole, image[top:bottom, right:]], axis=1)
-    return tf.concat([image[:top], band, image[bottom:]], axis=0)
+    inside = [
+        tf.abs(tf.constant(np.arange(size) + 0.5, tf.float32) - tf.floor(draws[1 + axis] * size))
+        < half_side
+        for axis, size in enumerate(image.shape[:2])
+    ]
+    hole = inside[0][:, tf.newaxis] & inside[1][tf.newaxis]
+    return tf.where(hole[..., tf.newaxis], tf.constant(FILL_VALUE, tf.uint8), image)
 
 
 def _none(magnitude, translate_const, cutout_const):

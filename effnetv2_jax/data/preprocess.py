@@ -1,68 +1,185 @@
-"""From an encoded image to uint8 pixels of the right size: decode, crop, resize, flip."""
+"""From an encoded image to uint8 pixels of the right size: decode a box of it, resize, flip."""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import tensorflow as tf
 
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before they are decoded; Pillow's limit."""
 
-def decode(image: tf.Tensor) -> tf.Tensor:
-    """Decodes a string (JPEG, PNG, BMP, GIF's first frame) to uint8 [height, width, 3].
+# int32 [4]: first row and column, height and width in px.
+Box: TypeAlias = tf.Tensor
 
-    An image that already is uint8 [height, width, 3] passes through.
+_SCALES = (1, 2, 4, 8)
+
+
+def decode_box(
+    encoded: tf.Tensor,
+    choose_box: Callable[[tf.Tensor], Box],
+    *,
+    min_size: int | None = None,
+) -> tf.Tensor:
+    """Decodes a box of an image: JPEG, PNG, WebP, BMP or GIF (its first frame).
+
+    The content counts, not a file's name. Grey, CMYK, palette and 16-bit images become RGB of 8
+    bits; transparency is dropped.
+
+    Args:
+        encoded: string, or uint8 [height, width, 3], which is only cut.
+        choose_box: of (shape int32 [2]) → box inside of it.
+        min_size: a JPEG may be decoded at a half, a quarter or an eighth of its size, in the domain
+            of its cosine transform, as long as both sides of the box keep this many px; None for
+            full size.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        tf.errors.InvalidArgumentError: when it runs, for an image that cannot be decoded or has
+            more than MAX_PIXELS.
     """
-    if image.dtype != tf.string:
-        return image
-    image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
-    return image
+    if encoded.dtype != tf.string:
+        return _cut(encoded, choose_box(tf.shape(encoded)[:2]))
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: _decode_jpeg(encoded, choose_box, min_size),
+        lambda: _decode_other(encoded, choose_box),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
 
 
-def random_crop(
-    image: tf.Tensor,
+def random_box(
+    shape: tf.Tensor,
     seed: tf.Tensor,
     *,
     area_range: tuple[float, float],
     aspect_ratio_range: tuple[float, float],
     min_object_covered: float,
-) -> tf.Tensor:
+) -> Box:
     """Inception's crop: a random box of random area and shape.
 
     Args:
-        image: uint8 [height, width, 3].
+        shape: int32 [2], height and width in px.
         seed: int [2].
         area_range: of the box, over the image's area.
         aspect_ratio_range: width over height of the box.
         min_object_covered: fraction of the image the box must cover.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
+        tf.concat([shape, [3]], axis=0),
         bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
         seed=seed,
         min_object_covered=min_object_covered,
         aspect_ratio_range=aspect_ratio_range,
         area_range=area_range,
     )
-    image = tf.slice(image, begin, size)
-    image.set_shape((None, None, 3))
-    return image
+    return tf.concat([begin[:2], size[:2]], axis=0)
 
 
-def center_crop(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Cuts the central square with image_size / (image_size + 32) of the short side."""
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    short_side = tf.cast(tf.minimum(height, width), tf.float32)
+def central_box(shape: tf.Tensor, image_size: int) -> Box:
+    """The central square with image_size / (image_size + 32) of the short side."""
+    short_side = tf.cast(tf.reduce_min(shape), tf.float32)
     # The margin suits ImageNet's photographs, but an image of a few pixels must keep one of them.
     side = tf.maximum(tf.cast(short_side * (image_size / (image_size + 32)), tf.int32), 1)
-    return tf.image.crop_to_bounding_box(
-        image, (height - side) // 2, (width - side) // 2, side, side
-    )
+    return tf.concat([(shape - side) // 2, [side, side]], axis=0)
+
+
+def whole_box(shape: tf.Tensor) -> Box:
+    """All of the image."""
+    return tf.concat([[0, 0], shape], axis=0)
 
 
 def resize(image: tf.Tensor, image_size: int, interpolation: str) -> tf.Tensor:
     """Resizes to uint8 [image_size, image_size, 3], without antialiasing as the published runs."""
+    # The kernel is faster on float32, as it reads every pixel several times.
+    image = tf.cast(image, tf.float32)
     image = tf.image.resize(image, (image_size, image_size), method=interpolation)
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
+    if interpolation != "bilinear":  # which stays within the range of its pixels
+        image = tf.clip_by_value(image, 0.0, 255.0)
+    image = tf.cast(image + 0.5, tf.uint8)
     return tf.ensure_shape(image, (image_size, image_size, 3))
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Flips left and right with probability ½; seed is int [2]."""
-    return tf.image.stateless_random_flip_left_right(image, seed)
+    flip = tf.random.stateless_uniform([], seed) < 0.5
+    return tf.cond(flip, lambda: tf.reverse(image, axis=[1]), lambda: image)
+
+
+def _decode_jpeg(
+    encoded: tf.Tensor, choose_box: Callable[[tf.Tensor], Box], min_size: int | None
+) -> tf.Tensor:
+    shape = tf.io.extract_jpeg_shape(encoded)[:2]
+    with tf.control_dependencies([_check_pixels(shape)]):
+        box = choose_box(shape)
+
+    def decode(scale: int) -> tf.Tensor:
+        # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
+        begin = (box[:2] + scale // 2) // scale
+        end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
+        return tf.io.decode_and_crop_jpeg(
+            encoded,
+            tf.concat([begin, end - begin], axis=0),
+            channels=3,
+            ratio=scale,
+            dct_method="INTEGER_ACCURATE",  # as Pillow
+        )
+
+    if min_size is None:
+        return decode(1)
+    fits = tf.reduce_min(box[2:]) // min_size
+    index = tf.reduce_sum(tf.cast(fits >= tf.constant(_SCALES[1:]), tf.int32))
+    return tf.switch_case(index, [lambda scale=scale: decode(scale) for scale in _SCALES])
+
+
+def _decode_other(encoded: tf.Tensor, choose_box: Callable[[tf.Tensor], Box]) -> tf.Tensor:
+    with tf.control_dependencies([_check_pixels(_shape_in_header(encoded))]):
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, (None, None, 3))
+    return _cut(image, choose_box(tf.shape(image)[:2]))
+
+
+def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
+    top, left, height, width = tf.unstack(box)
+    return image[top : top + height, left : left + width]
+
+
+def _check_pixels(shape: tf.Tensor) -> tf.Operation:
+    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+    return tf.debugging.Assert(
+        pixels <= MAX_PIXELS, ["height and width are too large:", shape], summarize=2
+    )
+
+
+def _shape_in_header(encoded: tf.Tensor) -> tf.Tensor:
+    """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]; 1 × 1 for others."""
+    length = 30
+    start = tf.strings.substr(encoded, 0, length) + tf.constant(b"\0" * length)
+    values = tf.cast(tf.io.decode_raw(start, tf.uint8)[:length], tf.int64)
+
+    def starts_with(text: bytes, at: int = 0) -> tf.Tensor:
+        return tf.reduce_all(values[at : at + len(text)] == list(text))
+
+    def little(at: int, num_bytes: int) -> tf.Tensor:
+        return tf.reduce_sum(values[at : at + num_bytes] * [256**i for i in range(num_bytes)])
+
+    def big(at: int, num_bytes: int) -> tf.Tensor:
+        return tf.reduce_sum(
+            values[at : at + num_bytes] * [256**i for i in reversed(range(num_bytes))]
+        )
+
+    lossless = little(21, 4)
+    shapes = (
+        (starts_with(b"\x89PNG"), big(20, 4), big(16, 4)),
+        (starts_with(b"GIF8"), little(8, 2), little(6, 2)),
+        # A BMP's height is negative where its first row is the top one.
+        (starts_with(b"BM"), tf.minimum(little(22, 4), 2**32 - little(22, 4)), little(18, 4)),
+        (starts_with(b"VP8 ", 12), little(28, 2) % 2**14, little(26, 2) % 2**14),
+        (starts_with(b"VP8L", 12), 1 + lossless // 2**14 % 2**14, 1 + lossless % 2**14),
+        (starts_with(b"VP8X", 12), 1 + little(27, 3), 1 + little(24, 3)),
+    )
+    shape = tf.ones([2], tf.int64)
+    for matches, height, width in shapes:
+        shape = tf.where(matches, tf.stack([height, width]), shape)
+    return shape

@@ -1,142 +1,83 @@
-"""Named data sets: where the examples of a split come from, in which order, and how many.
+"""Data sets by name.
 
-A new data set is a function that returns a ``Source``, and a line in ``SOURCES``.
+A new one is a function that returns a ``Source``, and a line in ``SOURCES``; data sets of TFDS are
+lines in ``tfds_source.TFDS_DATASETS``.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
-import tensorflow as tf
-import tensorflow_datasets as tfds
-
 from effnetv2_jax.data.digits import Digits
+from effnetv2_jax.data.folder import folder_source
+from effnetv2_jax.data.imagenet import imagenet21k_source, imagenet_source, is_imagenet_dir
+from effnetv2_jax.data.source import Source
+from effnetv2_jax.data.synthetic import synthetic_source
+from effnetv2_jax.data.tfds_source import PREFIX, TFDS_DATASETS, open_tfds, tfds_source
 from effnetv2_jax.errors import UsageError, unknown_name
 
-# Accelerators belong to JAX.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
+FOLDER_PREFIX = "folder:"
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A data set for classification.
-
-    Attributes:
-        name: as in ``SOURCES``.
-        class_names: one a label.
-        num_examples: of (split) → number of examples in it.
-        read: of (split) → tf.data.Dataset of ``id`` int64 (position in the split), ``image`` (a
-            string to decode, or uint8 [height, width, 3]) and ``label`` int64, in a fixed order.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    num_examples: Callable[[str], int]
-    read: Callable[[str], tf.data.Dataset]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-
-def get_source(name: str, data_dir: str | None = None) -> Source:
-    """Opens a data set, preparing it first where it is not on disk yet.
+def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) -> Source:
+    """Opens a data set, preparing it first where it is not on disk and that can be done.
 
     Args:
-        name: a name in ``SOURCES``.
-        data_dir: where TFDS keeps its files; None means its default (``TFDS_DATA_DIR`` or
-            ``~/tensorflow_datasets``).
+        name: a name in ``SOURCES`` or ``TFDS_DATASETS``, ``folder:PATH`` for your own images, or
+            ``tfds:NAME`` for any other of TFDS.
+        data_dir: where the data are: TFDS's folder (None means its default, ``TFDS_DATA_DIR`` or
+            ``~/tensorflow_datasets``), or the official TFRecords of ImageNet and ImageNet21k.
+        holdout: share of a folder's training images that is its split ``val``, where it has no
+            images for that.
 
     Raises:
-        UsageError: for an unknown name, or a data_dir that cannot be written.
+        UsageError: for an unknown name, and for data that are not there or not as they should be.
     """
-    if name not in SOURCES:
-        raise unknown_name("data set", name, SOURCES)
-    return SOURCES[name](data_dir)
+    return _with_splits_kept(_open(name, data_dir, holdout))
+
+
+def _open(name: str, data_dir: str | None, holdout: float) -> Source:
+    if name.startswith(FOLDER_PREFIX):
+        return folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
+    if name in SOURCES:
+        return SOURCES[name](data_dir)
+    if name in TFDS_DATASETS or name.startswith(PREFIX):
+        return open_tfds(name, data_dir)
+    raise unknown_name(
+        "data set", name, [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
+    )
+
+
+def _with_splits_kept(source: Source) -> Source:
+    """Opens every split once: that may read a folder or an index of a million records."""
+    return dataclasses.replace(source, split=functools.cache(source.split))
 
 
 def _digits(data_dir: str | None) -> Source:
     try:
-        builder = Digits(data_dir=data_dir)
-        builder.download_and_prepare()
+        return tfds_source("digits", Digits(data_dir=data_dir))
     except OSError as error:
         raise UsageError(f"data_dir {data_dir!r} cannot be written: {error}") from error
-    return _tfds_source("digits", builder)
 
 
-def _tfds_source(name: str, builder: tfds.core.DatasetBuilder) -> Source:
-    def split_info(split: str) -> tfds.core.SplitInfo:
-        try:
-            return builder.info.splits[split]
-        except (KeyError, ValueError) as error:
-            raise UsageError(
-                f"unknown split {split!r} of {name}: allowed are {', '.join(builder.info.splits)} "
-                "and slices of them such as 'train[:80%]'"
-            ) from error
+def _imagenet(data_dir: str | None) -> Source:
+    if data_dir and is_imagenet_dir(data_dir):
+        return imagenet_source(data_dir)
+    return open_tfds("imagenet2012", data_dir)
 
-    def read(split: str) -> tf.data.Dataset:
-        split_info(split)
-        dataset = builder.as_dataset(
-            split=split,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(
-                interleave_cycle_length=1, try_autocache=False, add_tfds_id=False
-            ),
+
+def _imagenet21k(data_dir: str | None) -> Source:
+    if not data_dir:
+        raise UsageError(
+            "imagenet21k needs data.dir: the folder with its official TFRecords, imagenet21k*"
         )
-        return dataset.enumerate().map(
-            lambda index, example: {
-                "id": index,
-                "image": example["image"],
-                "label": example["label"],
-            }
-        )
-
-    return Source(
-        name=name,
-        class_names=tuple(builder.info.features["label"].names),
-        num_examples=lambda split: split_info(split).num_examples,
-        read=read,
-    )
+    return imagenet21k_source(data_dir)
 
 
-_SYNTHETIC_EXAMPLES = {"train": 8192, "test": 500}
-_SYNTHETIC_CLASSES = 1000
-_SYNTHETIC_SIZE = 64
-
-
-def _synthetic(data_dir: str | None) -> Source:
-    """Coloured noise for trying things out: the class sets the colour, so there is much to learn.
-
-    ImageNet's 1,000 classes; example i of a split is the same in every run.
-    """
-    del data_dir
-
-    def num_examples(split: str) -> int:
-        if split not in _SYNTHETIC_EXAMPLES:
-            raise unknown_name("split of synthetic", split, _SYNTHETIC_EXAMPLES)
-        return _SYNTHETIC_EXAMPLES[split]
-
-    def example(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        label = tf.random.stateless_uniform((), (index, 0), 0, _SYNTHETIC_CLASSES, tf.int64)
-        color = tf.random.stateless_uniform((3,), (label, 1), 0, 256, tf.int32)
-        shape = (_SYNTHETIC_SIZE, _SYNTHETIC_SIZE, 3)
-        noise = tf.random.stateless_uniform(shape, (index, 2), -64, 64, tf.int32)
-        image = tf.cast(tf.clip_by_value(color + noise, 0, 255), tf.uint8)
-        return {"id": index, "image": image, "label": label}
-
-    def read(split: str) -> tf.data.Dataset:
-        # Test examples continue the count, so that no image is in both splits.
-        first = 0 if split == "train" else _SYNTHETIC_EXAMPLES["train"]
-        return tf.data.Dataset.range(num_examples(split)).map(
-            lambda index: example(index + first) | {"id": index}
-        )
-
-    return Source(
-        name="synthetic",
-        class_names=tuple(f"class {i}" for i in range(_SYNTHETIC_CLASSES)),
-        num_examples=num_examples,
-        read=read,
-    )
-
-
-SOURCES: dict[str, Callable[[str | None], Source]] = {"digits": _digits, "synthetic": _synthetic}
+SOURCES: dict[str, Callable[[str | None], Source]] = {
+    "digits": _digits,
+    "imagenet2012": _imagenet,
+    "imagenet21k": _imagenet21k,
+    "synthetic": lambda data_dir: synthetic_source(),
+}
+"""Of (data_dir) → Source."""

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training.losses import targets_of
 from effnetv2_jax.training.state import Apply, PyTree
 from effnetv2_jax.training.step import AXIS, Batch, Metrics, normalize, shard_batch
 
@@ -35,21 +36,25 @@ def make_eval_step(
     Returns:
         ``eval_step(params, batch_stats, batch) -> metrics``: sums over the batch of ``top1``,
         ``top5`` and ``loss`` (cross-entropy without smoothing), and ``count``. batch is as for the
-        training step; examples with mask 0 count nothing.
+        training step; of several labels, any is right. Examples with mask 0 or without a label
+        count nothing.
     """
 
     def local_step(params: PyTree, batch_stats: PyTree, batch: Batch) -> Metrics:
         logits, _ = apply(
             params, batch_stats, normalize(batch["image"], mean, std, dtype), train=False
         )
-        labels = batch["label"]
-        # The rank of the right class: ties count against it, so NaN is never right.
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        labels = batch["label"].reshape(len(logits), -1)  # [batch, labels]
+        # The rank of the best of the right classes: ties count against it, so NaN is never right.
+        scores = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")
+        own = jnp.max(jnp.where(labels >= 0, scores, -jnp.inf), axis=-1, keepdims=True)
         rank = jnp.sum(~(logits < own), axis=-1) - 1
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = optax.softmax_cross_entropy(logits, targets_of(labels, logits.shape[-1]))
         sums = {"top1": rank < 1, "top5": rank < 5, "loss": losses, "count": jnp.ones_like(losses)}
+        # Images without any label, of which ReaL has some, are not counted (Beyer et al. 2020).
         # where, not a product: whatever a padded image gives must not reach the sum.
-        masked = {name: jnp.where(batch["mask"] > 0, x, 0.0).sum() for name, x in sums.items()}
+        counts = (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
+        masked = {name: jnp.where(counts, x, 0.0).sum() for name, x in sums.items()}
         return lax.psum(masked, AXIS)
 
     return jax.jit(

@@ -23,4 +23,22 @@ def sigmoid_cross_entropy(
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
+def targets_of(labels: jax.Array, num_classes: int) -> jax.Array:
+    """What losses are computed against, float32 [batch, classes].
+
+    Args:
+        labels: int32 [batch]; int32 [batch, labels] filled up with −1, of which each then weighs
+            one over their number, as in ImageNet21k's published runs; or float32 [batch, classes],
+            which is returned.
+        num_classes: of the model.
+    """
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels
+    if labels.ndim == 1:
+        return jax.nn.one_hot(labels, num_classes)
+    # one_hot of −1 is zero.
+    targets = jnp.minimum(jax.nn.one_hot(labels, num_classes).sum(axis=1), 1.0)
+    return targets / jnp.maximum(targets.sum(axis=-1, keepdims=True), 1.0)
+
+
 LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

@@ -63,6 +63,7 @@ def mix(
     mixup_alpha: float | jax.Array,
     cutmix_alpha: float | jax.Array,
     key: jax.Array,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup, CutMix, or with both alphas above 0 Mixup on the first half and CutMix on the second.
 
@@ -72,6 +73,7 @@ def mix(
         mixup_alpha: scalar, may be traced.
         cutmix_alpha: scalar, may be traced.
         key: a JAX random key.
+        mask: [batch]; what is 0 there is no image, and nothing is mixed with it. None for all 1.
     """
     mixup_key, cutmix_key = jax.random.split(key)
     mixed_up = mixup(images, targets, mixup_alpha, mixup_key)
@@ -79,9 +81,16 @@ def mix(
     batch = images.shape[0]
     first_half = jnp.arange(batch) < batch // 2
     use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & first_half, True)
-    return (
+    mixed = (
         jnp.where(use_mixup[:, None, None, None], mixed_up[0], cut_mixed[0]),
         jnp.where(use_mixup[:, None], mixed_up[1], cut_mixed[1]),
+    )
+    if mask is None:
+        return mixed
+    has_partner = mask[::-1] > 0
+    return (
+        jnp.where(has_partner[:, None, None, None], mixed[0], images),
+        jnp.where(has_partner[:, None], mixed[1], targets),
     )
 
 

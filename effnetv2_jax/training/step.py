@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.training.losses import LOSSES
+from effnetv2_jax.training.losses import LOSSES, targets_of
 from effnetv2_jax.training.mixing import mix
 from effnetv2_jax.training.state import Apply, PyTree, TrainState
 
@@ -76,8 +76,8 @@ def over_devices(collective, tree: PyTree) -> PyTree:
 class TrainStep:
     """``train_step(state, batch, scalars) -> (state, metrics)``; the state is donated.
 
-    batch: ``image`` uint8 [batch, height, width, 3], ``label`` int32 [batch] or float32 [batch,
-    classes], ``mask`` float32 [batch], sharded along the first axis. scalars: ``dropout_rate``,
+    batch: ``image`` uint8 [batch, height, width, 3], ``label`` as for ``losses.targets_of``,
+    ``mask`` float32 [batch], sharded along the first axis. scalars: ``dropout_rate``,
     ``mixup_alpha``, ``cutmix_alpha``. metrics: float32 sums over the batch ``loss`` and
     ``correct``, and ``count``.
 
@@ -151,12 +151,15 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), step)
         mix_key, model_key = jax.random.split(jax.random.fold_in(key, lax.axis_index(AXIS)))
         images = normalize(batch["image"], mean, std, dtype)
-        targets = batch["label"]
-        if targets.ndim == 1:
-            targets = jax.nn.one_hot(targets, num_classes)
+        targets = targets_of(batch["label"], num_classes)
         if mixing:
             images, targets = mix(
-                images, targets, scalars["mixup_alpha"], scalars["cutmix_alpha"], mix_key
+                images,
+                targets,
+                scalars["mixup_alpha"],
+                scalars["cutmix_alpha"],
+                mix_key,
+                batch["mask"],
             )
         count = over_devices(lax.psum, batch["mask"].sum())
 
@@ -175,7 +178,9 @@ def make_train_step(
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         (loss_value, (logits, new_batch_stats)), gradients = gradient(params)
-        correct = (logits.argmax(-1) == targets.argmax(-1)) * batch["mask"]
+        # Of several labels, any will do.
+        best = jnp.take_along_axis(targets, logits.argmax(-1)[:, None], axis=-1)[:, 0]
+        correct = (best == targets.max(axis=-1)) * batch["mask"]
         sums = {"loss": loss_value * count, "correct": correct.sum()}
         gradients, sums = over_devices(lax.psum, (gradients, sums))
         # Without synchronised batch norm every device has statistics of its own.

@@ -1,22 +1,25 @@
 """The pipeline's promises: deterministic, restartable anywhere, complete, padded right."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from effnetv2_jax.data import pipeline, preprocess
+from effnetv2_jax.data import pipeline
+from effnetv2_jax.data.order import WINDOW
+from effnetv2_jax.data.source import Source
 from effnetv2_jax.data.sources import get_source
+from effnetv2_jax.data.tfrecords import open_split
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.preprocessing import PREPROCESSING
 from effnetv2_jax.progressive import Stage
 
 FAMILY = PREPROCESSING["v2"]
-PLAIN = pipeline.Augmentation(flip=False, num_layers=0, area_range=(1.0, 1.0))
+PLAIN = pipeline.Augmentation("none", flip=False, area_range=(1.0, 1.0))
+# Compiling RandAugment takes seconds: where it does not matter, tests do without.
+CROPPED = pipeline.Augmentation(name="none")
 STRONG = pipeline.Augmentation()
 
 
@@ -39,7 +42,9 @@ def digits(tmp_path_factory):
     return get_source("digits", str(tmp_path_factory.mktemp("tfds")))
 
 
-def train(source, stage, *, first_example=0, num_batches=3, seed=0, augmentation=STRONG):
+def train(
+    source, stage, *, first_example=0, num_batches=3, seed=0, augmentation=CROPPED, **keywords
+):
     return list(
         pipeline.train_batches(
             source,
@@ -50,8 +55,14 @@ def train(source, stage, *, first_example=0, num_batches=3, seed=0, augmentation
             seed=seed,
             preprocessing=FAMILY,
             augmentation=augmentation,
+            **keywords,
         )
     )
+
+
+def read_all(split):
+    bounds = (tf.constant(x, tf.int64) for x in (0, split.size))
+    return list(split.read(*bounds).as_numpy_iterator())
 
 
 def assert_same(batches, others):
@@ -63,16 +74,15 @@ def assert_same(batches, others):
 def test_digits_are_scikit_learns_in_their_order(digits):
     expected = load_digits()
     for split, part in (("train", slice(0, 1437)), ("test", slice(1437, None))):
-        examples = list(digits.read(split).as_numpy_iterator())
+        examples = read_all(digits.split(split))
         assert [e["label"] for e in examples] == list(expected.target[part])
-        assert [e["id"] for e in examples] == list(range(len(examples)))
         images = [tf.io.decode_png(e["image"]).numpy()[..., 0] for e in examples]
         np.testing.assert_array_equal(
             np.round(np.stack(images) * (16 / 255)), expected.images[part]
         )
     assert digits.num_classes == 10
-    assert digits.num_examples("test") == 360
-    assert digits.num_examples("train[:1150]") == 1150
+    assert digits.split("test").size == 360
+    assert digits.split("train[:1150]").size == 1150
 
 
 @pytest.mark.parametrize("name", pipeline.AUGMENTATIONS)
@@ -132,7 +142,8 @@ def test_an_epoch_has_every_example_once_in_another_order_each_time(digits):
 
 def test_augmentation_differs_from_epoch_to_epoch_and_grows_with_the_magnitude(digits):
     mild, strong = (
-        train(digits, stage_of(batch_size=1437, magnitude=m), num_batches=2) for m in (5.0, 15.0)
+        train(digits, stage_of(batch_size=1437, magnitude=m), num_batches=2, augmentation=STRONG)
+        for m in (5.0, 15.0)
     )
     order = [np.argsort(batch["label"], kind="stable") for batch in mild]
     assert (mild[0]["image"][order[0]] != mild[1]["image"][order[1]]).any()
@@ -155,75 +166,119 @@ def test_evaluation_has_every_example_once_and_pads_the_last_batch(digits):
 def test_synthetic_splits_are_fixed_and_apart():
     source = get_source("synthetic")
     first = {
-        split: next(source.read(split).as_numpy_iterator())["image"] for split in ("train", "test")
+        split: source.split(split).get(tf.constant(0, tf.int64))["image"].numpy()
+        for split in ("train", "test")
     }
-    again = next(source.read("train").as_numpy_iterator())["image"]
+    again = source.split("train").get(tf.constant(0, tf.int64))["image"].numpy()
     np.testing.assert_array_equal(first["train"], again)
     assert (first["train"] != first["test"]).any()
     assert source.num_classes == 1000
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "grey PNG", "raw"])
-def test_decode_gives_three_channels(form):
-    pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    if form == "raw":
-        decoded = preprocess.decode(tf.constant(pixels))
-    else:
-        image = Image.fromarray(pixels).convert("L" if "grey" in form else "RGB")
-        file = io.BytesIO()
-        image.save(file, form.split()[-1], quality=100)
-        decoded = preprocess.decode(tf.constant(file.getvalue()))
-        expected = np.asarray(image.convert("RGB"), np.int32)
-        assert np.abs(decoded.numpy().astype(np.int32) - expected).max() <= (
-            12 if form == "JPEG" else 0
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A data set in chunks: 4,096 examples and a tail, of which record 7 is cut off."""
+    size, file = WINDOW + 9, str(tmp_path_factory.mktemp("records") / "train.tfrecord")
+    pngs = [tf.io.encode_png(np.full((4, 4, 3), i, np.uint8)).numpy() for i in range(256)]
+    with tf.io.TFRecordWriter(file) as writer:
+        for i in range(size):
+            writer.write(pngs[i % 256][:20] if i == 7 else pngs[i % 256])
+
+    def parse(record):
+        return {"image": record, "label": tf.strings.to_hash_bucket_fast(record, 1000)}
+
+    cache = str(tmp_path_factory.mktemp("cache"))
+    split = open_split([file], parse, cache_dir=cache)
+    return Source("records", tuple(map(str, range(1000))), lambda name: split)
+
+
+def joined(shares):
+    """What several processes read, put together as one process reads it."""
+    return [
+        {name: np.stack([part[name] for part in parts], 1).reshape(-1, *parts[0][name].shape[1:])
+         for name in parts[0]}
+        for parts in zip(*shares, strict=True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", ["digits", "records"])
+def test_processes_share_the_batches_of_one(request, name, count):
+    """Across the border of an epoch, and with an example that cannot be decoded."""
+    source = request.getfixturevalue(name)
+    stage, size = stage_of(batch_size=400, image_size=4), source.split("train").size
+    first_example = (size - 500) // 400 * 400
+    one, *shares = [
+        train(source, stage, first_example=first_example, share=pipeline.Share(index, n))
+        for n in (1, count)
+        for index in range(n)
+    ]
+    assert_same(one, joined(shares))
+
+
+def test_threads_do_not_matter(records):
+    stage = stage_of(batch_size=300, image_size=8)
+    one, three = (
+        train(records, stage, share=pipeline.Share(threads=threads)) for threads in (1, 3)
+    )
+    assert_same(one, three)
+
+
+def test_a_bad_example_keeps_its_place_is_named_and_counted_once(records, caplog):
+    stage, size = stage_of(batch_size=241, image_size=4), WINDOW + 9  # 17 batches an epoch, + 8
+    with caplog.at_level("WARNING"):
+        batches = train(records, stage, num_batches=36)
+    masks = np.concatenate([batch["mask"] for batch in batches])
+    (bad, again, *_) = np.flatnonzero(masks == 0)
+    assert bad < size <= again < 2 * size
+    images = np.concatenate([batch["image"] for batch in batches])
+    assert not images[masks == 0].any()
+    (message,) = [r.message for r in caplog.records if "cannot be decoded" in r.message]
+    assert message.endswith("train.tfrecord, record 7")
+    # Those after it are where they would have been: all of them, once an epoch.
+    assert masks[:size].sum() == size - 1
+
+
+def test_too_many_bad_examples_end_the_run(records):
+    with pytest.raises(UsageError, match=r"1 of the 4105 examples .* record 7.* allows 0.0001"):
+        train(records, stage_of(batch_size=4096, image_size=4), max_bad_fraction=0.0001)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", ["digits", "records"])
+def test_evaluation_is_shared_by_processes(request, name, count):
+    source = request.getfixturevalue(name)
+    shares = [
+        list(
+            pipeline.eval_batches(
+                source, "train", image_size=4, batch_size=300, preprocessing=FAMILY,
+                share=pipeline.Share(index, count),
+            )
         )
-    assert decoded.shape == (5, 7, 3)
-    assert decoded.dtype == tf.uint8
-
-
-@pytest.mark.parametrize(("method", "name"), [("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
-def test_enlarging_is_pillows(method, name):
-    """Pillow antialiases when it shrinks, and clips twice: only this can be compared."""
-    pixels = np.random.default_rng(0).integers(80, 176, (9, 13, 3)).astype(np.uint8)
-    ours = preprocess.resize(tf.constant(pixels), 40, method).numpy().astype(int)
-    theirs = np.asarray(Image.fromarray(pixels).resize((40, 40), Image.Resampling[name]), int)
-    # At the border, which is two source pixels wide in bicubic, the two differ.
-    interior = (slice(10, -10), slice(10, -10))
-    assert np.abs(ours - theirs)[interior].max() <= 1
-
-
-def test_center_crop_is_the_published_one():
-    image = tf.reshape(tf.range(100 * 140 * 3, dtype=tf.int32), (100, 140, 3))
-    cropped = preprocess.center_crop(image, 224).numpy()
-    side = int(100 * 224 / 256)
-    top, left = (100 - side) // 2, (140 - side) // 2
-    np.testing.assert_array_equal(cropped, image[top : top + side, left : left + side])
-    assert preprocess.center_crop(image[:1, :1], 32).shape == (1, 1, 3)
-
-
-def test_random_crops_stay_in_their_ranges():
-    rows, columns = tf.meshgrid(tf.range(120), tf.range(160), indexing="ij")
-    image = tf.cast(tf.stack([rows, columns, rows], -1), tf.uint8)
-    areas, ratios = [], []
-    for i in range(200):
-        height, width = preprocess.random_crop(
-            image, (0, i), area_range=(0.2, 0.6), aspect_ratio_range=(0.75, 1.33),
-            min_object_covered=0.0,
-        ).shape[:2]  # fmt: skip
-        areas.append(height * width / (120 * 160))
-        ratios.append(width / height)
-    assert 0.18 < min(areas) < 0.3 and 0.5 < max(areas) < 0.62
-    assert 0.72 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.37
+        for index in range(count)
+    ]  # fmt: skip
+    assert len({len(share) for share in shares}) == 1
+    batches = [batch for share in shares for batch in share]
+    assert all(len(batch["mask"]) == 300 // count for batch in batches)
+    masks = np.concatenate([batch["mask"] for batch in batches])
+    labels = np.concatenate([batch["label"] for batch in batches])[masks > 0]
+    examples = read_all(source.split("train"))
+    expected = [e["label"] for i, e in enumerate(examples) if name == "digits" or i != 7]
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_bad_values_are_named(digits, tmp_path):
     with pytest.raises(UsageError, match="unknown data set 'digit': did you mean digits"):
         get_source("digit")
     with pytest.raises(UsageError, match="unknown split 'validation' of digits: allowed are"):
-        digits.num_examples("validation")
+        digits.split("validation")
     with pytest.raises(UsageError, match=r"at most the 1437 examples .* got 2000"):
         train(digits, stage_of(batch_size=2000))
     file = tmp_path / "file"
     file.write_text("")
+    with pytest.raises(UsageError, match=r"batch_size must be .* processes \(8\), got 100"):
+        train(digits, stage_of(), share=pipeline.Share(0, 8))
+    with pytest.raises(UsageError, match="number of processes must divide 64, got 3"):
+        train(digits, stage_of(), share=pipeline.Share(0, 3))
     with pytest.raises(UsageError, match=r"data_dir .* cannot be written"):
         get_source("digits", str(file))

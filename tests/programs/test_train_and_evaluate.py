@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from effnetv2_jax.data.sources import get_source
 from effnetv2_jax.training import report
@@ -275,3 +277,40 @@ def test_the_digits_recipe_learns_other_peoples_digits(data_dir, tmp_path):
     last = next(row for row in reversed(history) if "eval/top1" in row)
     assert last["eval/count"] == 287
     assert last["eval/top1"] >= 0.96
+
+
+def test_your_own_images_with_a_broken_one_among_them(tmp_path, data_dir):
+    """The page docs/own_images.md, in small."""
+    images, rng = tmp_path / "images", np.random.default_rng(0)
+    for label, name in enumerate(["cat", "dog"]):
+        (images / "train" / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.integers(100 * label, 100 * label + 100, (40, 30, 3)).astype(np.uint8)
+            form = ["jpg", "png", "webp"][i % 3]
+            Image.fromarray(pixels).save(images / "train" / name / f"{i}.{form}")
+    broken = images / "train" / "cat" / "broken.JPG"
+    broken.write_bytes((images / "train" / "cat" / "0.jpg").read_bytes()[:300])
+    small = [
+        "--config=configs/folder.py",
+        f"--config.data.name=folder:{images}",
+        "--config.model.name=efficientnetv2-tiny",
+        "--config.schedule.num_stages=1",
+        "--config.schedule.image_size=(24,24)",
+        "--config.eval_image_size=24",
+        "--config.batch_size=8",
+        "--config.eval_batch_size=4",
+        "--config.epochs=2",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    result = start(data_dir, "train", *small)
+    assert result.returncode == 2
+    assert str(broken) in result.stderr
+    assert "but data.max_bad_fraction allows 0.001" in result.stderr.splitlines()[-1]
+    shutil.rmtree(tmp_path / "run")
+    result = start(data_dir, "train", *small, "--config.data.max_bad_fraction=0.1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(f"left out, as it cannot be decoded: {broken}") >= 1
+    assert (tmp_path / "run" / "class_names.txt").read_text() == "cat\ndog\n"
+    result = start(data_dir, "evaluate", f"--workdir={tmp_path / 'run'}", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["count"] >= 4

@@ -95,3 +95,16 @@ def test_alpha_may_be_traced_and_images_keep_their_dtype(batch):
     images, targets = batch
     mixed, _ = jax.jit(mix)(images.astype(jnp.bfloat16), targets, 0.2, 0.0, jax.random.key(6))
     assert mixed.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("alphas", [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_nothing_is_mixed_with_what_is_no_image(batch, alphas):
+    images, targets = batch
+    mask = jnp.ones(BATCH).at[3].set(0.0)
+    mixed = mix(images.at[3].set(jnp.nan), targets, *alphas, jax.random.key(4), mask)
+    partner = BATCH - 1 - 3
+    np.testing.assert_array_equal(mixed[0][partner], images[partner])
+    np.testing.assert_array_equal(mixed[1][partner], targets[partner])
+    others = np.delete(np.arange(BATCH), 3)
+    assert np.isfinite(mixed[0][others]).all()
+    assert (mixed[1][others] != targets[others]).any()

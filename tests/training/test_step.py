@@ -12,7 +12,7 @@ from flax import nnx
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNet, get_spec
-from effnetv2_jax.training import evaluation, step
+from effnetv2_jax.training import evaluation, losses, step
 from effnetv2_jax.training.optimizers import make_optimizer
 from effnetv2_jax.training.state import create_state, functional
 
@@ -217,6 +217,37 @@ def test_padding_counts_nothing(evaluator):
     rubbish["image"][BATCH // 2 :] = 255
     assert evaluator([full, half]) == evaluator([full, rubbish])
     assert evaluator([full, half])["count"] == BATCH + BATCH // 2
+
+
+def test_of_several_labels_any_is_right_and_images_without_one_are_not_counted(evaluator):
+    """As ReaL counts; each label alone, evaluated on its own, says what is to be expected."""
+    batch = batch_of()
+    several = np.full((BATCH, 3), -1, np.int32)
+    several[1:, 0] = batch["label"][1:]
+    several[1:, 2] = (batch["label"][1:] + 1) % CLASSES
+
+    def top1_of_each(labels):
+        return np.array(
+            [
+                evaluator([batch | {"label": labels, "mask": np.eye(BATCH, dtype=np.float32)[i]}])[
+                    "top1"
+                ]
+                for i in range(1, BATCH)
+            ]
+        )
+
+    expected = np.maximum(top1_of_each(several[:, 0]), top1_of_each(several[:, 2]))
+    results = evaluator([batch | {"label": several}])
+    assert results["count"] == BATCH - 1
+    assert results["top1"] == pytest.approx(expected.mean())
+    assert np.isfinite(results["loss"])
+
+
+def test_several_labels_share_the_target():
+    labels = jnp.array([[2, 0, -1, -1], [1, -1, -1, -1], [-1, -1, -1, -1]])
+    expected = [[0.5, 0, 0.5], [0, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(losses.targets_of(labels, 3), expected)
+    np.testing.assert_allclose(losses.targets_of(labels[1:2, 0], 3), expected[1:2])
 
 
 def test_nothing_to_evaluate_is_an_error(evaluator):
