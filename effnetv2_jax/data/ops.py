@@ -1,4 +1,4 @@
-"""Image operations on uint8 pixels, as pure functions of random draws: what augmentations consist of.
+"""Image operations on uint8 pixels, as functions of random draws: what augmentations consist of.
 
 The pixel operations follow Pillow's `ImageOps`, `ImageEnhance`, `Image.rotate` and
 `Image.transform`, so that they can be checked against it. `OPS` holds one entry per operation of
@@ -109,12 +109,10 @@ def _blend(degenerate, image, factor):
     """Inter- or extrapolates from ``degenerate`` (factor 0) to ``image`` (factor 1).
 
     Both are float32 of broadcastable shapes. Like Pillow's blend, it works in float32, clips to
-    0 … 255 and truncates to uint8.
+    0 … 255 and truncates to uint8. Compiled, multiplication and addition are fused: what is an
+    integer in Pillow may come out just below it, and one level less.
     """
-    # In float64 the product is exact; rounded, it is float32's. XLA would otherwise fuse it with the
-    # addition, and what is an integer in Pillow could come out just below one.
-    product = np.float64(np.float32(factor)) * tf.cast(image - degenerate, tf.float64)
-    blended = degenerate + tf.cast(product, tf.float32)
+    blended = degenerate + tf.constant(factor, tf.float32) * (image - degenerate)
     return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
 
 

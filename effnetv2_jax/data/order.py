@@ -5,10 +5,10 @@ Position p of the endless stream is in epoch p div size. Batch k holds the posit
 position is a function of (seed, position) alone, so a run can start anywhere at once.
 
 Where an example alone costs as much to read as one of a row, an epoch is one permutation. Where it
-does not (large files of records, on a disk or in a bucket), an epoch is read in windows of 64 lanes:
-each lane reads a chunk of 64 examples in a row, and position j of the window is taken from lane
-j mod 64. Chunks are a permutation of the split's, and so are the examples within a chunk. What is
-left over, less than a window and another part of the split in every epoch, is read one by one at
+does not (large files of records, on a disk or in a bucket), an epoch is read in windows of 64
+lanes: each lane reads a chunk of 64 examples in a row, and position j of the window is taken from
+lane j mod 64. Chunks are a permutation of the split's, and so are the examples within a chunk. What
+is left over, less than a window and another part of the split in every epoch, is read one by one at
 the epoch's end.
 """
 

@@ -1,12 +1,13 @@
 """Stage → batches: a fresh tf.data graph for every stage of progressive learning.
 
 What a run sees is a pure function of (seed, position in the stream of epochs): `order` says which
-example stands there, and every example draws its crop, flip and augmentation from a seed of its own.
+example stands there, and every example draws crop, flip and augmentation from a seed of its own.
 A pipeline can therefore start anywhere, a resumed run sees what the uninterrupted one would have
 seen, and so does a run on another number of processes or threads.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -198,7 +199,8 @@ def eval_batches(
     examples = source.split(split)
     batch_size = _batch_share("eval_batch_size", batch_size, share)
     begin, end = (examples.size * i // share.count for i in (share.index, share.index + 1))
-    num_batches = -(-(-(-examples.size // share.count)) // batch_size)
+    largest_share = math.ceil(examples.size / share.count)
+    num_batches = math.ceil(largest_share / batch_size)
 
     def prepare(example: Example) -> Example:
         return _finished(example, eval_image(example["image"], image_size, preprocessing))
