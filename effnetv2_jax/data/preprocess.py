@@ -1,9 +1,12 @@
 """From an encoded image to uint8 pixels of the right size: decode a box of it, resize, flip."""
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
 import tensorflow as tf
+
+from effnetv2_jax.data.switch import switch
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded; Pillow's limit."""
@@ -41,12 +44,19 @@ def decode_box(
     """
     if encoded.dtype != tf.string:
         return _cut(encoded, choose_box(tf.shape(encoded)[:2]))
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(encoded, choose_box, min_size),
-        lambda: _decode_other(encoded, choose_box),
-    )
-    return tf.ensure_shape(image, (None, None, 3))
+    is_jpeg = tf.cast(tf.io.is_jpeg(encoded), tf.int32)
+    shape = switch(is_jpeg, [_shape_in_other, _shape_in_jpeg], encoded)
+    with tf.control_dependencies([_check_pixels(shape)]):
+        box = choose_box(tf.cast(shape, tf.int32))
+    scales: tuple[int, ...] = _SCALES[:1]
+    decoder = is_jpeg
+    if min_size is not None:
+        scales = _SCALES
+        fits = tf.reduce_min(box[2:]) // min_size
+        halvings = tf.reduce_sum(tf.cast(fits >= tf.constant(_SCALES[1:]), tf.int32))
+        decoder = is_jpeg * (1 + halvings)
+    decoders = [functools.partial(_decode_jpeg, scale=scale) for scale in scales]
+    return switch(decoder, [_decode_other, *decoders], encoded, box)
 
 
 def random_box(
@@ -104,40 +114,25 @@ def resize(image: tf.Tensor, image_size: int, interpolation: str) -> tf.Tensor:
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Flips left and right with probability ½; seed is int [2]."""
     flip = tf.random.stateless_uniform([], seed) < 0.5
-    return tf.cond(flip, lambda: tf.reverse(image, axis=[1]), lambda: image)
+    return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flip, False]))
 
 
-def _decode_jpeg(
-    encoded: tf.Tensor, choose_box: Callable[[tf.Tensor], Box], min_size: int | None
-) -> tf.Tensor:
-    shape = tf.io.extract_jpeg_shape(encoded)[:2]
-    with tf.control_dependencies([_check_pixels(shape)]):
-        box = choose_box(shape)
-
-    def decode(scale: int) -> tf.Tensor:
-        # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
-        begin = (box[:2] + scale // 2) // scale
-        end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
-        return tf.io.decode_and_crop_jpeg(
-            encoded,
-            tf.concat([begin, end - begin], axis=0),
-            channels=3,
-            ratio=scale,
-            dct_method="INTEGER_ACCURATE",  # as Pillow
-        )
-
-    if min_size is None:
-        return decode(1)
-    fits = tf.reduce_min(box[2:]) // min_size
-    index = tf.reduce_sum(tf.cast(fits >= tf.constant(_SCALES[1:]), tf.int32))
-    return tf.switch_case(index, [lambda scale=scale: decode(scale) for scale in _SCALES])
+def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
+    # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
+    begin = (box[:2] + scale // 2) // scale
+    end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
+    return tf.io.decode_and_crop_jpeg(
+        encoded,
+        tf.concat([begin, end - begin], axis=0),
+        channels=3,
+        ratio=scale,
+        dct_method="INTEGER_ACCURATE",  # as Pillow
+    )
 
 
-def _decode_other(encoded: tf.Tensor, choose_box: Callable[[tf.Tensor], Box]) -> tf.Tensor:
-    with tf.control_dependencies([_check_pixels(_shape_in_header(encoded))]):
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, (None, None, 3))
-    return _cut(image, choose_box(tf.shape(image)[:2]))
+def _decode_other(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return _cut(tf.ensure_shape(image, (None, None, 3)), box)
 
 
 def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
@@ -146,13 +141,22 @@ def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
 
 
 def _check_pixels(shape: tf.Tensor) -> tf.Operation:
-    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
-    return tf.debugging.Assert(
-        pixels <= MAX_PIXELS, ["height and width are too large:", shape], summarize=2
+    # float64, as the product may overflow integers.
+    pixels = tf.reduce_prod(tf.cast(shape, tf.float64))
+    # tf.debugging.Assert would put a conditional around it.
+    return tf.raw_ops.Assert(
+        condition=pixels <= MAX_PIXELS,
+        data=["height and width are too large:", shape],
+        summarize=2,
     )
 
 
-def _shape_in_header(encoded: tf.Tensor) -> tf.Tensor:
+def _shape_in_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """Height and width, int64 [2]."""
+    return tf.cast(tf.io.extract_jpeg_shape(encoded)[:2], tf.int64)
+
+
+def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
     """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]; 1 × 1 for others."""
     length = 30
     start = tf.strings.substr(encoded, 0, length) + tf.constant(b"\0" * length)

@@ -124,7 +124,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(decode_whole, form
 def test_headers_tell_the_shape(form):
     image = Image.new("RGB", (301, 17))
     options = {"form": "WEBP", "lossless": True} if form == "lossless" else {"form": form}
-    shape = preprocess._shape_in_header(tf.constant(encode(image, **options)))
+    shape = preprocess._shape_in_other(tf.constant(encode(image, **options)))
     assert shape.numpy().tolist() == [17, 301]
 
 
