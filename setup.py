@@ -33,6 +33,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "pillow>=11",
         "rich>=13.7",
         "scikit-learn>=1.5",
         # clu.metric_writers imports it, and TensorFlow no longer brings it along.
@@ -46,7 +47,6 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "test": [
             "mypy>=1.18",
-            "pillow>=11",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 from effnetv2_jax import progressive
-from effnetv2_jax.data import pipeline, sources
+from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models import create_model, get_spec
@@ -253,9 +253,9 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     step.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
 
 
-def make_augmentation(config: ml_collections.ConfigDict) -> pipeline.Augmentation:
+def make_augmentation(config: ml_collections.ConfigDict) -> images.Augmentation:
     """What a config does to training images beside the stage's magnitude."""
-    return pipeline.Augmentation(
+    return images.Augmentation(
         name=config.data.augmentation,
         flip=config.data.flip,
         num_layers=config.data.randaugment_layers,

@@ -1,13 +1,19 @@
 """What a data set is to the pipeline: splits whose examples can be read from anywhere."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
 
-# Accelerators belong to JAX.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
+# Too late where the process has used TensorFlow before; it has taken then what it takes.
+with contextlib.suppress(RuntimeError):
+    # Accelerators belong to JAX.
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    # Images are prepared one a thread. With more than this, XLA splits up every small loop of an
+    # augmentation, and handing out the parts costs more than they do.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 MAX_LABELS = 32
 """So many labels an example may have where it has several."""

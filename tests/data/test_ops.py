@@ -332,3 +332,18 @@ def test_imports_only_tensorflow_numpy_and_the_standard_library():
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.split(".")[0])
     assert imported <= {"numpy", "tensorflow", *sys.stdlib_module_names}
+
+
+def test_a_noise_square_is_bright_noise_around_a_pixel_and_leaves_the_rest():
+    image = tf.zeros([20, 30, 3], tf.uint8)
+    areas = []
+    for i in range(40):
+        result = ops.noise_square(image, tf.constant([i, 0], tf.int64), half_side=5).numpy()
+        rows, columns = (np.flatnonzero(result.any(axis=axes)) for axes in ((1, 2), (0, 2)))
+        square = result[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert square.min() >= 128
+        assert np.unique(square).size > 20
+        assert np.count_nonzero(result) == square.size
+        assert max(square.shape) <= 10
+        areas.append(square.size // 3)
+    assert max(areas) == 100 > min(areas)  # cut off at the border

@@ -1,4 +1,4 @@
-"""Times a training step: ``python -m effnetv2_jax.benchmarks.step --model=NAME --image_size=PX``.
+"""Times a training step: ``python -m effnetv2_jax.benchmark step --model=NAME --image_size=PX``.
 
 Seconds to trace and compile its two programs, then the median of some steps on noise. Needs
 neither TensorFlow nor clu nor TFDS. To compare two settings, alternate the commands: on a shared
@@ -6,17 +6,15 @@ machine only ratios of neighbouring runs count.
 """
 
 import statistics
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.training import step
@@ -33,15 +31,7 @@ REPEATS = flags.DEFINE_integer("repeats", 30, "Steps that are timed.", lower_bou
 WARM_UP = 3
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    try:
-        time_step()
-    except UsageError as error:
-        sys.exit(f"error: {error}")
-
-
-def time_step() -> None:
+def main() -> None:
     mesh = step.make_mesh()
     step.check_batch_size("batch_size", BATCH_SIZE.value, mesh)
     family = get_preprocessing(get_spec(MODEL.value).preprocessing)
@@ -92,7 +82,3 @@ def _timed(function):
     started = time.perf_counter()
     result = jax.block_until_ready(function())
     return time.perf_counter() - started, result
-
-
-if __name__ == "__main__":
-    app.run(main)
