@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # A name in effnetv2_jax/preprocessing.py; empty means the model's own.
     config.data.preprocessing = ""
     config.data.flip = True
-    # randaugment, autoaugment or none.
+    # randaugment, autoaugment, none, or cutout: a noisy square, as the published code fine-tunes.
     config.data.augmentation = "randaugment"
     config.data.randaugment_layers = 2
     # px at magnitude 10; None means the augmentation's own.

@@ -8,7 +8,6 @@ makes JPEGs of its own. ``--preview=FILE`` draws what each stage trains on inste
 import functools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from effnetv2_jax.bars import track
 from effnetv2_jax.benchmarks.photographs import photographs
 from effnetv2_jax.benchmarks.preview import write_preview
 from effnetv2_jax.data import images, pipeline, preprocess
@@ -156,15 +156,7 @@ def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
 
 def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarray:
     """Alternates between measurements; float [measurements, repeats]."""
-    from rich import console, progress
-
-    rounds = progress.track(
-        range(REPEATS.value),
-        text,
-        console=console.Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    rounds = track(range(REPEATS.value), text, REPEATS.value)
     return np.array([[measure() for measure in measurements] for _ in rounds]).T
 
 

@@ -9,7 +9,6 @@ import difflib
 import functools
 import itertools
 import re
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
+from effnetv2_jax.bars import track
 from effnetv2_jax.data.source import MAX_LABELS, Example, Source, Split
 from effnetv2_jax.data.tfrecords import open_split
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -29,7 +29,6 @@ PREFIX = "tfds:"
 """What comes before the name of a data set that has no entry in ``TFDS_DATASETS``."""
 
 _ROWS_AT_ONCE = 1024
-_EXAMPLES_WORTH_A_BAR = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,7 +414,8 @@ def _read_all(
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             shuffle_files=False,
         )
-    parts = list(_with_bar(dataset.map(keys.select).batch(_ROWS_AT_ONCE), f"reading {name}", size))
+    batches = dataset.map(keys.select).batch(_ROWS_AT_ONCE)
+    parts = list(track(batches, f"reading {name}", total=-(-size // _ROWS_AT_ONCE)))
     rows = tf.nest.map_structure(lambda *columns: tf.concat(columns, axis=0), *parts)
     if len(rows["image"]) != size:
         raise UsageError(
@@ -423,13 +423,3 @@ def _read_all(
             f"{len(rows['image'])}: remove that folder and prepare it again"
         )
     return rows
-
-
-def _with_bar(batches: tf.data.Dataset, text: str, size: int) -> Iterable[Example]:
-    if size <= _EXAMPLES_WORTH_A_BAR or not sys.stderr.isatty():
-        return batches
-    from rich import console, progress
-
-    total = -(-size // _ROWS_AT_ONCE)
-    stderr = console.Console(stderr=True)
-    return progress.track(batches, text, total=total, console=stderr, transient=True)

@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 import struct
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -22,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from effnetv2_jax.bars import track
 from effnetv2_jax.data.source import Example, Split
 from effnetv2_jax.errors import UsageError
 
@@ -30,7 +30,6 @@ _FRAME_BYTES = 16
 _MAX_BUFFER_BYTES = 8 << 20
 # Reading headers is waiting for the disk or the network.
 _THREADS = 16
-_FILES_WORTH_A_BAR = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,8 @@ def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> Record
         positions = _load(cache, ends[-1])
         if positions is None:
             logging.info("reading where the records of %s begin", _listed(files))
-            starts = _with_bar(pool.map(_record_starts, files, sizes.tolist()), len(files))
+            parts = pool.map(_record_starts, files, sizes.tolist())
+            starts = list(track(parts, "indexing files", len(files)))
             positions = np.concatenate(
                 [base + start for base, start in zip(bases, starts, strict=True)] + [ends[-1:]]
             )
@@ -210,17 +210,6 @@ def _record_starts(file: str, size: int) -> np.ndarray:
     except (OSError, tf.errors.OpError) as error:
         raise UsageError(f"TFRecord file {file} cannot be read: {error}") from error
     return np.array(starts, np.int64)
-
-
-def _with_bar(parts: Iterable[np.ndarray], total: int) -> list[np.ndarray]:
-    if total <= _FILES_WORTH_A_BAR or not sys.stderr.isatty():
-        return list(parts)
-    from rich import console, progress
-
-    stderr = console.Console(stderr=True)
-    return list(
-        progress.track(parts, "indexing files", total=total, console=stderr, transient=True)
-    )
 
 
 def _cache_file(
