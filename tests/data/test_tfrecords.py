@@ -250,7 +250,6 @@ def test_files_in_an_object_store(files, cache_dir, monkeypatch):
 
 
 def test_a_bar_on_a_terminal(files, cache_dir, monkeypatch, capsys):
-    monkeypatch.setattr(tfrecords, "_FILES_WORTH_A_BAR", 3)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert tfrecords.build_index(files, cache_dir=cache_dir).num_records == NUM_RECORDS
     assert "indexing files" in capsys.readouterr().err
