@@ -201,8 +201,7 @@ def joined(shares):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("name", ["digits", "records"])
+@pytest.mark.parametrize(("name", "count"), [("digits", 4), ("records", 2)])
 def test_processes_share_the_batches_of_one(request, name, count):
     """Across the border of an epoch, and with an example that cannot be decoded."""
     source = request.getfixturevalue(name)
