@@ -1,12 +1,12 @@
 """Measures this code on this machine: ``python -m effnetv2_jax.benchmark NAME --FLAG=VALUE …``.
 
-``NAME --helpfull`` lists a benchmark's flags. On a shared machine only ratios within one run count.
+``NAME --help`` lists a benchmark's flags. On a shared machine only ratios within one run count.
 """
 
 import importlib
 import sys
 
-from absl import app
+from absl import app, flags
 
 from effnetv2_jax.errors import UsageError, unknown_name
 
@@ -15,16 +15,20 @@ BENCHMARKS = {
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "step": "effnetv2_jax.benchmarks.train_step",
 }
+HELP = ("-h", "--help", "--helpfull")
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help", "--helpfull"):
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in HELP:
         print(f"{__doc__}\nNAME is one of: {', '.join(BENCHMARKS)}")
         return
     if name not in BENCHMARKS:
         sys.exit(f"error: {unknown_name('benchmark', name, BENCHMARKS)}")
     module = importlib.import_module(BENCHMARKS[name])
+    if set(HELP) & set(arguments):
+        print(f"{module.__doc__}\n{flags.FLAGS.module_help(module)}")
+        return
 
     def guarded(argv: list[str]) -> None:
         if argv[1:]:
@@ -34,7 +38,7 @@ def main() -> None:
         except UsageError as error:
             sys.exit(f"error: {error}")
 
-    app.run(guarded, argv=[f"{sys.argv[0]} {name}", *sys.argv[2:]])
+    app.run(guarded, argv=[f"{sys.argv[0]} {name}", *arguments])
 
 
 if __name__ == "__main__":

@@ -80,6 +80,13 @@ def test_what_cannot_be_used_is_named(values, message):
     assert message in str(error.value)
 
 
+def test_help_lists_the_benchmarks_and_the_flags_of_one():
+    for arguments, expected in (["--help"], "input, step"), (["step", "--help"], "--image_size"):
+        command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert expected in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -214,3 +214,16 @@ def test_flips_half_of_the_images():
     flipped = sum(np.array_equal(f, image.numpy()[:, ::-1]) for f in flips)
     assert 70 < flipped < 130
     assert sum(np.array_equal(f, image.numpy()) for f in flips) == 200 - flipped
+
+
+@pytest.mark.parametrize(
+    ("min_size", "scale"), [(151, 1), (150, 1), (75, 2), (74, 2), (37, 4), (9, 8)]
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed(min_size, scale):
+    """200 × 150 px, in a graph, where the decoders are functions to choose from."""
+    decode = tf.function(
+        lambda encoded: preprocess.decode_box(encoded, preprocess.whole_box, min_size=min_size)
+    )
+    shape = decode(tf.constant(FORMS["jpeg"])).shape
+    assert shape == (round(150 / scale + 1e-9), round(200 / scale), 3)
+    assert decode(tf.constant(FORMS["png"])).shape == (150, 200, 3)
