@@ -10,20 +10,19 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from effnetv2_jax.bars import track
-from effnetv2_jax.benchmarks.photographs import photographs
 from effnetv2_jax.benchmarks.preview import write_preview
-from effnetv2_jax.data import images, pipeline, preprocess
-from effnetv2_jax.data.order import Order
-from effnetv2_jax.data.source import Example, Source
+from effnetv2_jax.data import images, pipeline
+from effnetv2_jax.data.photographs import photographs
 from effnetv2_jax.data.sources import get_source
+from effnetv2_jax.data.step_costs import STEPS, make_step_timers
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
+from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.progressive import Stage
 
 DATASET = flags.DEFINE_string(
@@ -46,9 +45,6 @@ THREADS = flags.DEFINE_integer("threads", None, "One a core by default.", lower_
 SEED = flags.DEFINE_integer("seed", 0, "Of order, crops and augmentation.")
 PREVIEW = flags.DEFINE_string("preview", None, "Write a contact sheet to this file, and end.")
 COLUMNS = flags.DEFINE_integer("columns", 8, "Images in a row of the preview.", lower_bound=1)
-
-# The steps of an image, each of which contains those before it.
-STEPS = ("read", "entropy", "decode", "resize", "augment")
 
 
 def main() -> None:
@@ -82,8 +78,8 @@ def main() -> None:
         return
     threads = THREADS.value or os.cpu_count()
     print(
-        f"{source.name}, {family.name}, TensorFlow {tf.__version__}, {threads} threads; medians "
-        f"of {REPEATS.value} and their range, µs of one core an image\n"
+        f"{source.name}, {family.name}, TensorFlow {metadata.version('tensorflow-cpu')}, "
+        f"{threads} threads; medians of {REPEATS.value} and their range, µs of one core an image\n"
     )
     print(f"| px | magnitude | {augmentation.name}, images/s | without | "
           f"{' | '.join(STEPS)} | together |")  # fmt: skip
@@ -95,7 +91,15 @@ def main() -> None:
             [functools.partial(_speed, pipeline) for pipeline in pipelines],
             f"{stage.image_size} px, images/s",
         )
-        costs = _costs(source, stage, family, augmentation)
+        timers = make_step_timers(
+            source.split(SPLIT.value),
+            stage,
+            num_batches=NUM_BATCHES.value,
+            seed=SEED.value,
+            preprocessing=family,
+            augmentation=augmentation,
+        )
+        costs = np.median(_interleaved(timers, f"{stage.image_size} px, steps"), axis=1)
         parts = np.diff(costs, prepend=0)
         print(
             f"| {stage.image_size} | {stage.randaugment_magnitude:.3g} | "
@@ -162,67 +166,3 @@ def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarr
 
 def _with_range(values: np.ndarray) -> str:
     return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
-
-
-def _costs(
-    source: Source, stage: Stage, family: Preprocessing, augmentation: images.Augmentation
-) -> list[float]:
-    """µs of one core an image, up to and including each of ``STEPS``."""
-    examples = source.split(SPLIT.value)
-    elements, fetch = Order(examples, SEED.value).read(0)
-
-    def last_pixel(example: Example) -> tf.Tensor:
-        # Of the crop's last row: a decoder has to read all of the file before it.
-        def choose_box(shape: tf.Tensor) -> preprocess.Box:
-            box = images.crop_box(shape, example["seed"], family, augmentation)
-            return tf.stack([box[0] + box[2] - 1, box[1], 1, 1])
-
-        return preprocess.decode_box(example["image"], choose_box)
-
-    def crop(example: Example) -> tf.Tensor:
-        return images.random_crop(example["image"], example["seed"], stage, family, augmentation)
-
-    def resized(example: Example) -> tf.Tensor:
-        return preprocess.resize(crop(example), stage.image_size, family.interpolation)
-
-    def augmented(example: Example) -> tf.Tensor:
-        return images.flip_and_augment(resized(example), example["seed"], stage, augmentation)
-
-    def read(example: Example) -> tf.Tensor:
-        image = example["image"]
-        if image.dtype == tf.string:
-            image = tf.io.decode_raw(tf.strings.substr(image, 0, 1), tf.uint8)
-        return tf.reshape(image, [1, -1, 1])
-
-    def timed(function: Callable[[Example], tf.Tensor]) -> Callable[[], float]:
-        def prepare(element) -> tf.Tensor:
-            example = fetch(element)
-            seed = pipeline.example_seed(SEED.value, example, examples.size)
-            return function(example | {"seed": seed})[0, 0, 0]
-
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = 1
-        options.threading.max_intra_op_parallelism = 1
-        options.autotune.enabled = False
-        # Nothing may be done ahead of time, in the time of another measurement.
-        options.experimental_optimization.apply_default_optimizations = False
-        dataset = (
-            elements.map(tf.autograph.experimental.do_not_convert(prepare))
-            .batch(stage.batch_size)
-            .with_options(options)
-        )
-
-        def measure() -> float:
-            batches = iter(dataset.take(NUM_BATCHES.value))
-            next(batches)
-            started = time.process_time()
-            for _ in batches:
-                pass
-            seconds = time.process_time() - started
-            return 1e6 * seconds / (stage.batch_size * (NUM_BATCHES.value - 1))
-
-        return measure
-
-    steps = [timed(function) for function in (read, last_pixel, crop, resized, augmented)]
-    rounds = _interleaved(steps, f"{stage.image_size} px, steps")
-    return np.median(rounds, axis=1).tolist()
