@@ -9,14 +9,11 @@ import tensorflow as tf
 from effnetv2_jax.data import preprocess
 from effnetv2_jax.data.autoaugment import auto_augment
 from effnetv2_jax.data.ops import noise_square
-from effnetv2_jax.data.order import fold_in
 from effnetv2_jax.data.randaugment import rand_augment
+from effnetv2_jax.data.seeds import Use, for_use
 from effnetv2_jax.errors import unknown_name
 from effnetv2_jax.preprocessing import WHOLE_IMAGE, Preprocessing
 from effnetv2_jax.progressive import Stage
-
-# What an image's seed is for.
-_CROP, _FLIP, _AUGMENT = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +92,7 @@ def train_image(
 
     Args:
         image: an encoded string, or uint8 [height, width, 3].
-        seed: int64 [2].
+        seed: int64 [2], of ``make_seed``.
         stage: its image size and magnitude are used.
         preprocessing: the input family.
         augmentation: what is done.
@@ -132,7 +129,7 @@ def crop_box(
         return preprocess.whole_box(shape)
     return preprocess.random_box(
         shape,
-        fold_in(seed, _CROP),
+        for_use(seed, Use.CROP),
         area_range=area_range,
         aspect_ratio_range=preprocessing.aspect_ratio_range,
         min_object_covered=preprocessing.min_object_covered,
@@ -144,9 +141,9 @@ def flip_and_augment(
 ) -> tf.Tensor:
     """The last step of ``train_image``, of and to uint8 [size, size, 3]."""
     if augmentation.flip:
-        image = preprocess.random_flip(image, fold_in(seed, _FLIP))
+        image = preprocess.random_flip(image, for_use(seed, Use.FLIP))
     augment = AUGMENTATIONS[augmentation.name]
-    return augment(image, fold_in(seed, _AUGMENT), stage, augmentation)
+    return augment(image, for_use(seed, Use.AUGMENT), stage, augmentation)
 
 
 def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) -> tf.Tensor:

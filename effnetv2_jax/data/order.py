@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from effnetv2_jax.data.seeds import Use, for_use, make_seed
 from effnetv2_jax.data.source import Example, Split
 from effnetv2_jax.errors import UsageError
 
@@ -25,16 +26,8 @@ LANES = 64
 CHUNK = 64
 WINDOW = LANES * CHUNK
 
-# What an epoch's seeds are for.
-_EXAMPLES, _CHUNKS, _WITHIN, _TAIL = range(4)
-
 # Files that are open at once where examples are read one by one.
 _PARALLEL_READS = 16
-
-
-def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
-    """A new seed int64 [2] out of a seed int64 [2] and a number."""
-    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +46,12 @@ class Order:
         """The number in the split of the example at a position of the stream, int64 []."""
         position = tf.convert_to_tensor(position, tf.int64)
         epoch, j = position // self.split.size, position % self.split.size
-        seed = self._epoch_seed(epoch)
         if self.split.get is not None:
-            return _permuted(j, fold_in(seed, _EXAMPLES), self.split.size)
+            return _permuted(j, self._seed(Use.EXAMPLES, epoch), self.split.size)
         lane, rank = j % WINDOW % LANES, j % WINDOW // LANES
         chunk = tf.minimum(j // WINDOW, max(self._num_windows - 1, 0)) * LANES + lane
-        in_chunk = self._chunk_first(seed, chunk) + self._within(seed, chunk)[rank]
-        in_tail = self._in_tail(seed, tf.maximum(j - self._tail_begin, 0))
+        in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk)[rank]
+        in_tail = self._in_tail(epoch, tf.maximum(j - self._tail_begin, 0))
         return tf.where(j < self._tail_begin, in_chunk, in_tail)
 
     def read(
@@ -115,40 +107,38 @@ class Order:
     def _tail_size(self) -> int:
         return self.split.size - self._tail_begin
 
-    def _epoch_seed(self, epoch: tf.Tensor) -> tf.Tensor:
-        return fold_in(tf.constant((self.seed, 0), tf.int64), epoch)
+    def _seed(self, use: Use, epoch: tf.Tensor, index: tf.Tensor | int = 0) -> tf.Tensor:
+        return for_use(make_seed(self.seed, epoch, index), use)
 
-    def _tail_first(self, seed: tf.Tensor) -> tf.Tensor:
+    def _tail_first(self, epoch: tf.Tensor) -> tf.Tensor:
         """The number of the first example of an epoch's tail, which lies between two chunks."""
         chunks = self._num_windows * LANES
-        return CHUNK * tf.random.stateless_uniform(
-            [], fold_in(seed, _TAIL), 0, chunks + 1, tf.int64
-        )
+        seed = self._seed(Use.TAIL, epoch)
+        return CHUNK * tf.random.stateless_uniform([], seed, 0, chunks + 1, tf.int64)
 
-    def _in_tail(self, seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        order = _permuted(index, fold_in(seed, _EXAMPLES), max(self._tail_size, 1))
-        return self._tail_first(seed) + order
+    def _in_tail(self, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(self._tail_size, 1))
+        return self._tail_first(epoch) + order
 
-    def _chunk_first(self, seed: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+    def _chunk_first(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         chunks = max(self._num_windows, 1) * LANES
-        first = CHUNK * _permuted(chunk, fold_in(seed, _CHUNKS), chunks)
-        return first + self._tail_size * tf.cast(first >= self._tail_first(seed), tf.int64)
+        first = CHUNK * _permuted(chunk, self._seed(Use.CHUNKS, epoch), chunks)
+        return first + self._tail_size * tf.cast(first >= self._tail_first(epoch), tf.int64)
 
-    def _within(self, seed: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+    def _within(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         """The order of a chunk's examples, int64 [CHUNK]."""
-        chunk_seed = fold_in(fold_in(seed, _WITHIN), chunk)
-        return _permuted(tf.constant(np.arange(CHUNK)), chunk_seed, CHUNK)
+        seed = self._seed(Use.WITHIN, epoch, chunk)
+        return _permuted(tf.constant(np.arange(CHUNK)), seed, CHUNK)
 
     def _read_windows(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
     ) -> tf.data.Dataset:
-        seed = self._epoch_seed(epoch)
         lanes = LANES // process_count
 
         def read_chunk(index: tf.Tensor) -> tf.data.Dataset:
             window, lane = index // lanes, residue + index % lanes * process_count
             chunk = window * LANES + lane
-            first, order = self._chunk_first(seed, chunk), self._within(seed, chunk)
+            first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk)
             ranks = tf.constant(np.arange(CHUNK) * LANES)
             position = epoch * self.split.size + window * WINDOW + lane + ranks
 
@@ -178,12 +168,11 @@ class Order:
     def _read_tail(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
     ) -> tf.data.Dataset:
-        seed = self._epoch_seed(epoch)
         begin = tf.maximum(begin, self._tail_begin)
         begin += (residue - begin) % process_count
 
         def read_one(j: tf.Tensor) -> tf.data.Dataset:
-            index = self._in_tail(seed, j - self._tail_begin)
+            index = self._in_tail(epoch, j - self._tail_begin)
             extra = {"position": epoch * self.split.size + j, "id": index}
             return self.split.read(index, tf.constant(1, tf.int64)).map(lambda x: x | extra)
 

@@ -17,7 +17,8 @@ import tensorflow as tf
 from effnetv2_jax.data.bad_examples import BadExamples
 from effnetv2_jax.data.gaps import Batch, in_place
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
-from effnetv2_jax.data.order import Order, fold_in
+from effnetv2_jax.data.order import Order
+from effnetv2_jax.data.seeds import make_seed
 from effnetv2_jax.data.source import Example, Source, Split
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.preprocessing import Preprocessing
@@ -122,8 +123,7 @@ def example_seed(seed: int, example: Example, split_size: int) -> tf.Tensor:
         example: from ``Order.read``.
         split_size: examples an epoch.
     """
-    epoch_seed = fold_in(tf.constant((seed, 1), tf.int64), example["position"] // split_size)
-    return fold_in(epoch_seed, example["id"])
+    return make_seed(seed, example["position"] // split_size, example["id"])
 
 
 def eval_batches(

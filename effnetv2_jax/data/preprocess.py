@@ -118,12 +118,14 @@ def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
-    # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
-    begin = (box[:2] + scale // 2) // scale
-    end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
+    if scale > 1:
+        # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
+        begin = (box[:2] + scale // 2) // scale
+        end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
+        box = tf.concat([begin, end - begin], axis=0)
     return tf.io.decode_and_crop_jpeg(
         encoded,
-        tf.concat([begin, end - begin], axis=0),
+        box,
         channels=3,
         ratio=scale,
         dct_method="INTEGER_ACCURATE",  # as Pillow

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from effnetv2_jax.data import order
 from effnetv2_jax.data.order import Order
+from effnetv2_jax.data.seeds import make_seed
 from effnetv2_jax.data.source import Split
 from effnetv2_jax.errors import UsageError
 
@@ -244,7 +245,7 @@ def test_permutations_are_uniform(small_windows):
     # counts are bound in both directions: 49 degrees of freedom, times 8 / 7.
     @tf.function
     def permutation(number):
-        seed = order.fold_in(order.fold_in(tf.constant((7, 0), tf.int64), number), 2)
+        seed = make_seed(7, tf.cast(number, tf.int64), 0)
         return order._permuted(tf.range(8, dtype=tf.int64), seed, 8)
 
     permuted = np.array([permutation(tf.constant(number)).numpy() for number in range(2000)])
