@@ -18,6 +18,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.head_init_scale = 1.0
     # Of the last block, in stochastic depth.
     config.model.survival_prob = 0.8
+    # Devices that average batch norm's statistics together; where there are fewer, and with 0, all.
+    config.model.bn_group_size = 8
+    # Computed anew in the backward pass to save memory: none, blocks or stages.
+    config.model.remat = "none"
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "synthetic"
@@ -44,6 +48,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 350.0
     # Images a step, over all devices.
     config.batch_size = 4096
+    # Parts of it that a device works through one after the other, where it does not fit at once.
+    config.accumulation_steps = 1
+    # In which gradients are summed over devices: float32 or bfloat16.
+    config.reduce_dtype = "float32"
+    # Neighbouring devices that share one copy of parameters, optimiser and averages (ZeRO).
+    config.fsdp = 1
 
     # effnetv2_jax/progressive.py says what the schedules are.
     config.schedule = ml_collections.ConfigDict()

@@ -24,8 +24,10 @@ from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
+from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -155,7 +157,7 @@ class Run:
 
 def build(config: ml_collections.ConfigDict) -> Run:
     """Turns a config into a run; raises UsageError for the first value that cannot be used."""
-    mesh = step.make_mesh()
+    mesh = make_mesh(fsdp=config.fsdp)
     _check(config, mesh)
     dtype = DTYPES[config.model.dtype]
     spec = get_spec(config.model.name)
@@ -173,7 +175,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
         config.model.name,
         num_classes=source.num_classes,
         dtype=dtype,
-        axis_name=step.AXIS,
+        axis_name=AXES,
+        bn_group_size=config.model.bn_group_size or None,
+        remat=config.model.remat,
         bn_momentum=config.model.bn_momentum,
         head_init_scale=config.model.head_init_scale,
         survival_prob=config.model.survival_prob,
@@ -205,6 +209,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
             mixing=any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
             seed=config.seed,
             dtype=dtype,
+            reduce_dtype=DTYPES[config.reduce_dtype],
+            accumulation_steps=config.accumulation_steps,
         ),
         eval_step=evaluation.make_eval_step(
             apply, mesh=mesh, mean=family.mean, std=family.std, dtype=dtype
@@ -236,8 +242,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
 
 def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """What no part of the library below would notice by itself."""
-    if config.model.dtype not in DTYPES:
-        raise unknown_name("model.dtype", config.model.dtype, DTYPES)
+    for name, value in (("model.dtype", config.model.dtype), ("reduce_dtype", config.reduce_dtype)):
+        if value not in DTYPES:
+            raise unknown_name(name, value, DTYPES)
     if config.loss not in losses.LOSSES:
         raise unknown_name("loss", config.loss, losses.LOSSES)
     if not 0 <= config.data.max_bad_fraction <= 1:
@@ -249,8 +256,11 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             raise UsageError(f"{name} must be at least 1, got {config[name]}")
     if config.eval_image_size < 1:
         raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
-    step.check_batch_size("batch_size", config.batch_size, mesh)
-    step.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    if config.accumulation_steps < 1:
+        raise UsageError(f"accumulation_steps must be at least 1, got {config.accumulation_steps}")
+    check_batch_size("batch_size", config.batch_size, mesh, config.accumulation_steps)
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    device_groups(mesh.size, config.model.bn_group_size or None)
 
 
 def make_augmentation(config: ml_collections.ConfigDict) -> images.Augmentation:

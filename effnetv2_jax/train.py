@@ -14,9 +14,9 @@ from effnetv2_jax.training import evaluation, report
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.history import make_writer, write_parameter_overview
 from effnetv2_jax.training.loop import Loop
+from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.progress import make_progress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import replicate
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/digits.py; its fields change by --config.FIELD=VALUE."
@@ -38,7 +38,7 @@ def main() -> None:
         state = checkpoints.restore(abstract_state, run.mesh)
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
-        state = replicate(run.initial_state(), run.mesh)
+        state = shard_state(run.initial_state(), run.mesh)
     programs.claim_class_names(workdir, run.source)
     write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
     logging.info(

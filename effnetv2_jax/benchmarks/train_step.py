@@ -18,6 +18,13 @@ from flax import nnx
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.training import step
+from effnetv2_jax.training.mesh import (
+    AXES,
+    check_batch_size,
+    make_mesh,
+    shard_batch,
+    shard_state,
+)
 from effnetv2_jax.training.optimizers import make_optimizer
 from effnetv2_jax.training.state import create_state, functional
 
@@ -32,15 +39,15 @@ WARM_UP = 3
 
 
 def main() -> None:
-    mesh = step.make_mesh()
-    step.check_batch_size("batch_size", BATCH_SIZE.value, mesh)
+    mesh = make_mesh()
+    check_batch_size("batch_size", BATCH_SIZE.value, mesh)
     family = get_preprocessing(get_spec(MODEL.value).preprocessing)
     model = create_model(
-        MODEL.value, num_classes=NUM_CLASSES.value, axis_name=step.AXIS, rngs=nnx.Rngs(0)
+        MODEL.value, num_classes=NUM_CLASSES.value, axis_name=AXES, rngs=nnx.Rngs(0)
     )
     apply, params, batch_stats = functional(model)
     optimizer = make_optimizer(OPTIMIZER.value, optax.constant_schedule(1e-3), weight_decay=1e-2)
-    state = step.replicate(create_state(params, batch_stats, optimizer), mesh)
+    state = shard_state(create_state(params, batch_stats, optimizer), mesh)
     train_step = step.make_train_step(
         apply,
         optimizer,
@@ -56,7 +63,7 @@ def main() -> None:
         "label": rng.integers(0, NUM_CLASSES.value, BATCH_SIZE.value, np.int32),
         "mask": np.ones(BATCH_SIZE.value, np.float32),
     }
-    batch = step.shard_batch(batch, mesh)
+    batch = shard_batch(batch, mesh)
     scalars = {name: jnp.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
 
     print(f"{MODEL.value}, {shape}, {mesh.size} × {mesh.devices.flat[0].device_kind}, "

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
 from effnetv2_jax.models.layers import (
     ACTIVATIONS,
+    BATCH_STATISTICS,
+    AxisName,
     BatchNorm,
     Conv,
     DepthwiseConv,
@@ -213,6 +215,20 @@ def _block_arguments(groups: tuple[GroupSpec, ...], in_filters: int):
             in_filters = group.filters
 
 
+REMAT: dict[str, Callable[[tuple[GroupSpec, ...]], tuple[int, ...]]] = {
+    "none": lambda groups: (),
+    "blocks": lambda groups: (1,) * sum(group.repeats for group in groups),
+    "stages": lambda groups: tuple(group.repeats for group in groups),
+}
+"""Rematerialisation policies: of (groups) → how many blocks in a row are computed anew together.
+
+Of each such row, training keeps the input and batch norm's statistics alone: those are small, and
+computing them anew would send them between devices once more.
+"""
+
+_KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTICS)
+
+
 class EfficientNet(nnx.Module):
     """EfficientNet V1, V2, Lite and the hybrids between them, as their spec says.
 
@@ -223,7 +239,11 @@ class EfficientNet(nnx.Module):
         spec: the network.
         num_classes: of the classifier; 0 leaves it out, and the model returns pooled features.
         dtype: of the computation, float32 or bfloat16.
-        axis_name: mesh axis over which batch norm averages its statistics in training.
+        axis_name: mesh axis, or axes, over whose devices batch norm averages its statistics in
+            training.
+        bn_group_size: neighbouring devices that do so together, at most all; None for all.
+        remat: a name in ``REMAT``: what training computes anew in the backward pass, and does not
+            keep in memory.
         rngs: gives the ``params`` keys and the ``dropout`` key that training falls back on.
     """
 
@@ -233,16 +253,24 @@ class EfficientNet(nnx.Module):
         *,
         num_classes: int = 1000,
         dtype=jnp.float32,
-        axis_name: str | None = None,
+        axis_name: AxisName | None = None,
+        bn_group_size: int | None = None,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         if num_classes < 0:
             raise UsageError(f"num_classes must be 0 (pooled features) or more, got {num_classes}")
+        if remat not in REMAT:
+            raise unknown_name("remat", remat, REMAT)
         self.spec = spec
         self.deterministic = True
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(
-            BatchNorm, momentum=spec.bn_momentum, epsilon=spec.bn_epsilon, axis_name=axis_name
+            BatchNorm,
+            momentum=spec.bn_momentum,
+            epsilon=spec.bn_epsilon,
+            axis_name=axis_name,
+            group_size=bn_group_size,
         )
         self.stem = ConvNorm(
             conv(3, spec.stem_filters, kernel_size=3, stride=2),
@@ -269,6 +297,7 @@ class EfficientNet(nnx.Module):
         # A reduction ends where the next block halves the image, and at the last block.
         strides = [keywords["stride"] for *_, keywords in arguments[1:]] + [2]
         self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
+        self.remat_sizes = REMAT[remat](spec.groups)
         self.head = ConvNorm(
             conv(spec.groups[-1].filters, spec.head_filters),
             norm(spec.head_filters, dtype=dtype),
@@ -357,8 +386,18 @@ class EfficientNet(nnx.Module):
             raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
         x = self.stem(images, train=training)
         reductions: dict[str, jax.Array] = {}
-        for i, block in enumerate(self.blocks):
-            x = block(x, train=training, rngs=rngs)
-            if i in self.reduction_ends:
+
+        def run(blocks: nnx.List, x: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+            for block in blocks:
+                x = block(x, train=training, rngs=rngs)
+            return x
+
+        if training and self.remat_sizes:
+            run = nnx.remat(run, policy=_KEEP_STATISTICS)
+        last = -1
+        for size in self.remat_sizes or [1] * len(self.blocks):
+            first, last = last + 1, last + size
+            x = run(nnx.List(self.blocks[first : last + 1]), x, rngs)
+            if last in self.reduction_ends:
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions

@@ -12,6 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from effnetv2_jax.errors import UsageError
+
+# Of one mesh axis or of several.
+AxisName = str | tuple[str, ...]
+
+BATCH_STATISTICS = "batch_statistics"
+"""The name of batch norm's means for ``jax.checkpoint``: small, and dear to compute anew."""
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -243,8 +252,9 @@ class BatchNorm(nnx.Module):
         channels: size of the last axis.
         momentum: of the moving statistics.
         epsilon: added to the variance.
-        axis_name: mesh axis over which the statistics of a batch are averaged; None keeps them
-            local to the device.
+        axis_name: mesh axis, or axes, over whose devices the statistics of a batch are averaged;
+            None keeps them local to the device.
+        group_size: neighbouring devices that average theirs, at most all; None for all.
         dtype: of the output.
     """
 
@@ -254,7 +264,8 @@ class BatchNorm(nnx.Module):
         *,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
-        axis_name: str | None = None,
+        axis_name: AxisName | None = None,
+        group_size: int | None = None,
         dtype=jnp.float32,
     ):
         self.scale = nnx.Param(_full(channels, 1.0))
@@ -264,6 +275,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
         self.axis_name = axis_name
+        self.group_size = group_size
         self.dtype = dtype
         self.use_running_average = True
 
@@ -293,11 +305,36 @@ class BatchNorm(nnx.Module):
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         mean, mean_of_squares = x.mean(axes), jnp.square(x).mean(axes)
+        groups = self._groups()
         # XLA would keep the exchange with nobody, 1 for every layer, and fuse nothing across it.
-        if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
-            mean, mean_of_squares = lax.pmean((mean, mean_of_squares), self.axis_name)
+        if len(groups[0]) > 1:
+            # As one array, so that they travel in one message.
+            together = jnp.stack([mean, mean_of_squares])
+            together = lax.psum(together, self.axis_name, axis_index_groups=groups)
+            mean, mean_of_squares = together / len(groups[0])
+        mean, mean_of_squares = checkpoint_name((mean, mean_of_squares), BATCH_STATISTICS)
         # Rounding can push the difference of a constant channel below zero.
         return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
+
+    def _groups(self) -> list[list[int]]:
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        return device_groups(devices, self.group_size)
+
+
+def device_groups(devices: int, group_size: int | None) -> list[list[int]]:
+    """The devices, by number, that average the statistics of a batch together.
+
+    Args:
+        devices: how many there are.
+        group_size: neighbours in a group, at most all; None for all. The official code's is 8.
+
+    Raises:
+        UsageError: where group_size does not divide the devices.
+    """
+    size = devices if group_size is None else min(group_size, devices)
+    if size < 1 or devices % size:
+        raise UsageError(f"bn_group_size must divide the number of devices ({devices}), got {size}")
+    return np.arange(devices).reshape(-1, size).tolist()
 
 
 class SqueezeExcite(nnx.Module):

@@ -12,6 +12,7 @@ from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.efficientnet_specs import SPECS, EfficientNetSpec
+from effnetv2_jax.models.layers import AxisName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,9 @@ def create_model(
     *,
     num_classes: int = 1000,
     dtype=jnp.float32,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
+    bn_group_size: int | None = None,
+    remat: str = "none",
     rngs: nnx.Rngs | None = None,
     **overrides,
 ) -> EfficientNet:
@@ -63,7 +66,11 @@ def create_model(
         name: one of ``list_models()``, e.g. ``efficientnetv2-s``.
         num_classes: of the classifier; 0 gives pooled features.
         dtype: of the computation, float32 or bfloat16; parameters are float32.
-        axis_name: mesh axis over which batch norm averages its statistics in training.
+        axis_name: mesh axis, or axes, over whose devices batch norm averages its statistics in
+            training.
+        bn_group_size: neighbouring devices that do so together, at most all; None for all.
+        remat: what training computes anew in the backward pass to save memory: ``none``,
+            ``blocks`` or ``stages``.
         rngs: keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
         **overrides: fields of the ``EfficientNetSpec`` to change, e.g. ``bn_momentum=0.9`` or
             ``survival_prob=1.0``.
@@ -72,7 +79,7 @@ def create_model(
         The Flax NNX module.
 
     Raises:
-        UsageError: for an unknown name, an unknown override or a negative num_classes.
+        UsageError: for an unknown name, remat or override, or a negative num_classes.
     """
     spec = get_spec(name)
     for field in overrides:
@@ -80,7 +87,15 @@ def create_model(
             raise unknown_name("field of EfficientNetSpec", field, vars(spec))
     spec = dataclasses.replace(spec, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    return EfficientNet(spec, num_classes=num_classes, dtype=dtype, axis_name=axis_name, rngs=rngs)
+    return EfficientNet(
+        spec,
+        num_classes=num_classes,
+        dtype=dtype,
+        axis_name=axis_name,
+        bn_group_size=bn_group_size,
+        remat=remat,
+        rngs=rngs,
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -2,10 +2,10 @@
 
 import pathlib
 
-import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from effnetv2_jax.training.mesh import abstract_state
 from effnetv2_jax.training.state import TrainState
 
 
@@ -34,17 +34,14 @@ class Checkpoints:
         if step != self.latest_step():
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, abstract_state: TrainState, mesh: Mesh) -> TrainState:
-        """Reads the newest checkpoint, a copy on every device of the mesh.
+    def restore(self, shapes: TrainState, mesh: Mesh) -> TrainState:
+        """Reads the newest checkpoint onto the mesh, whatever mesh it was written from.
 
         Args:
-            abstract_state: shapes and dtypes, from ``jax.eval_shape``.
-            mesh: from ``step.make_mesh``.
+            shapes: of the state, from ``jax.eval_shape``.
+            mesh: from ``make_mesh``.
         """
-        sharding = NamedSharding(mesh, PartitionSpec())
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state
-        )
+        target = abstract_state(shapes, mesh)
         return self._manager.restore(self.latest_step(), args=ocp.args.StandardRestore(target))
 
     def close(self) -> None:

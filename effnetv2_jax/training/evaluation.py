@@ -10,8 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.training.losses import targets_of
+from effnetv2_jax.training.mesh import AXES, Batch, shard_batch
 from effnetv2_jax.training.state import Apply, PyTree
-from effnetv2_jax.training.step import AXIS, Batch, Metrics, normalize, shard_batch
+from effnetv2_jax.training.step import Metrics, normalize
 
 EvalStep = Callable[[PyTree, PyTree, Batch], Metrics]
 
@@ -28,7 +29,7 @@ def make_eval_step(
 
     Args:
         apply: from ``state.functional``.
-        mesh: from ``step.make_mesh``.
+        mesh: from ``make_mesh``.
         mean: of the input family.
         std: of the input family.
         dtype: of the images given to ``apply``.
@@ -55,13 +56,13 @@ def make_eval_step(
         # where, not a product: whatever a padded image gives must not reach the sum.
         counts = (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
         masked = {name: jnp.where(counts, x, 0.0).sum() for name, x in sums.items()}
-        return lax.psum(masked, AXIS)
+        return lax.psum(masked, AXES)
 
     return jax.jit(
         jax.shard_map(
             local_step,
             mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXES)),
             out_specs=PartitionSpec(),
             check_vma=False,
         )

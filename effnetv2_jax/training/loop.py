@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.checkpoint import Checkpoints
+from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import Batch, StageScalars, TrainStep, abstract, shard_batch
+from effnetv2_jax.training.step import StageScalars, TrainStep
 
 
 @flax.struct.dataclass

@@ -1,8 +1,8 @@
-"""The compiled training step: jit(shard_map(…)) over a mesh with a ``data`` axis.
+"""The compiled training step: jit(shard_map(…)) over a mesh with axes ``data`` and ``fsdp``.
 
 Readers who look for ``pmap`` or ``pjit``: this is what they became. Every device runs
 ``local_gradients`` on its share of the batch, and what crosses devices is written out (``psum``,
-``pmean``), the same on one device and on 32 cores in 4 hosts.
+``pmean``, …), the same on one device and on 32 cores in 4 hosts.
 """
 
 import dataclasses
@@ -11,54 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.training.losses import LOSSES, targets_of
+from effnetv2_jax.training.mesh import AXES, Batch, state_shardings, state_specs
 from effnetv2_jax.training.mixing import mix
 from effnetv2_jax.training.state import Apply, PyTree, TrainState
 
-AXIS = "data"
-
-Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 # Numbers that change by stage; traced, so that only a new image size compiles.
 StageScalars = dict[str, Any]
-
-
-def make_mesh(devices=None) -> Mesh:
-    """A mesh of all devices (or those given) along ``data``."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
-
-
-def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises UsageError unless the mesh's devices divide the batch."""
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UsageError(
-            f"{name} must be a multiple of the number of devices ({mesh.size}), got {batch_size}"
-        )
-
-
-def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process's part of a batch on its devices, split along the first axis."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
-
-
-def abstract(tree: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of arrays, which outlive a donation."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def replicate(tree, mesh: Mesh):
-    """Puts a copy of every array on all devices of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
@@ -68,8 +32,36 @@ def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
 
 
 def over_devices(collective, tree: PyTree) -> PyTree:
-    """``psum`` or ``pmean`` over ``AXIS``; one device is spared the copy that XLA would make."""
-    return collective(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
+    """``psum`` or ``pmean`` over all devices; a single one is spared the copy XLA would make."""
+    return collective(tree, AXES) if lax.axis_size(AXES) > 1 else tree
+
+
+def _gathered(params: PyTree, specs: PyTree) -> PyTree:
+    """All of the parameters on every device, from their parts along ``fsdp``."""
+    return jax.tree.map(
+        lambda x, spec: lax.all_gather(x, "fsdp", axis=len(spec) - 1, tiled=True) if spec else x,
+        params,
+        specs,
+    )
+
+
+def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
+    """Gradients summed over all devices, of which each keeps its part along ``fsdp``.
+
+    Args:
+        gradients: float32, this device's.
+        specs: of the parameters.
+        dtype: in which they travel and are added up.
+    """
+
+    def summed(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        part = x.astype(dtype)
+        if spec:
+            part = lax.psum_scatter(part, "fsdp", scatter_dimension=len(spec) - 1, tiled=True)
+            return lax.psum(part, "data").astype(x.dtype)
+        return lax.psum(part, AXES).astype(x.dtype)
+
+    return jax.tree.map(summed, gradients, specs) if lax.axis_size(AXES) > 1 else gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +120,13 @@ def make_train_step(
     mixing: bool = False,
     seed: int = 0,
     dtype=jnp.float32,
+    reduce_dtype=jnp.float32,
+    accumulation_steps: int = 1,
 ) -> TrainStep:
     """Builds the training step.
 
     Args:
-        apply: from ``state.functional``; its batch norm should average over ``AXIS``.
+        apply: from ``state.functional``; its batch norm should average over ``AXES``.
         optimizer: an optax transformation.
         mesh: from ``make_mesh``.
         num_classes: of the labels.
@@ -144,12 +138,19 @@ def make_train_step(
         mixing: compiles Mixup and CutMix in; False saves them where no stage mixes.
         seed: all randomness is a function of it, the step and the device.
         dtype: of the images given to ``apply``.
+        reduce_dtype: in which gradients are summed over devices: float32, or bfloat16 for half the
+            bytes.
+        accumulation_steps: parts in which a device works through its share of the batch, one after
+            the other, for batches that do not fit at once. Batch norm and mixing see a part each;
+            the gradient is that of the whole batch.
     """
     loss_function = LOSSES[loss]
 
-    def local_gradients(params, batch_stats, step, batch: Batch, scalars: StageScalars):
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        mix_key, model_key = jax.random.split(jax.random.fold_in(key, lax.axis_index(AXIS)))
+    def part_gradients(
+        params: PyTree, batch_stats: PyTree, batch: Batch, scalars: StageScalars, key, count
+    ) -> tuple[PyTree, PyTree, Metrics]:
+        """Of a part of this device's share: its term of the gradient, batch_stats, and sums."""
+        mix_key, model_key = jax.random.split(key)
         images = normalize(batch["image"], mean, std, dtype)
         targets = targets_of(batch["label"], num_classes)
         if mixing:
@@ -161,7 +162,6 @@ def make_train_step(
                 mix_key,
                 batch["mask"],
             )
-        count = over_devices(lax.psum, batch["mask"].sum())
 
         def mean_loss(params):
             logits, new_batch_stats = apply(
@@ -173,7 +173,7 @@ def make_train_step(
                 dropout_rate=scalars["dropout_rate"],
             )
             losses = loss_function(logits, targets, label_smoothing) * batch["mask"]
-            # This device's part of the mean over all: dividing here spares the gradients a pass.
+            # This part of the mean over all: dividing here spares the gradients a pass.
             return losses.sum() / count, (logits, new_batch_stats)
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
@@ -181,29 +181,57 @@ def make_train_step(
         # Of several labels, any will do.
         best = jnp.take_along_axis(targets, logits.argmax(-1)[:, None], axis=-1)[:, 0]
         correct = (best == targets.max(axis=-1)) * batch["mask"]
-        sums = {"loss": loss_value * count, "correct": correct.sum()}
-        gradients, sums = over_devices(lax.psum, (gradients, sums))
-        # Without synchronised batch norm every device has statistics of its own.
-        new_batch_stats = over_devices(lax.pmean, new_batch_stats)
-        return gradients, new_batch_stats, sums | {"count": count}
+        return gradients, new_batch_stats, {"loss": loss_value * count, "correct": correct.sum()}
 
-    compute_gradients = jax.jit(
-        jax.shard_map(
-            local_gradients,
+    def accumulated_gradients(params, batch_stats, batch, scalars, key, count):
+        """The same of the whole share, part after part."""
+        parts = {name: x.reshape(accumulation_steps, -1, *x.shape[1:]) for name, x in batch.items()}
+
+        def add(carry, numbered_part):
+            number, part = numbered_part
+            total, batch_stats, sums = carry
+            gradients, batch_stats, new_sums = part_gradients(
+                params, batch_stats, part, scalars, jax.random.fold_in(key, number), count
+            )
+            add_trees = functools.partial(jax.tree.map, jnp.add)
+            return (add_trees(total, gradients), batch_stats, add_trees(sums, new_sums)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (jax.tree.map(jnp.zeros_like, params), batch_stats, {"loss": zero, "correct": zero})
+        return lax.scan(add, start, (jnp.arange(accumulation_steps), parts))[0]
+
+    def local_gradients(specs, params, batch_stats, step, batch: Batch, scalars: StageScalars):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(key, lax.axis_index(AXES))
+        count = over_devices(lax.psum, batch["mask"].sum())
+        share_gradients = part_gradients if accumulation_steps == 1 else accumulated_gradients
+        gradients, new_batch_stats, sums = share_gradients(
+            _gathered(params, specs), batch_stats, batch, scalars, key, count
+        )
+        # Where groups of devices share statistics, each has others.
+        new_batch_stats = over_devices(lax.pmean, new_batch_stats)
+        sums = over_devices(lax.psum, sums) | {"count": count}
+        return _summed(gradients, specs, reduce_dtype), new_batch_stats, sums
+
+    def compute_gradients(params, batch_stats, step, batch, scalars):
+        specs, copied = state_specs(params, mesh), PartitionSpec()
+        return jax.shard_map(
+            functools.partial(local_gradients, specs),
             mesh=mesh,
-            in_specs=(*[PartitionSpec()] * 3, PartitionSpec(AXIS), PartitionSpec()),
-            out_specs=PartitionSpec(),
+            in_specs=(specs, copied, copied, PartitionSpec(AXES), copied),
+            out_specs=(specs, copied, copied),
             # Collectives are written out above, none is to be added for us.
             check_vma=False,
-        )
-    )
-    update = jax.jit(functools.partial(_update, optimizer, ema_decay), donate_argnums=0)
-    return TrainStep(compute_gradients, update)
+        )(params, batch_stats, step, batch, scalars)
+
+    update = functools.partial(_update, optimizer, ema_decay, mesh)
+    return TrainStep(jax.jit(compute_gradients), jax.jit(update, donate_argnums=0))
 
 
 def _update(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    mesh: Mesh,
     state: TrainState,
     gradients: PyTree,
     batch_stats: PyTree,
@@ -216,4 +244,6 @@ def _update(
     ema_params, ema_batch_stats = optax.incremental_update(
         (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1.0 - decay
     )
-    return TrainState(step, params, batch_stats, opt_state, ema_params, ema_batch_stats)
+    state = TrainState(step, params, batch_stats, opt_state, ema_params, ema_batch_stats)
+    # Arithmetic on single numbers: every device does its part of the state alone.
+    return lax.with_sharding_constraint(state, state_shardings(state, mesh))

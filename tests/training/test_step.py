@@ -13,6 +13,7 @@ from flax import nnx
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNet, get_spec
 from effnetv2_jax.training import evaluation, losses, step
+from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.optimizers import make_optimizer
 from effnetv2_jax.training.state import create_state, functional
 
@@ -26,10 +27,17 @@ OPTIMIZER = make_optimizer("momentum", lambda count: 0.05)
 
 
 @functools.cache
-def setup(devices=1, **keywords):
+def setup(devices=1, fsdp=1, bn_group_size=None, remat="none", **keywords):
     """(mesh, initial state, training step, apply)."""
-    mesh = step.make_mesh(jax.devices()[:devices])
-    model = EfficientNet(SPEC, num_classes=CLASSES, axis_name=step.AXIS, rngs=nnx.Rngs(0))
+    mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+    model = EfficientNet(
+        SPEC,
+        num_classes=CLASSES,
+        axis_name=placement.AXES,
+        bn_group_size=bn_group_size,
+        remat=remat,
+        rngs=nnx.Rngs(0),
+    )
     apply, params, batch_stats = functional(model)
     state = create_state(params, batch_stats, OPTIMIZER)
     train_step = step.make_train_step(
@@ -49,10 +57,10 @@ def batch_of(seed=0, size=16, count=BATCH):
 
 def run(steps, devices=1, scalars=SCALARS, first_seed=0, **keywords):
     mesh, state, train_step, _ = setup(devices, **keywords)
-    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
     losses = []
     for seed in range(first_seed, first_seed + steps):
-        state, sums = train_step(state, step.shard_batch(batch_of(seed), mesh), scalars)
+        state, sums = train_step(state, placement.shard_batch(batch_of(seed), mesh), scalars)
         losses.append(float(sums["loss"] / sums["count"]))
     return jax.device_get(state), losses
 
@@ -72,18 +80,17 @@ def test_eight_devices_compute_what_one_does():
 
 def test_the_gradient_is_that_of_the_mean_loss():
     """One momentum step from zero momentum is −rate · gradient, here taken by jax.grad itself."""
-    _, state, _, apply = setup()
+    _, state, *_ = setup()
+    # Of a model that knows nothing of devices.
+    apply, *_ = functional(EfficientNet(SPEC, num_classes=CLASSES, rngs=nnx.Rngs(0)))
     batch = batch_of(0)
     images = jnp.asarray(batch["image"], jnp.float32) / 128 - 1
 
     def loss(params):
-        @functools.partial(jax.vmap, axis_name=step.AXIS)
-        def logits_of(images):
-            return apply(
-                params, state.batch_stats, images, train=True, key=jax.random.key(0), dropout_rate=0
-            )[0]
-
-        log_probs = jax.nn.log_softmax(logits_of(images[None])[0])
+        logits, _ = apply(
+            params, state.batch_stats, images, train=True, key=jax.random.key(0), dropout_rate=0
+        )
+        log_probs = jax.nn.log_softmax(logits)
         return -jnp.mean(log_probs[jnp.arange(BATCH), batch["label"]])
 
     expected = jax.tree.map(lambda p, g: p - 0.05 * g, state.params, jax.grad(loss)(state.params))
@@ -93,8 +100,8 @@ def test_the_gradient_is_that_of_the_mean_loss():
 
 def test_training_lowers_the_loss_on_a_batch():
     mesh, state, train_step, _ = setup()
-    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
-    batch = step.shard_batch(batch_of(), mesh)
+    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
+    batch = placement.shard_batch(batch_of(), mesh)
     losses = []
     for _ in range(20):
         state, sums = train_step(state, batch, SCALARS)
@@ -125,12 +132,12 @@ def test_a_new_dropout_rate_does_not_compile_again():
 def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
     # A seed of its own: programs of its own.
     mesh, state, train_step, _ = setup(seed=7)
-    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
-    batch = step.shard_batch(batch_of(size=20), mesh)
-    programs = ("local_gradients", "_update")
+    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
+    batch = placement.shard_batch(batch_of(size=20), mesh)
+    programs = ("compute_gradients", "_update")
     with jax.log_compiles():
-        train_step.compile_gradients(step.abstract(state), step.abstract(batch), SCALARS)
-        train_step.compile_update(step.abstract(state))
+        train_step.compile_gradients(placement.abstract(state), placement.abstract(batch), SCALARS)
+        train_step.compile_update(placement.abstract(state))
         assert all(f"XLA compilation of jit({name})" in caplog.text for name in programs)
         caplog.clear()
         train_step(state, batch, SCALARS)
@@ -139,8 +146,8 @@ def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
 
 def test_masked_examples_count_neither_in_metrics_nor_in_the_loss():
     mesh, state, train_step, _ = setup()
-    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
-    _, sums = train_step(state, step.shard_batch(batch_of(count=12), mesh), SCALARS)
+    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
+    _, sums = train_step(state, placement.shard_batch(batch_of(count=12), mesh), SCALARS)
     assert float(sums["count"]) == 12
 
 
@@ -151,8 +158,8 @@ def test_label_vectors_are_the_same_as_their_indices():
     losses = [
         float(
             train_step(
-                step.replicate(jax.tree.map(jnp.copy, state), mesh),
-                step.shard_batch(b, mesh),
+                placement.shard_state(jax.tree.map(jnp.copy, state), mesh),
+                placement.shard_batch(b, mesh),
                 SCALARS,
             )[1]["loss"]
         )
@@ -165,14 +172,14 @@ def test_ema_is_tensorflows():
     """min(decay, (1 + n) / (10 + n)) of tf.train.ExponentialMovingAverage(num_updates=n)."""
     decay = 0.4
     mesh, state, train_step, _ = setup(1, ema_decay=decay)
-    state = step.replicate(jax.tree.map(jnp.copy, state), mesh)
+    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
     kernel = tf.Variable(np.asarray(state.params["classifier"]["kernel"]))
     mean = tf.Variable(np.asarray(state.batch_stats["stem"]["norm"]["mean"]))
     updates = tf.Variable(0)
     ema = tf.train.ExponentialMovingAverage(decay, num_updates=updates)
     ema.apply([kernel, mean])
     for seed in range(6):
-        state, _ = train_step(state, step.shard_batch(batch_of(seed), mesh), SCALARS)
+        state, _ = train_step(state, placement.shard_batch(batch_of(seed), mesh), SCALARS)
         kernel.assign(np.asarray(state.params["classifier"]["kernel"]))
         mean.assign(np.asarray(state.batch_stats["stem"]["norm"]["mean"]))
         updates.assign_add(1)
@@ -256,6 +263,6 @@ def test_nothing_to_evaluate_is_an_error(evaluator):
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_named():
-    mesh = step.make_mesh(jax.devices()[:8])
+    mesh = placement.make_mesh(jax.devices()[:8])
     with pytest.raises(UsageError, match=r"batch_size must be a multiple .* \(8\), got 12"):
-        step.check_batch_size("batch_size", 12, mesh)
+        placement.check_batch_size("batch_size", 12, mesh)
