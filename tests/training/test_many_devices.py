@@ -25,8 +25,9 @@ from test_step import (
     setup,
 )
 
+from effnetv2_jax.benchmarks.collectives import collectives_of
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNet
+from effnetv2_jax.models import EfficientNet, create_model
 from effnetv2_jax.models.layers import BatchNorm
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
@@ -199,6 +200,28 @@ def test_gradients_travel_in_reduce_dtype():
     np.testing.assert_allclose(losses_of_half, losses_of_full, rtol=1e-2)
     differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), half.params, full.params)
     assert 0 < max(jax.tree.leaves(differences)) < 1e-2
+
+
+def test_what_travels_is_gradients_and_statistics():
+    """Per step: each gradient once; of batch norm, its means, their gradients, and moved ones."""
+    _, state, *_ = setup()
+    params, stats = (
+        4 * sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, state.batch_stats)
+    )
+    found = collectives_of(program(devices=8).as_text())
+    assert set(found) == {"all-reduce"}
+    assert found["all-reduce"].bytes == pytest.approx(params + 3 * stats, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-b0"])
+def test_statistics_are_a_small_part_of_what_travels(name):
+    """So that it is within 5 % of parameters and statistics, each once."""
+    model = nnx.eval_shape(lambda: create_model(name))
+    params, stats = (
+        sum(x.size for x in jax.tree.leaves(nnx.state(model, kind)))
+        for kind in (nnx.Param, nnx.BatchStat)
+    )
+    assert params + 3 * stats == pytest.approx(params + stats, rel=0.05)
 
 
 def test_what_does_not_divide_is_named():

@@ -144,11 +144,23 @@ def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
     assert not any(f"XLA compilation of jit({name})" in caplog.text for name in programs)
 
 
-def test_masked_examples_count_neither_in_metrics_nor_in_the_loss():
-    mesh, state, train_step, _ = setup()
-    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
-    _, sums = train_step(state, placement.shard_batch(batch_of(count=12), mesh), SCALARS)
-    assert float(sums["count"]) == 12
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_masked_examples_count_neither_in_metrics_nor_in_the_loss(alpha):
+    """What their labels are changes nothing, with and without Mixup of the others with them."""
+    mesh, state, train_step, _ = setup(mixing=alpha > 0)
+    scalars = SCALARS | {"mixup_alpha": np.float32(alpha)}
+    batch = batch_of(count=12)
+    other = batch | {"label": np.where(batch["mask"] > 0, batch["label"], batch["label"] ^ 1)}
+    one, another = (
+        train_step(
+            placement.shard_state(jax.tree.map(jnp.copy, state), mesh),
+            placement.shard_batch(batch, mesh),
+            scalars,
+        )
+        for batch in (batch, other)
+    )
+    assert float(one[1]["count"]) == 12
+    assert_trees_close(one, another, rtol=0)
 
 
 def test_label_vectors_are_the_same_as_their_indices():
