@@ -31,6 +31,7 @@ from effnetv2_jax.models import EfficientNet, create_model
 from effnetv2_jax.models.layers import BatchNorm
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
+from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.state import create_state, functional
 
 
@@ -118,6 +119,20 @@ def test_a_split_state_is_evaluated_as_a_copied_one(monkeypatch):
         )
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     setup.cache_clear()
+
+
+def test_a_checkpoint_is_read_onto_another_mesh(monkeypatch, tmp_path):
+    monkeypatch.setattr(placement, "_MIN_SHARDED_SIZE", 256)
+    _, state, *_ = setup()
+    written = Checkpoints(tmp_path)
+    written.save(placement.shard_state(state, placement.make_mesh(jax.devices()[:8], fsdp=4)))
+    written.close()
+    for devices, fsdp in ((8, 1), (2, 2), (1, 1)):
+        mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+        read = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: state), mesh)
+        assert_trees_close(read, state, rtol=0)
+        kernel = read.ema_params["classifier"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size / fsdp
 
 
 @functools.cache
