@@ -1,0 +1,171 @@
+"""Counts what crosses devices in a compiled program, out of its HLO text.
+
+XLA's own cost analysis says nothing of it, and its estimate of a step's time hardly counts it.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """All collectives of one kind that one device takes part in when the program runs once.
+
+    Attributes:
+        count: how many run; one of several operands is one.
+        bytes: of the whole arrays that are exchanged: what each device brings to an all-reduce or
+            a reduce-scatter, what it has after an all-gather.
+    """
+
+    count: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Collectives") -> "Collectives":
+        return Collectives(self.count + other.count, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> "Collectives":
+        return Collectives(self.count * times, self.bytes * times)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    """One line of HLO: ``%name = type opcode(arguments), attributes``."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str
+
+
+# `%region_0.2 (param: (s32[], f32[8])) -> f32[8] {`; ENTRY stands before the program itself.
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
+# A type may be a tuple and hold brackets of every kind, but no word straight before one.
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<type>.*?) (?P<opcode>[a-z][a-z0-9-]*)\((?P<rest>.*)$"
+)
+_SHAPE = re.compile(r"\b(?P<dtype>pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<dimensions>[\d,<=]*)\]")
+# What an instruction runs; ``to_apply`` only adds two numbers, or is the target of a call.
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
+)
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_NAME = re.compile(r"%([\w.-]+)")
+
+
+def collectives_of(hlo_text: str) -> dict[str, Collectives]:
+    """The collectives of a compiled program, for CPU as for TPU.
+
+    A collective in the body of a loop counts as often as the loop runs, where the text tells (it
+    does for ``lax.scan``), else once. The two halves of an asynchronous one count as one.
+
+    Args:
+        hlo_text: ``compiled.as_text()``.
+
+    Returns:
+        By kind, a name in ``KINDS``; kinds that do not occur are left out.
+    """
+    computations, entry = _parse(hlo_text)
+    found: defaultdict[str, Collectives] = defaultdict(Collectives)
+    for name, times in _runs(computations, entry).items():
+        types = {instruction.name: instruction.type for instruction in computations[name]}
+        for instruction in computations[name]:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                found[kind] += Collectives(1, _bytes_exchanged(instruction, kind, types)) * times
+    return dict(found)
+
+
+def _parse(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """Instructions by computation, and which computation is the program."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry = name = ""
+    for line in hlo_text.splitlines():
+        if head := _COMPUTATION.match(line):
+            name = head["name"]
+            computations[name] = []
+            entry = name if head["entry"] else entry
+        elif instruction := _INSTRUCTION.match(line):
+            computations[name].append(_Instruction(**instruction.groupdict()))
+    return computations, entry
+
+
+def _runs(computations: dict[str, list[_Instruction]], entry: str) -> Counter[str]:
+    """How often each computation runs when the program runs once."""
+    runs: Counter[str] = Counter()
+
+    def run(name: str, times: int) -> None:
+        runs[name] += times
+        for instruction in computations[name]:
+            for called in _called(instruction):
+                run(called, times * _trips(instruction, computations))
+
+    run(entry, 1)
+    return runs
+
+
+def _trips(instruction: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """How often a loop runs; 1 for what is no loop."""
+    if instruction.opcode != "while":
+        return 1
+    if known := _TRIP_COUNT.search(instruction.rest):
+        return int(known[1])
+    # For TPUs it is left out; a loop from 0 on ends at the one number its condition knows.
+    condition = _CONDITION.search(instruction.rest)
+    bounds = [
+        int(bound[0])
+        for line in computations.get(condition[1] if condition else "", ())
+        if line.opcode == "constant" and (bound := re.match(r"\d+", line.rest))
+    ]
+    return bounds[0] if len(bounds) == 1 else 1
+
+
+def _called(instruction: _Instruction) -> Iterator[str]:
+    # The other parts of an asynchronous call repeat the name of what its start runs.
+    if instruction.opcode.endswith(("-done", "-update")):
+        return
+    yield from _CALLED.findall(instruction.rest)
+    for branches in _BRANCHES.findall(instruction.rest):
+        yield from (name.strip().lstrip("%") for name in branches.split(","))
+
+
+def _bytes_exchanged(instruction: _Instruction, kind: str, types: dict[str, str]) -> int:
+    operands = sum(_bytes_of(types[name]) for name in _NAME.findall(_arguments(instruction.rest)))
+    if kind != "all-gather":
+        return operands
+    result = _bytes_of(instruction.type)
+    # The start of an asynchronous one gives its operands back beside its result.
+    return result - operands if instruction.opcode.endswith("-start") else result
+
+
+def _arguments(rest: str) -> str:
+    """What stands before the bracket that closes the arguments; layouts have brackets of theirs."""
+    depth = 1
+    for end, character in enumerate(rest):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:end]
+    return rest
+
+
+def _bytes_of(type_text: str) -> int:
+    """Bytes of all arrays in a type, without the padding of a TPU's tiles."""
+    bits = 0
+    for shape in _SHAPE.finditer(type_text):
+        dimensions = [int(size.lstrip("<=")) for size in shape["dimensions"].split(",") if size]
+        bits += math.prod(dimensions) * int(shape["bits"] or 8)
+    return -(-bits // 8)
