@@ -14,6 +14,7 @@ from effnetv2_jax.errors import UsageError, unknown_name
 BENCHMARKS = {
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "step": "effnetv2_jax.benchmarks.train_step",
+    "tpu": "effnetv2_jax.benchmarks.tpu_table",
 }
 HELP = ("-h", "--help", "--helpfull")
 
@@ -37,6 +38,9 @@ def main() -> None:
             module.main()
         except UsageError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)  # 128 + SIGINT, as shells count
 
     app.run(guarded, argv=[f"{sys.argv[0]} {name}", *arguments])
 

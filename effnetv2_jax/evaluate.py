@@ -8,7 +8,7 @@ import json
 import jax
 from absl import flags
 
-from effnetv2_jax import programs
+from effnetv2_jax import hosts, programs
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.training import evaluation
 from effnetv2_jax.training.checkpoint import Checkpoints
@@ -24,6 +24,8 @@ def main() -> None:
     config = programs.read_config(WORKDIR.value)
     if IMAGE_SIZE.value is not None:
         config.eval_image_size = IMAGE_SIZE.value
+    split = SPLIT.value or config.data.eval_split
+    programs.agree(config, workdir=WORKDIR.value, split=split, ema=EMA.value)
     run = programs.build(config)
     checkpoints = Checkpoints(WORKDIR.value, create=False)
     if checkpoints.latest_step() is None:
@@ -34,7 +36,6 @@ def main() -> None:
         if EMA.value
         else (state.params, state.batch_stats)
     )
-    split = SPLIT.value or config.data.eval_split
     batches = run.eval_batches(split, config.eval_image_size)
     results: dict[str, float | str] = {
         **evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh),
@@ -42,6 +43,8 @@ def main() -> None:
         "split": split,
         "image_size": config.eval_image_size,
     }
+    if not hosts.is_first():
+        return
     if JSON.value:
         print(json.dumps(results))
     else:

@@ -11,6 +11,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from effnetv2_jax import progressive
+from effnetv2_jax import hosts, progressive
 from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -32,8 +33,20 @@ from effnetv2_jax.training.state import Apply, TrainState, create_state, functio
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, where the processes of one run meet. On Cloud TPU and in Slurm none "
+    "of these three flags is needed.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Of the run; 1 runs alone, whatever the environment says."
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+
+COUNTS = ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep")
 # What may differ between two starts in the same workdir: it does not change what is computed.
-FREE_FIELDS = ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep")
+FREE_FIELDS = (*COUNTS, "fsdp", "model.remat")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -69,17 +82,35 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         del argv
         try:
+            hosts.start(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
+            if not hosts.is_first():
+                logging.set_verbosity(logging.WARNING)
             main()
         except UsageError as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
-            sys.exit(2)
+            _leave(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             # 128 + SIGINT, as shells count. An orderly exit would wait for a compilation that goes
             # on in the background.
             os._exit(130)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            _leave(1)
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a run that failed, at once where there are other processes."""
+    if jax.distributed.is_initialized():
+        # An orderly exit would wait for the others, which may be waiting for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _is_ours_or_serious(record) -> bool:
@@ -162,10 +193,12 @@ def build(config: ml_collections.ConfigDict) -> Run:
     dtype = DTYPES[config.model.dtype]
     spec = get_spec(config.model.name)
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    source = sources.get_source(
-        config.data.name, config.data.dir or None, holdout=config.data.holdout
-    )
-    num_examples = source.split(config.data.train_split).size
+    # Both may write: a data set that is prepared, an index of its records.
+    with hosts.first_alone("data"):
+        source = sources.get_source(
+            config.data.name, config.data.dir or None, holdout=config.data.holdout
+        )
+        num_examples = source.split(config.data.train_split).size
     stages = make_stages(config, num_examples)
     augmentation = make_augmentation(config)
     share = pipeline.Share(jax.process_index(), jax.process_count())
@@ -251,13 +284,11 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise UsageError(
             f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
         )
-    for name in FREE_FIELDS:
+    for name in (*COUNTS, "accumulation_steps"):
         if config[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {config[name]}")
     if config.eval_image_size < 1:
         raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
-    if config.accumulation_steps < 1:
-        raise UsageError(f"accumulation_steps must be at least 1, got {config.accumulation_steps}")
     check_batch_size("batch_size", config.batch_size, mesh, config.accumulation_steps)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     device_groups(mesh.size, config.model.bn_group_size or None)
@@ -322,22 +353,42 @@ def make_optimizer(
     )
 
 
+def agree(config: ml_collections.ConfigDict, **others: object) -> None:
+    """Raises UsageError, in every process, where these differ between the processes of the run."""
+    hosts.agree(_flat(config.to_dict()) | others)
+
+
 def claim_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
     """Makes the workdir and writes the config there, or checks that it is the one that is there.
+
+    Process 0 writes; the others check that they see the same folder.
 
     Raises:
         UsageError: where the workdir cannot be written, or holds a run of another config.
     """
     path = pathlib.Path(workdir).expanduser().resolve()
     config_file = path / "config.json"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not config_file.exists():
-            config_file.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-            return path
-    except OSError as error:
-        raise UsageError(f"workdir {workdir!r} cannot be written: {error.strerror}") from error
-    ours, theirs = _flat(config.to_dict()), _flat(read_config(path).to_dict())
+    with hosts.first_alone("workdir"):
+        if hosts.is_first():
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                if not config_file.exists():
+                    config_file.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            except OSError as error:
+                raise UsageError(
+                    f"workdir {workdir!r} cannot be written: {error.strerror}"
+                ) from error
+        elif not config_file.exists():
+            raise UsageError(
+                f"workdir {workdir!r} must be a folder that all processes share: process "
+                f"{jax.process_index()} does not find there what process 0 wrote"
+            )
+        _check_config(workdir, config)
+    return path
+
+
+def _check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+    ours, theirs = _flat(config.to_dict()), _flat(read_config(workdir).to_dict())
     different = [
         f"{name} (there {theirs.get(name)!r}, now {ours.get(name)!r})"
         for name in sorted(ours.keys() | theirs.keys())
@@ -348,7 +399,6 @@ def claim_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pa
             f"workdir {workdir!r} holds a run with another config: {', '.join(different)}; "
             "use the same config to resume it, or another workdir"
         )
-    return path
 
 
 def claim_class_names(workdir: pathlib.Path, source: Source) -> None:
@@ -363,13 +413,15 @@ def claim_class_names(workdir: pathlib.Path, source: Source) -> None:
     """
     file = workdir / "class_names.txt"
     names = "".join(f"{name}\n" for name in source.class_names)
-    if not file.exists():
-        file.write_text(names, encoding="utf-8", errors="surrogateescape")
-    elif file.read_text(encoding="utf-8", errors="surrogateescape") != names:
-        raise UsageError(
-            f"workdir {str(workdir)!r} holds a run on other classes than those of {source.name} "
-            "now (class_names.txt has the run's): restore the data, or use another workdir"
-        )
+    with hosts.first_alone("class names"):
+        if hosts.is_first() and not file.exists():
+            file.write_text(names, encoding="utf-8", errors="surrogateescape")
+        if file.read_text(encoding="utf-8", errors="surrogateescape") != names:
+            raise UsageError(
+                f"workdir {str(workdir)!r} holds a run on other classes than those of "
+                f"{source.name} now (class_names.txt has the run's): restore the data, or use "
+                "another workdir"
+            )
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:

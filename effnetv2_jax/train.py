@@ -9,13 +9,13 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from effnetv2_jax import programs
+from effnetv2_jax import hosts, programs
 from effnetv2_jax.training import evaluation, report
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.history import make_writer, write_parameter_overview
 from effnetv2_jax.training.loop import Loop
 from effnetv2_jax.training.mesh import shard_state
-from effnetv2_jax.training.progress import make_progress
+from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -29,6 +29,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     config = programs.loaded(CONFIG.value)
+    programs.agree(config, workdir=WORKDIR.value)
     run = programs.build(config)
     workdir = programs.claim_workdir(WORKDIR.value, config)
     checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)
@@ -40,7 +41,8 @@ def main() -> None:
     else:
         state = shard_state(run.initial_state(), run.mesh)
     programs.claim_class_names(workdir, run.source)
-    write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
+    if hosts.is_first():
+        write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",
         run.name,
@@ -58,7 +60,7 @@ def main() -> None:
             run.eval_step, state.ema_params, state.ema_batch_stats, batches, run.mesh
         )
 
-    writer = make_writer(workdir)
+    writer = make_writer(workdir if hosts.is_first() else None)
     loop = Loop(
         train_step=run.train_step,
         mesh=run.mesh,
@@ -67,7 +69,7 @@ def main() -> None:
         learning_rate=run.learning_rate,
         checkpoints=checkpoints,
         writer=writer,
-        progress=make_progress(run.stages[-1].end_step),
+        progress=make_progress(run.stages[-1].end_step) if hosts.is_first() else LogProgress(),
         log_every_steps=config.log_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
     )
@@ -76,6 +78,8 @@ def main() -> None:
     seconds = time.perf_counter() - started
     checkpoints.close()
     writer.close()
+    if not hosts.is_first():
+        return
     history = report.read_history(workdir / "metrics.jsonl")
     final = next(row for row in reversed(history) if "eval/top1" in row)
     facts = {

@@ -7,7 +7,9 @@ from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
+from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import count_parameters, create_model
+from effnetv2_jax.training.mesh import shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
 ARGUMENTS = [
@@ -102,6 +104,65 @@ def test_s_takes_two_steps_on_synthetic_data():
     assert len(losses) == 2
     assert all(np.isfinite(losses))
     assert int(state.step) == 2
+
+
+def small_config(**fields):
+    config = common.get_config()
+    config.update_from_flattened_dict(
+        {
+            "model.name": "efficientnetv2-tiny",
+            "model.dtype": "float32",
+            "batch_size": 16,
+            "eval_batch_size": 16,
+            "epochs": 4 * 16 / 8192,
+            "schedule.image_size": (16, 16),
+        }
+        | fields
+    )
+    return config
+
+
+def test_the_fields_for_many_devices_reach_the_step():
+    config = small_config(
+        **{
+            "fsdp": 2,
+            "accumulation_steps": 2,
+            "reduce_dtype": "bfloat16",
+            "model.remat": "blocks",
+            "model.bn_group_size": 4,
+        }
+    )
+    run = programs.build(config)
+    assert dict(run.mesh.shape) == {"data": 4, "fsdp": 2}
+    stage = run.stages[0]
+    state = shard_state(run.initial_state(), run.mesh)
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
+    scalars = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), np.float32(0))
+    program = str(
+        run.train_step.gradients.trace(
+            state.params, state.batch_stats, state.step, batch, scalars
+        ).jaxpr
+    )
+    assert "axis_index_groups=((0, 1, 2, 3), (4, 5, 6, 7))" in program
+    assert "length=2" in program  # of the scan over parts
+    assert "bf16" in program
+    assert "checkpoint" in program or "remat" in program
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("fsdp", 3, r"fsdp must divide the number of devices \(8\), got 3"),
+        ("accumulation_steps", 0, "accumulation_steps must be at least 1, got 0"),
+        ("accumulation_steps", 3, r"batch_size must be a multiple .* 3 accumulation steps"),
+        ("reduce_dtype", "float16", "unknown reduce_dtype 'float16'"),
+        ("model.remat", "block", "unknown remat 'block': did you mean blocks"),
+        ("model.bn_group_size", 3, r"bn_group_size must divide the number of devices \(8\), got 3"),
+    ],
+)
+def test_what_devices_cannot_do_is_one_sentence(field, value, message):
+    with pytest.raises(UsageError, match=message):
+        programs.build(small_config(**{field: value}))
 
 
 def test_digits_and_common_share_their_fields():

@@ -16,7 +16,9 @@ class JsonLinesWriter(metric_writers.MultiWriter):
 
     def __init__(self, workdir: str | pathlib.Path):
         super().__init__([])
-        self._file = (pathlib.Path(workdir) / "metrics.jsonl").open("a", encoding="utf-8")
+        file = pathlib.Path(workdir) / "metrics.jsonl"
+        # Line by line, so that a run that is killed leaves what it knew.
+        self._file = file.open("a", buffering=1, encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         line = {"step": step, "time": round(time.time(), 3)}
@@ -30,8 +32,14 @@ class JsonLinesWriter(metric_writers.MultiWriter):
         self._file.close()
 
 
-def make_writer(workdir: str | pathlib.Path) -> metric_writers.MetricWriter:
-    """A writer to TensorBoard and ``metrics.jsonl`` in the workdir, and to the log."""
+def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWriter:
+    """A writer to TensorBoard and ``metrics.jsonl`` in the workdir, and to the log.
+
+    Args:
+        workdir: of the run; None for a writer that writes nothing.
+    """
+    if workdir is None:
+        return metric_writers.MultiWriter([])
     return metric_writers.MultiWriter(
         [metric_writers.create_default_writer(workdir), JsonLinesWriter(workdir)]
     )

@@ -1,0 +1,53 @@
+"""Keeps the figures of compiled programs on disk, by content: compiling takes minutes."""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+
+from effnetv2_jax.benchmarks.program_figures import ProgramFigures
+
+# Of the figures' meaning; what was written under another is not found any more.
+_VERSION = 1
+
+
+def cache_folder() -> pathlib.Path:
+    """``$XDG_CACHE_HOME/effnetv2_jax/tpu_compile``, by default under ``~/.cache``."""
+    # The specification has relative paths ignored.
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    base = pathlib.Path(root) if os.path.isabs(root) else pathlib.Path.home() / ".cache"
+    return base / "effnetv2_jax" / "tpu_compile"
+
+
+def key_of(program_text: str, *compiler: str) -> str:
+    """The name under which figures are kept.
+
+    Args:
+        program_text: StableHLO.
+        *compiler: everything else that the figures hang on: target, versions, options.
+    """
+    parts = (str(_VERSION), *compiler, program_text)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read(folder: pathlib.Path, key: str) -> ProgramFigures | None:
+    """The figures under a key; None where there are none, or a file that does not hold any."""
+    try:
+        return ProgramFigures.from_json(json.loads((folder / f"{key}.json").read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write(folder: pathlib.Path, key: str, figures: ProgramFigures) -> None:
+    """Keeps figures; who reads at the same time finds all of them or none.
+
+    A folder that cannot be written is none: the figures are there, they only come again.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
+            json.dump(figures.as_json(), file, indent=1)
+        os.replace(file.name, folder / f"{key}.json")
+    except OSError:
+        return

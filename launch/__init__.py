@@ -1,0 +1,1 @@
+"""Bringing a run up: several processes on one machine."""

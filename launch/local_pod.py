@@ -1,0 +1,282 @@
+"""A pod on your desk: one program as several processes with simulated devices.
+
+  python -m launch.local_pod --processes=4 --devices_per_process=8 -- --config=… --workdir=…
+
+Everything after ``--`` goes to the program. Its lines come out with the number of their process in
+front; when one process dies, the others are ended, and its last lines are shown once more.
+"""
+
+import collections
+import contextlib
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import app, flags
+
+PROCESSES = flags.DEFINE_integer("processes", 4, "Processes to run.", lower_bound=1)
+DEVICES = flags.DEFINE_integer(
+    "devices_per_process", 8, "Simulated devices of each.", lower_bound=1
+)
+PROGRAM = flags.DEFINE_string(
+    "program", "effnetv2_jax.train", "Module to run, one that takes --coordinator_address."
+)
+
+LAST_LINES = 20
+"""Shown of the process that died."""
+
+GRACE_SECONDS = 5.0
+"""Between asking processes to end and killing them."""
+
+# Gloo prints a line for every group of devices that it connects, several at once.
+_GLOO = b"Expected number of connected peer ranks is"
+# A bar's escape sequences, all but colours: the cursor that they move is no longer in its line.
+_MOVES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-ln-z]")
+_POLL_SECONDS = 0.1
+_END_SECONDS = 1.0
+_PIPE_SIZE = 1 << 16
+_DEVICES_FLAG = "--xla_force_host_platform_device_count"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Lines:
+    """Bytes as they come → lines as a terminal would show them at their end.
+
+    A progress bar rewrites its line after each carriage return: only what is last is kept.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Returns the lines that are complete now, without their ends."""
+        *complete, rest = (self._rest + data).split(b"\n")
+        # A carriage return that comes last may be half of a line's end.
+        self._rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]
+        return [_shown(line) for line in complete]
+
+    def end(self) -> list[bytes]:
+        """Returns what was left without a line's end."""
+        rest, self._rest = _shown(self._rest), b""
+        return [rest] if rest else []
+
+
+def _shown(line: bytes) -> bytes:
+    return _MOVES.sub(b"", line.rstrip(b"\r").rpartition(b"\r")[2])
+
+
+class Member:
+    """One process of the pod, the leader of a process group of its own."""
+
+    def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str]):
+        self.number = number
+        self.last_lines: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
+        self._lines = Lines()
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Out of reach of the terminal's Ctrl-C, which comes through us, and once only.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self.output = self._process.stdout.fileno()
+        os.set_blocking(self.output, False)
+
+    def pass_on(self) -> bool:
+        """Prints what has come; returns False at its end."""
+        with contextlib.suppress(BlockingIOError):
+            # A pipe holds no more than the first takes; the second finds the end, if it is there.
+            for _ in range(2):
+                data = os.read(self.output, _PIPE_SIZE)
+                self._show(self._lines.feed(data) if data else self._lines.end())
+                if not data:
+                    return False
+        return True
+
+    def _show(self, lines: Sequence[bytes]) -> None:
+        shown = [b"[%d] %s" % (self.number, line) for line in lines if _GLOO not in line]
+        self.last_lines.extend(shown)
+        # As bytes: what is not UTF-8 here was not there either.
+        sys.stdout.buffer.writelines(line + b"\n" for line in shown)
+        sys.stdout.buffer.flush()
+
+    def exit_code(self, timeout: float = 0.0) -> int | None:
+        """None while it runs, −signal where one killed it.
+
+        Args:
+            timeout: seconds to wait for its end.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout)
+        return None
+
+    def send(self, number: int) -> None:
+        """Sends a signal to the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
+            os.killpg(self._process.pid, number)
+
+
+class Pod:
+    """Several processes that live and end together.
+
+    Args:
+        commands: of the processes.
+        environment: of all of them.
+    """
+
+    def __init__(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str]):
+        self._members: list[Member] = []
+        self._signals: list[int] = []
+        self._selector = selectors.DefaultSelector()
+        # Whose outputs have ended, in that order.
+        self._silent: list[Member] = []
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, frame: self._signals.append(number))
+        try:
+            for i, command in enumerate(commands):
+                member = Member(i, command, environment)
+                self._members.append(member)
+                self._selector.register(member.output, selectors.EVENT_READ, member)
+        except BaseException:
+            self._kill()
+            raise
+
+    def run(self) -> int:
+        """Prints what the processes print until all have ended.
+
+        Returns:
+            0, the exit code of the first that failed, or 128 + the signal that came.
+        """
+        try:
+            while True:
+                # In this order: what has ended is looked at.
+                ended, failed = self._ended(), self._first_failed()
+                if ended or failed or self._signals:
+                    break
+                self._pass_on()
+            if not ended:
+                self._end(self._signals[0] if self._signals else signal.SIGTERM)
+                self._end(signal.SIGKILL)
+        finally:
+            self._kill()
+        for member in self._members:
+            member.pass_on()
+        if failed:
+            return _report(failed)
+        return 128 + self._signals[0] if self._signals else 0
+
+    def _ended(self) -> bool:
+        return all(member.exit_code() is not None for member in self._members)
+
+    def _pass_on(self, timeout: float = _POLL_SECONDS) -> None:
+        """Prints what comes within a moment."""
+        for key, _ in self._selector.select(timeout):
+            if not key.data.pass_on():
+                self._selector.unregister(key.fd)
+                self._silent.append(key.data)
+
+    def _first_failed(self) -> Member | None:
+        if not any(member.exit_code() for member in self._members):
+            return None
+        # One death causes others, so all may have died by now. Outputs end in the order of deaths,
+        # a moment before them.
+        self._pass_on(0.0)
+        by_end = (member for member in self._silent if member.exit_code(_END_SECONDS))
+        return next(by_end, None) or next(m for m in self._members if m.exit_code())
+
+    def _end(self, number: int) -> None:
+        """Sends a signal to all and gives them time to end, unless another signal comes."""
+        known = len(self._signals)
+        for member in self._members:
+            member.send(number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not self._ended() and len(self._signals) == known and time.monotonic() < deadline:
+            self._pass_on()
+
+    def _kill(self) -> None:
+        for member in self._members:
+            member.send(signal.SIGKILL)
+
+
+def _report(failed: Member) -> int:
+    """Shows how a process ended; returns its exit code as shells have it."""
+    code = failed.exit_code() or 0
+    how = (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )
+    text = f"local_pod: process {failed.number} {how}, so the others were ended; its last lines:\n"
+    sys.stderr.buffer.writelines([text.encode(), *(line + b"\n" for line in failed.last_lines)])
+    sys.stderr.buffer.flush()
+    return 128 - code if code < 0 else code
+
+
+def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
+    """The environment in which JAX has so many CPU devices.
+
+    Args:
+        base: what it is made from; other XLA_FLAGS stay.
+        devices: per process.
+    """
+    others = [word for word in base.get("XLA_FLAGS", "").split() if _DEVICES_FLAG not in word]
+    return {
+        **{name: value for name, value in base.items() if name != "JAX_NUM_CPU_DEVICES"},
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join([*others, f"{_DEVICES_FLAG}={devices}"]),
+        # Lines as they are printed, not when the program ends.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def commands(program: str, arguments: Sequence[str], processes: int) -> list[list[str]]:
+    """The command of each process; they will meet at a port of this machine that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        [
+            *(sys.executable, "-m", program),
+            f"--coordinator_address={address}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+            *arguments,
+        ]
+        for number in range(processes)
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    pod = Pod(
+        commands(PROGRAM.value, arguments[1:], PROCESSES.value),
+        environment(os.environ, DEVICES.value),
+    )
+    try:
+        return pod.run()
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Returns the program's name and the arguments of the program that is to be run."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(f"error: {error}; the program's own flags come after --")
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

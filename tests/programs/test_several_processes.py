@@ -1,0 +1,202 @@
+"""Training and evaluation by several processes: as one, with one voice, stopped and resumed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import common
+from effnetv2_jax import hosts, programs
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training import report
+from launch import local_pod
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Compiles in seconds; nothing that is drawn by device, as examples lie elsewhere in a batch that
+# several processes read.
+CONFIG = [
+    "--config=configs/digits.py",
+    "--config.model.name=efficientnetv2-tiny",
+    "--config.model.survival_prob=1.0",
+    "--config.model.bn_group_size=0",
+    "--config.schedule.num_stages=1",
+    "--config.schedule.image_size=(16,16)",
+    "--config.schedule.dropout_rate=(0.0,0.0)",
+    "--config.batch_size=64",
+    "--config.eval_batch_size=64",
+    "--config.eval_image_size=16",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.1",
+    "--config.optimizer.warmup_epochs=0.0",
+    "--config.log_every_steps=1",
+    "--config.checkpoint_every_steps=3",
+]
+STEPS = 6
+EPOCHS = f"--config.epochs={(STEPS + 0.5) * 64 / 1437}"
+WRITTEN = {"config.json", "class_names.txt", "parameters.txt", "report.md", "report.png"}
+# What takes seconds to start.
+QUICK = ["--config.data.augmentation=none", "--config.data.eval_split=test[:64]"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Empty: the processes that come first also prepare the data, one of them for all."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+def environment(data_dir):
+    return os.environ | {"TFDS_DATA_DIR": str(data_dir)}
+
+
+@contextlib.contextmanager
+def pod(data_dir, processes, devices, program, *arguments):
+    """The program in a local pod, in the background."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "launch.local_pod", f"--program=effnetv2_jax.{program}"),
+            *(f"--processes={processes}", f"--devices_per_process={devices}", "--", *arguments),
+        ],
+        cwd=ROOT,
+        env=environment(data_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def run(*arguments):
+    """Runs a pod to its end and returns what it printed."""
+    with pod(*arguments) as process:
+        output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    return output
+
+
+def losses(workdir):
+    """(step, loss) of every line of the log."""
+    rows = report.read_history(workdir / "metrics.jsonl")
+    return [(int(row["step"]), row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def assert_same_losses(rows, expected):
+    """Every row has the loss that its step has in the expected rows, to 1e-5."""
+    expected = dict(expected)
+    assert {step for step, _ in rows} == expected.keys()
+    for step, loss in rows:
+        assert loss == pytest.approx(expected[step], rel=1e-5), step
+    # Training has moved them by far more than that.
+    assert max(expected.values()) > 1.001 * min(expected.values())
+
+
+def test_two_processes_are_one_with_all_their_devices(data_dir, tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    output = run(data_dir, 2, 2, "train", *CONFIG, *QUICK, EPOCHS, f"--workdir={together}")
+    run(data_dir, 1, 4, "train", *CONFIG, *QUICK, EPOCHS, f"--workdir={alone}")
+    assert_same_losses(losses(together), losses(alone))
+    # Process 0 speaks and writes for both.
+    assert "[0] top-1" in output
+    assert not [
+        line for line in output.splitlines() if re.match(r"\[1\] .*(\.py:\d+\]|top-1|report)", line)
+    ]
+    assert {path.name for path in together.iterdir()} >= WRITTEN
+    assert len(list(together.glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = (data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={stopped}")
+    with pod(*command) as process:
+        deadline = time.monotonic() + 300
+        while not (stopped / "checkpoints" / "3").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    begun = losses(stopped)
+    assert 3 <= len(begun) < STEPS
+    assert "resuming at step 3" in run(*command)
+    assert [step for step, _ in losses(stopped)[len(begun) :]] == list(range(4, STEPS + 1))
+    run(data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={whole}")
+    assert_same_losses(losses(stopped), losses(whole))
+
+
+@pytest.mark.slow
+def test_four_processes_of_eight_devices_are_one_of_thirty_two(data_dir, tmp_path):
+    shapes = {"together": (4, 8), "alone": (1, 32)}
+    for name, shape in shapes.items():
+        run(data_dir, *shape, "train", *CONFIG, EPOCHS, f"--workdir={tmp_path / name}")
+    assert_same_losses(losses(tmp_path / "together"), losses(tmp_path / "alone"))
+    # What they saved in parts is read by fewer.
+    workdir = f"--workdir={tmp_path / 'together'}"
+    output = run(data_dir, 2, 2, "evaluate", workdir, "--json")
+    (line,) = [line for line in output.splitlines() if line.startswith("[0] {")]
+    results = json.loads(line.removeprefix("[0] "))
+    assert results["count"] == 360
+    rows = report.read_history(tmp_path / "together" / "metrics.jsonl")
+    (last,) = [row for row in rows if "eval/top1" in row]
+    assert results["top1"] == last["eval/top1"]
+    assert results["loss"] == pytest.approx(last["eval/loss"], rel=1e-5)
+    assert not [line for line in output.splitlines() if line.startswith("[1] {")]
+
+
+def test_processes_that_disagree_on_the_config_name_the_field(data_dir, tmp_path):
+    processes = [
+        subprocess.Popen(
+            [*command, *CONFIG, f"--config.batch_size={64 >> i}", f"--workdir={tmp_path / 'run'}"],
+            cwd=ROOT,
+            env=environment(data_dir),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, command in enumerate(local_pod.commands("effnetv2_jax.train", [], processes=2))
+    ]
+    for process in processes:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 2, stderr
+        sentence = (
+            "error: processes disagree on the config: batch_size (process 0: 64, process 1: 32)"
+        )
+        assert sentence in stderr.splitlines()
+        assert "Traceback" not in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_flag_of_three_is_refused(data_dir, tmp_path):
+    command = [sys.executable, "-m", "effnetv2_jax.train", *CONFIG, f"--workdir={tmp_path}"]
+    result = subprocess.run(
+        [*command, "--process_id=1"],
+        cwd=ROOT,
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: coordinator_address, num_processes and process_id belong together, num_processes "
+        "and coordinator_address not given\n"
+    )
+
+
+def test_a_workdir_that_the_others_do_not_see_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(hosts, "barrier", lambda name: None)
+    with pytest.raises(UsageError, match="must be a folder that all processes share: process 0"):
+        programs.claim_workdir(str(tmp_path / "run"), common.get_config())
+    assert not (tmp_path / "run").exists()
