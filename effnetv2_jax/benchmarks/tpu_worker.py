@@ -73,7 +73,7 @@ def compile_for_tpu(
         arguments: of ``lower_train_step``.
 
     Returns:
-        The fields of a ``tpu_compile.Report``, for JSON.
+        What ``tpu_compile.combine`` takes, for JSON.
     """
     say("phase", "starting libtpu")
     devices = _devices(topology)
