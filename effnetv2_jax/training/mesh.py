@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training.state import PyTree
 
-PyTree = Any
 Batch = dict[str, Any]
 
 AXES = ("data", "fsdp")
