@@ -88,6 +88,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_batch_size = 512
 
     config.log_every_steps = 100
-    config.checkpoint_every_steps = 1000
-    config.checkpoints_to_keep = 3
+
+    config.checkpoint = ml_collections.ConfigDict()
+    # There is also one at the end of every stage, and when the run is asked to stop.
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.every_seconds = 900.0
+    # Of those, the newest stay, every n-th step (0: none), and the best by the evaluations' top-1.
+    config.checkpoint.keep_newest = 3
+    config.checkpoint.keep_every_steps = 0
+    config.checkpoint.keep_best = 1
+
+    # Steps in a row whose loss or gradient is not finite; each is left out, so many end the run.
+    config.max_bad_steps = 10
+    # Without a step, after which the log gets the stacks of all threads. A compilation is no step.
+    config.stall_seconds = 900.0
     return config

@@ -52,5 +52,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_batch_size = 60
 
     config.log_every_steps = 10
-    config.checkpoint_every_steps = 1000
+    config.checkpoint.every_steps = 1000
     return config

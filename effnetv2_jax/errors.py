@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and mend."""
+"""The exceptions for what a user can cause: a value to mend, a run that was stopped."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class UsageError(ValueError):
     """A value that cannot be used; its message is one sentence saying which and what is allowed.
 
     The programs print the message alone, without a traceback, and exit with code 2.
+    """
+
+
+class Stopped(Exception):
+    """A run that ended early because somebody wanted it to; its message says how to go on.
+
+    The programs print the message alone, and exit as ``stopping.StopRequest.exit_code`` says.
     """
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     split = SPLIT.value or config.data.eval_split
     programs.agree(config, workdir=WORKDIR.value, split=split, ema=EMA.value)
     run = programs.build(config)
-    checkpoints = Checkpoints(WORKDIR.value, create=False)
+    checkpoints = Checkpoints(WORKDIR.value, read_only=True)
     if checkpoints.latest_step() is None:
         raise UsageError(f"workdir {WORKDIR.value!r} holds no checkpoint yet")
     state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
@@ -38,7 +38,7 @@ def main() -> None:
     )
     batches = run.eval_batches(split, config.eval_image_size)
     results: dict[str, float | str] = {
-        **evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh),
+        **(evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh) or {}),
         "step": int(state.step),
         "split": split,
         "image_size": config.eval_image_size,

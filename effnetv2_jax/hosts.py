@@ -8,6 +8,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -43,8 +44,19 @@ def start(
     Raises:
         UsageError: for arguments that do not go together, and where the processes do not meet.
     """
-    # It would have SIGTERM ignored by processes that never ask whether there was one.
-    jax.config.update("jax_enable_preemption_service", False)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    _join(coordinator_address, num_processes, process_id, timeout)
+    # JAX's preemption service takes SIGTERM as an announcement, and nothing else would come of it
+    # in programs that never ask whether there was one. Its other announcements are left.
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _join(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
+) -> None:
     if coordinator_address is num_processes is process_id is None:
         _start_from_environment(timeout)
         return
@@ -148,6 +160,12 @@ def _one_line(error: BaseException) -> str:
 def is_first() -> bool:
     """Whether this is process 0, which alone writes and tells."""
     return jax.process_index() == 0
+
+
+def part() -> None:
+    """Leaves the other processes, which have to do the same, so that each can end by itself."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def barrier(name: str) -> None:

@@ -3,15 +3,18 @@
 ConfigDicts end here: everything below takes plain arguments.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import json
-import os
 import pathlib
+import platform
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +23,24 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from effnetv2_jax import hosts, progressive
+from effnetv2_jax import __version__, hosts, progressive
 from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.files import write_atomically
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
+from effnetv2_jax.stopping import leave
 from effnetv2_jax.training import evaluation, losses, optimizers, step
+from effnetv2_jax.training.checkpoint import read_record
 from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+CONFIG_FILE = "config.json"
+CLASS_NAMES_FILE = "class_names.txt"
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
@@ -44,9 +53,32 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 
-COUNTS = ("log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep")
+# The least that a field may be, where no part of the library below would notice.
+LEAST = {
+    "log_every_steps": 1,
+    "max_bad_steps": 1,
+    "accumulation_steps": 1,
+    "eval_image_size": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep_newest": 1,
+    "checkpoint.keep_every_steps": 0,
+    "checkpoint.keep_best": 0,
+}
 # What may differ between two starts in the same workdir: it does not change what is computed.
-FREE_FIELDS = (*COUNTS, "fsdp", "model.remat")
+FREE_FIELDS = re.compile(
+    r"log_every_steps|max_bad_steps|stall_seconds|fsdp|model\.remat|checkpoint\..*"
+)
+# What a run may compute other numbers with, to the last bit.
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow-cpu",
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -90,10 +122,10 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {_one_line(error)}", file=sys.stderr)
             _leave(2)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
+            print("interrupted", file=sys.stderr)
             # 128 + SIGINT, as shells count. An orderly exit would wait for a compilation that goes
             # on in the background.
-            os._exit(130)
+            leave(130)
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
@@ -107,9 +139,7 @@ def _leave(code: int) -> NoReturn:
     """Ends a run that failed, at once where there are other processes."""
     if jax.distributed.is_initialized():
         # An orderly exit would wait for the others, which may be waiting for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
     sys.exit(code)
 
 
@@ -170,6 +200,8 @@ class Run:
         learning_rate: of (step) → rate.
         train_batches: of (stage, first step) → batches.
         eval_batches: of (split, image size) → batches.
+        examples: of (step) → the examples of its batch: their numbers in the split, and what a
+            person needs to find them.
     """
 
     name: str
@@ -184,6 +216,7 @@ class Run:
     learning_rate: optax.Schedule
     train_batches: Callable[[progressive.Stage, int], Iterator[pipeline.Batch]]
     eval_batches: Callable[[str, int], Iterator[pipeline.Batch]]
+    examples: Callable[[int], list[tuple[int, str]]]
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -270,6 +303,12 @@ def build(config: ml_collections.ConfigDict) -> Run:
             max_bad_fraction=config.data.max_bad_fraction,
             share=share,
         ),
+        examples=lambda step: pipeline.examples_at(
+            source.split(config.data.train_split),
+            config.seed,
+            first_example=progressive.examples_before(stages, step - 1),
+            count=config.batch_size,
+        ),
     )
 
 
@@ -284,11 +323,13 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise UsageError(
             f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
         )
-    for name in (*COUNTS, "accumulation_steps"):
-        if config[name] < 1:
-            raise UsageError(f"{name} must be at least 1, got {config[name]}")
-    if config.eval_image_size < 1:
-        raise UsageError(f"eval_image_size must be at least 1 px, got {config.eval_image_size}")
+    flat = _flat(config.to_dict())
+    for name, least in LEAST.items():
+        if flat[name] < least:
+            raise UsageError(f"{name} must be at least {least}, got {flat[name]}")
+    for name in ("checkpoint.every_seconds", "stall_seconds"):
+        if flat[name] <= 0:
+            raise UsageError(f"{name} must be above 0, got {flat[name]}")
     check_batch_size("batch_size", config.batch_size, mesh, config.accumulation_steps)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     device_groups(mesh.size, config.model.bn_group_size or None)
@@ -358,81 +399,110 @@ def agree(config: ml_collections.ConfigDict, **others: object) -> None:
     hosts.agree(_flat(config.to_dict()) | others)
 
 
-def claim_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Makes the workdir and writes the config there, or checks that it is the one that is there.
+def about(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
+    """What a run is, as JSON can hold it: ``config``, ``class_names`` and ``versions``."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "config": json.loads(json.dumps(config.to_dict())),
+        "class_names": list(source.class_names),
+        "versions": versions | {"effnetv2_jax": __version__},
+    }
+
+
+def claim_workdir(workdir: str, this: Mapping[str, Any]) -> pathlib.Path:
+    """Makes the workdir, and writes there what the run is, or checks that it is the run there.
 
     Process 0 writes; the others check that they see the same folder.
 
+    Args:
+        workdir: of the run.
+        this: from ``about``.
+
     Raises:
-        UsageError: where the workdir cannot be written, or holds a run of another config.
+        UsageError: where the workdir cannot be written, or holds another run.
     """
     path = pathlib.Path(workdir).expanduser().resolve()
-    config_file = path / "config.json"
     with hosts.first_alone("workdir"):
         if hosts.is_first():
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                if not config_file.exists():
-                    config_file.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+                _refuse_other_run(workdir, this)
+                _write_missing(path, this)
             except OSError as error:
                 raise UsageError(
                     f"workdir {workdir!r} cannot be written: {error.strerror}"
                 ) from error
-        elif not config_file.exists():
+        elif not (path / CONFIG_FILE).exists():
             raise UsageError(
                 f"workdir {workdir!r} must be a folder that all processes share: process "
                 f"{jax.process_index()} does not find there what process 0 wrote"
             )
-        _check_config(workdir, config)
     return path
 
 
-def _check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-    ours, theirs = _flat(config.to_dict()), _flat(read_config(workdir).to_dict())
+def _write_missing(path: pathlib.Path, this: Mapping[str, Any]) -> None:
+    config, names = path / CONFIG_FILE, path / CLASS_NAMES_FILE
+    if not names.exists():
+        text = "".join(f"{name}\n" for name in this["class_names"])
+        write_atomically(names, text, errors="surrogateescape")
+    # Last: where it is, all is.
+    if not config.exists():
+        write_atomically(config, json.dumps(this["config"], indent=2) + "\n")
+
+
+def _refuse_other_run(workdir: str, this: Mapping[str, Any]) -> None:
+    there = {name: this[name] if x is None else x for name, x in _read_run(workdir).items()}
+    ours, theirs = _flat(this["config"]), _flat(there["config"])
     different = [
         f"{name} (there {theirs.get(name)!r}, now {ours.get(name)!r})"
         for name in sorted(ours.keys() | theirs.keys())
-        if name not in FREE_FIELDS and ours.get(name) != theirs.get(name)
+        if not FREE_FIELDS.fullmatch(name) and ours.get(name) != theirs.get(name)
     ]
     if different:
         raise UsageError(
             f"workdir {workdir!r} holds a run with another config: {', '.join(different)}; "
             "use the same config to resume it, or another workdir"
         )
+    if this["class_names"] != there["class_names"]:
+        here, now = len(there["class_names"]), len(this["class_names"])
+        counts = f" ({here} there, {now} now)" if here != now else ""
+        raise UsageError(
+            f"workdir {workdir!r} holds a run on other classes than those of "
+            f"{this['config']['data']['name']} now{counts}, {CLASS_NAMES_FILE} has the run's: "
+            "restore the data, or use another workdir"
+        )
 
 
-def claim_class_names(workdir: pathlib.Path, source: Source) -> None:
-    """Writes the names of the classes beside the checkpoints, or checks that they are the same.
+def _read_run(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The ``config`` and ``class_names`` of the run in a workdir; None for what is not there.
 
-    Args:
-        workdir: from ``claim_workdir``.
-        source: the data set; line n of ``class_names.txt`` is the name of label n − 1.
-
-    Raises:
-        UsageError: where the data set's classes are not those that the run began with.
+    Files that got lost are made up for by what the newest checkpoint remembers.
     """
-    file = workdir / "class_names.txt"
-    names = "".join(f"{name}\n" for name in source.class_names)
-    with hosts.first_alone("class names"):
-        if hosts.is_first() and not file.exists():
-            file.write_text(names, encoding="utf-8", errors="surrogateescape")
-        if file.read_text(encoding="utf-8", errors="surrogateescape") != names:
-            raise UsageError(
-                f"workdir {str(workdir)!r} holds a run on other classes than those of "
-                f"{source.name} now (class_names.txt has the run's): restore the data, or use "
-                "another workdir"
-            )
+    path = pathlib.Path(workdir).expanduser().resolve()
+    config = names = None
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError):
+        text = (path / CLASS_NAMES_FILE).read_text(encoding="utf-8", errors="surrogateescape")
+        names = text.split("\n")[:-1]
+    record = (read_record(path) if config is None or names is None else None) or {}
+    return {
+        "config": record.get("config") if config is None else config,
+        "class_names": record.get("class_names") if names is None else names,
+    }
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config of the run in a workdir; raises UsageError where there is none."""
-    config_file = pathlib.Path(workdir).expanduser().resolve() / "config.json"
-    try:
-        return ml_collections.ConfigDict(json.loads(config_file.read_text()))
-    except (OSError, ValueError) as error:
+    config = _read_run(workdir)["config"]
+    if config is None:
         raise UsageError(
             f"workdir {str(workdir)!r} holds no run: config.json is missing or broken there"
-        ) from error
+        )
+    return ml_collections.ConfigDict(config)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

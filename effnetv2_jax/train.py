@@ -3,20 +3,29 @@
 The same command resumes a run that was stopped, from its newest checkpoint.
 """
 
+import pathlib
 import time
+from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from effnetv2_jax import hosts, programs
+from effnetv2_jax.errors import Stopped, UsageError
+from effnetv2_jax.stopping import StopRequest, leave, listening
 from effnetv2_jax.training import evaluation, report
-from effnetv2_jax.training.checkpoint import Checkpoints
-from effnetv2_jax.training.history import make_writer, write_parameter_overview
-from effnetv2_jax.training.loop import Loop
+from effnetv2_jax.training.agreement import Agreement
+from effnetv2_jax.training.bad_steps import BadSteps
+from effnetv2_jax.training.checkpoint import Checkpoints, Keep
+from effnetv2_jax.training.history import make_writer, rewind, write_parameter_overview
+from effnetv2_jax.training.loop import Cadence, Loop
 from effnetv2_jax.training.mesh import shard_state
+from effnetv2_jax.training.monitor import Monitor
 from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.status import Status
+from effnetv2_jax.training.watch import Watch
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/digits.py; its fields change by --config.FIELD=VALUE."
@@ -28,21 +37,65 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
+    with listening() as stop:
+        try:
+            train(stop)
+        except Stopped as stopped:
+            if hosts.is_first():
+                print(stopped, flush=True)
+            hosts.part()
+            # Threads may be waiting for images or a compiler, and need not end what they do.
+            leave(stop.exit_code)
+
+
+def train(stop: StopRequest) -> None:
     config = programs.loaded(CONFIG.value)
     programs.agree(config, workdir=WORKDIR.value)
     run = programs.build(config)
-    workdir = programs.claim_workdir(WORKDIR.value, config)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoints_to_keep)
+    record = programs.about(config, run.source)
+    workdir = programs.claim_workdir(WORKDIR.value, record)
+    status = Status(workdir if hosts.is_first() else None, run.stages)
+    status.update(state="starting")
+    try:
+        seconds, resumed = _train(config, run, record, workdir, status, stop)
+    except BaseException as error:
+        status.update(state="stopped" if isinstance(error, Stopped) else "failed")
+        raise
+    status.update(state="finished", seconds_left=0)
+    if hosts.is_first():
+        _report(config, run, workdir, seconds, resumed)
+
+
+def _train(
+    config: ConfigDict,
+    run: programs.Run,
+    record: dict[str, Any],
+    workdir: pathlib.Path,
+    status: Status,
+    stop: StopRequest,
+) -> tuple[float, bool]:
+    """Returns the seconds in the loop, and whether the run was resumed."""
+    checkpoints = Checkpoints(
+        workdir,
+        keep=Keep(
+            newest=config.checkpoint.keep_newest,
+            every_steps=config.checkpoint.keep_every_steps,
+            best=config.checkpoint.keep_best,
+        ),
+    )
     abstract_state = jax.eval_shape(run.initial_state)
     resumed = checkpoints.latest_step() is not None
     if resumed:
+        record = _resumed(record, checkpoints.record())
         state = checkpoints.restore(abstract_state, run.mesh)
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
         state = shard_state(run.initial_state(), run.mesh)
-    programs.claim_class_names(workdir, run.source)
-    if hosts.is_first():
-        write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
+    with hosts.first_alone("history"):
+        if hosts.is_first():
+            rewind(workdir, int(state.step))
+            write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
+    checkpoints.scores |= report.read_scores(workdir / "metrics.jsonl")
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",
         run.name,
@@ -53,14 +106,26 @@ def main() -> None:
         run.mesh.size,
         jax.devices()[0].device_kind,
     )
+    writer = make_writer(workdir if hosts.is_first() else None)
+    watch = Watch(config.stall_seconds, lambda: status.update(state="stalled"))
+    monitor = Monitor(
+        writer=writer,
+        progress=make_progress(run.stages[-1].end_step) if hosts.is_first() else LogProgress(),
+        status=status,
+        watch=watch,
+    )
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        batches = run.eval_batches(config.data.eval_split, config.eval_image_size)
+    def evaluate(state: TrainState, agreement: Agreement) -> dict[str, float] | None:
         return evaluation.evaluate(
-            run.eval_step, state.ema_params, state.ema_batch_stats, batches, run.mesh
+            run.eval_step,
+            state.ema_params,
+            state.ema_batch_stats,
+            run.eval_batches(config.data.eval_split, config.eval_image_size),
+            run.mesh,
+            agreement=agreement,
+            moves=lambda: monitor.moves("evaluating"),
         )
 
-    writer = make_writer(workdir if hosts.is_first() else None)
     loop = Loop(
         train_step=run.train_step,
         mesh=run.mesh,
@@ -68,18 +133,55 @@ def main() -> None:
         evaluate=evaluate,
         learning_rate=run.learning_rate,
         checkpoints=checkpoints,
-        writer=writer,
-        progress=make_progress(run.stages[-1].end_step) if hosts.is_first() else LogProgress(),
-        log_every_steps=config.log_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
+        bad_steps=BadSteps(
+            config.max_bad_steps,
+            record.get("bad_in_a_row", 0),
+            file=workdir / "bad_steps.jsonl" if hosts.is_first() else None,
+            examples=run.examples,
+        ),
+        monitor=monitor,
+        cadence=Cadence(
+            log_steps=config.log_every_steps,
+            save_steps=config.checkpoint.every_steps,
+            save_seconds=config.checkpoint.every_seconds,
+        ),
+        stop=stop,
+        record=record,
     )
     started = time.perf_counter()
-    state = loop.run(state, run.stages)
-    seconds = time.perf_counter() - started
-    checkpoints.close()
-    writer.close()
-    if not hosts.is_first():
-        return
+    try:
+        loop.run(state, run.stages)
+    finally:
+        watch.stop()
+        writer.close()
+        checkpoints.close()
+        saved = max(checkpoints.steps(), default=0)
+        status.update(last_checkpoint=saved)
+    if saved != run.stages[-1].end_step:
+        raise UsageError(
+            f"the last step could not be saved; the same command goes on from step {saved}"
+        )
+    return time.perf_counter() - started, resumed
+
+
+def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that goes on, which need not have the same versions as it began with."""
+    changed = [
+        f"{name} {there['versions'].get(name, '–')} → {version}"
+        for name, version in now["versions"].items()
+        if there["versions"].get(name) != version
+    ]
+    if changed:
+        logging.warning(
+            "other versions than before, whose numbers may differ in the last bit: %s",
+            ", ".join(changed),
+        )
+    return there | now
+
+
+def _report(
+    config: ConfigDict, run: programs.Run, workdir: pathlib.Path, seconds: float, resumed: bool
+) -> None:
     history = report.read_history(workdir / "metrics.jsonl")
     final = next(row for row in reversed(history) if "eval/top1" in row)
     facts = {

@@ -126,7 +126,9 @@ def lower_train_step(
             loop_runs=accumulation_steps,
         ),
         "update": StepProgram(
-            lowered=train_step.update.lower(state, state.params, state.batch_stats),
+            lowered=train_step.update.lower(
+                state, state.params, state.batch_stats, array((), jnp.float32, copied)
+            ),
             beside=nothing_with(batch),
         ),
     }

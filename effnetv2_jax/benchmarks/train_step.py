@@ -69,9 +69,11 @@ def main() -> None:
     print(f"{MODEL.value}, {shape}, {mesh.size} × {mesh.devices.flat[0].device_kind}, "
           f"jax {jax.__version__}")  # fmt: skip
     arguments = (state.params, state.batch_stats, state.step, batch, scalars)
-    seconds, gradients = _timed(lambda: train_step.gradients(*arguments))
+    seconds, (gradients, batch_stats, metrics) = _timed(lambda: train_step.gradients(*arguments))
     print(f"first gradients {seconds:.1f} s")
-    seconds, state = _timed(lambda: train_step.update(state, *gradients[:2]))
+    seconds, state = _timed(
+        lambda: train_step.update(state, gradients, batch_stats, metrics["finite"])
+    )
     print(f"first update {seconds:.1f} s")
     steps = []
     for _ in range(WARM_UP + REPEATS.value):

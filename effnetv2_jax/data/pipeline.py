@@ -115,6 +115,25 @@ def train_batches(
     )
 
 
+def examples_at(
+    split: Split, seed: int, *, first_example: int, count: int
+) -> list[tuple[int, str]]:
+    """The examples of a training batch, without reading them.
+
+    Args:
+        split: of a source.
+        seed: of the run.
+        first_example: as for ``train_batches``.
+        count: of the batch, over all processes.
+
+    Returns:
+        Of each, in the order of the stream: its number in the split, and what a person needs to
+        find it.
+    """
+    numbers = _located(Order(split, seed), np.arange(first_example, first_example + count))
+    return [(number, split.describe(number)) for number in numbers.tolist()]
+
+
 def example_seed(seed: int, example: Example, split_size: int) -> tf.Tensor:
     """What an example's random numbers come from: (seed of the run, epoch, example); int64 [2].
 

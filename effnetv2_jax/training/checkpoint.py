@@ -1,50 +1,291 @@
-"""Checkpoints of a run, through Orbax: atomic, written in the background, the newest few kept."""
+"""Checkpoints of a run, through Orbax: atomic, written in the background, checked when read.
 
+A checkpoint holds the state and a record: the config, class names, versions and whatever else the
+run needs to go on. ``checksums.json`` beside them has the size and CRC-32 of every file; it is
+written last, before the folder gets its name, so a folder with a number for a name was complete
+once, and is complete if its files are still those.
+"""
+
+import contextlib
+import dataclasses
+import json
 import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.files import write_atomically
 from effnetv2_jax.training.mesh import abstract_state
 from effnetv2_jax.training.state import TrainState
+
+CHECKSUMS = "checksums.json"
+DAMAGED = "damaged_checkpoints"
+
+_CHUNK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay; one that any of these wants does.
+
+    Attributes:
+        newest: so many of the last.
+        every_steps: those of a multiple of so many steps; 0 for none.
+        best: so many with the highest score.
+    """
+
+    newest: int = 3
+    every_steps: int = 0
+    best: int = 1
 
 
 class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``.
 
+    With several processes, all of them call the same methods in the same order.
+
     Args:
-        workdir: of the run, whose ``checkpoints`` folder is used.
-        keep: how many of the newest are kept.
-        create: makes the directory where it is missing; False for a reader.
+        workdir: of the run.
+        keep: which checkpoints stay.
+        scores: of evaluated steps, higher is better; grows while the run goes on.
+        read_only: changes nothing in the workdir.
+
+    Raises:
+        UsageError: where there are checkpoints, but all are damaged.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3, create: bool = True):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: Keep = Keep(),
+        scores: dict[int, float] | None = None,
+        read_only: bool = False,
+    ):
         # Orbax wants an absolute path.
-        directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._workdir = pathlib.Path(workdir).expanduser().resolve()
+        self._directory = self._workdir / "checkpoints"
+        self._keep = keep
+        self.scores = {} if scores is None else scores
+        self._read_only = read_only
+        self._saving: int | None = None
+        # One process looks, so that all see the same.
+        found = self._newest_good() if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            number = multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found))
+            found = int(number) if number >= 0 else None
+        self._found = found
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies = ocp.checkpoint_managers
+        keep: list[Any] = [policies.LatestN(self._keep.newest), _Best(self._keep.best, self.scores)]
+        if self._keep.every_steps:
+            keep.append(policies.EveryNSteps(self._keep.every_steps))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
+        """The step that would be restored: the newest undamaged one; None where there is none."""
+        return self._found
 
-    def save(self, state: TrainState) -> None:
-        """Saves in the background, unless this step is saved already."""
-        step = int(state.step)
-        if step != self.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+    def steps(self) -> list[int]:
+        """Of all checkpoints that are complete on the disk, in order."""
+        return _steps(self._directory)
+
+    def record(self) -> dict[str, Any]:
+        """What ``save`` was given beside the state, of ``latest_step``."""
+        return _read_record(self._directory / str(self._found))
 
     def restore(self, shapes: TrainState, mesh: Mesh) -> TrainState:
-        """Reads the newest checkpoint onto the mesh, whatever mesh it was written from.
+        """Reads ``latest_step`` onto the mesh, whatever mesh it was written from.
 
         Args:
             shapes: of the state, from ``jax.eval_shape``.
             mesh: from ``make_mesh``.
         """
-        target = abstract_state(shapes, mesh)
-        return self._manager.restore(self.latest_step(), args=ocp.args.StandardRestore(target))
+        target = ocp.args.StandardRestore(abstract_state(shapes, mesh))
+        return self._manager.restore(self._found, args=ocp.args.Composite(state=target)).state
+
+    def save(self, state: TrainState, record: Mapping[str, Any]) -> None:
+        """Begins to save in the background, unless this step is saved already.
+
+        What goes wrong, now or with the save before, is logged and does not end the run; a
+        checkpoint that could not be written leaves nothing behind.
+
+        Args:
+            state: of the run.
+            record: of what JSON can hold.
+        """
+        self.finish()
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._saving = step
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(dict(record))
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # Orbax, TensorStore and the system have no common one.
+            self._report(error)
+
+    def finish(self) -> None:
+        """Waits for what is being written, and logs why where it could not be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._report(error)
+
+    def reached_preemption(self, count: int) -> bool:
+        """Whether the machine has announced its end; true in all processes at the same count.
+
+        Args:
+            count: how often this process has asked.
+        """
+        return self._manager.reached_preemption(count)
 
     def close(self) -> None:
         """Waits for what is still being written."""
-        self._manager.wait_until_finished()
+        self.finish()
         self._manager.close()
+
+    def _report(self, error: Exception) -> None:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        logging.error(
+            "the checkpoint of step %s could not be written (%s); training goes on without it",
+            self._saving,
+            reason,
+        )
+        # Orbax has already forgotten those that it would have deleted after this one.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+
+    def _write_checksums(self) -> None:
+        """Called by Orbax, in process 0, when all files are written, before the folder is named."""
+        (folder,) = self._directory.glob(f"{self._saving}.*")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+        write_atomically(folder / CHECKSUMS, json.dumps(sums) + "\n")
+
+    def _newest_good(self) -> int | None:
+        """The newest undamaged step; those after it are put aside."""
+        damages: dict[int, str] = {}
+        for step in reversed(_steps(self._directory)):
+            damage = find_damage(self._directory / str(step))
+            if damage is None:
+                self._set_aside(damages, step)
+                return step
+            damages[step] = damage
+        if damages:
+            step, damage = next(iter(damages.items()))
+            raise UsageError(
+                f"all {len(damages)} checkpoints of workdir {str(self._workdir)!r} are damaged, "
+                f"the newest is {step} ({damage}): restore them, or use another workdir"
+            )
+        return None
+
+    def _set_aside(self, damages: Mapping[int, str], good: int) -> None:
+        for step, damage in damages.items():
+            place = ""
+            if not self._read_only:
+                # Not deleted: somebody may want to see what happened, or have the missing file.
+                folder = self._workdir / DAMAGED
+                folder.mkdir(exist_ok=True)
+                target = folder / str(step)
+                number = 1
+                while target.exists():
+                    number += 1
+                    target = folder / f"{step}_{number}"
+                (self._directory / str(step)).rename(target)
+                place = f", now {DAMAGED}/{target.name}"
+            logging.warning(
+                "the checkpoint of step %d is damaged (%s)%s; the one of step %d is used instead",
+                step,
+                damage,
+                place,
+                good,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Orbax's own policy knows only scores that were known when the checkpoint was saved."""
+
+    number: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        scored = [info.step for info in checkpoints if info.step in self.scores]
+        # Of equal ones the latest: it has seen more.
+        ranked = sorted(scored, key=lambda step: (self.scores[step], step), reverse=True)
+        best = ranked[: self.number]
+        return [info.step in best for info in checkpoints]
+
+
+def find_damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are those that were written.
+
+    Args:
+        folder: of one step.
+    """
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            found = _checksum(folder / name)
+            if found["bytes"] != expected["bytes"]:
+                return f"{name} has {found['bytes']} of {expected['bytes']} bytes"
+            if found != expected:
+                return f"{name} has other contents than were written"
+    except FileNotFoundError as error:
+        return f"{pathlib.Path(error.filename).relative_to(folder)} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read: {error}"
+    return None
+
+
+def read_record(workdir: str | pathlib.Path) -> dict[str, Any] | None:
+    """What the newest undamaged checkpoint of a run has beside the state; None without one.
+
+    Args:
+        workdir: of the run, where nothing is changed.
+    """
+    directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+    folders = (directory / str(step) for step in reversed(_steps(directory)))
+    good = next((folder for folder in folders if find_damage(folder) is None), None)
+    return None if good is None else _read_record(good)
+
+
+def _read_record(folder: pathlib.Path) -> dict[str, Any]:
+    # Orbax's checkpointers wait for all processes, its handlers do not.
+    return ocp.JsonCheckpointHandler().restore(epath.Path(folder / "record"))
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _checksum(path: pathlib.Path) -> dict[str, int]:
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return {"bytes": size, "crc32": crc}

@@ -9,6 +9,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.training.agreement import STEPS_BEHIND, Agreement
+from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.losses import targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, shard_batch
 from effnetv2_jax.training.state import Apply, PyTree
@@ -38,7 +40,7 @@ def make_eval_step(
         ``eval_step(params, batch_stats, batch) -> metrics``: sums over the batch of ``top1``,
         ``top5`` and ``loss`` (cross-entropy without smoothing), and ``count``. batch is as for the
         training step; of several labels, any is right. Examples with mask 0 or without a label
-        count nothing.
+        count nothing. Where ``wishes`` are with them, so is their sum.
     """
 
     def local_step(params: PyTree, batch_stats: PyTree, batch: Batch) -> Metrics:
@@ -56,6 +58,8 @@ def make_eval_step(
         # where, not a product: whatever a padded image gives must not reach the sum.
         counts = (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
         masked = {name: jnp.where(counts, x, 0.0).sum() for name, x in sums.items()}
+        if "wishes" in batch:
+            masked["wishes"] = batch["wishes"].sum(axis=0)
         return lax.psum(masked, AXES)
 
     return jax.jit(
@@ -75,19 +79,45 @@ def evaluate(
     batch_stats: PyTree,
     batches: Iterable[Batch],
     mesh: Mesh,
-) -> dict[str, float]:
+    *,
+    agreement: Agreement | None = None,
+    moves: Callable[[], None] = lambda: None,
+) -> dict[str, float] | None:
     """Runs a whole split.
 
+    Args:
+        eval_step: from ``make_eval_step``.
+        params: of the model.
+        batch_stats: of the model.
+        batches: of the split, this process's part.
+        mesh: that they are split over.
+        agreement: of the processes, which may stop before the end; None where nobody will.
+        moves: called after every batch.
+
     Returns:
-        ``top1`` and ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples.
+        ``top1`` and ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples; None where
+        it was agreed to stop.
 
     Raises:
         UsageError: where there is no example.
     """
-    sums = [eval_step(params, batch_stats, shard_batch(batch, mesh)) for batch in batches]
-    totals = jax.tree.map(lambda *values: float(sum(values)), *jax.device_get(sums)) if sums else {}
-    count = totals.get("count", 0)
+    agreement = agreement or Agreement(dict, mesh)
+    feed = Feed(shard_batch(batch, mesh) for batch in batches)
+    sums: list[Metrics] = []
+    stop = False
+    while not stop and (batch := feed.next(agreement.given_up)):
+        sums.append(eval_step(params, batch_stats, agreement.attach(batch)))
+        moves()
+        if len(sums) > STEPS_BEHIND:
+            stop = agreement.agreed(jax.device_get(sums[-1 - STEPS_BEHIND]))["stop"]
+    feed.close()
+    if stop or agreement.given_up():
+        return None
+    fetched = jax.device_get(sums)
+    totals = {
+        name: float(sum(row[name] for row in fetched)) for name in ("top1", "top5", "loss", "count")
+    }
+    count = totals.pop("count")
     if not count:
         raise UsageError("the evaluation split has no examples, at least 1 is needed")
-    means = {name: totals[name] / count for name in ("top1", "top5", "loss")}
-    return means | {"count": int(count)}
+    return {name: total / count for name, total in totals.items()} | {"count": int(count)}

@@ -1,11 +1,58 @@
-"""Where a run's numbers go: TensorBoard, the log, and JSON lines for reports and scripts."""
+"""Where a run's numbers go: TensorBoard, the log, and JSON lines for reports and scripts.
+
+A disk that is full costs numbers, not the run: it is said once, and what could not be written to
+``metrics.jsonl`` is written when there is space again.
+"""
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping
 
-from clu import metric_writers, parameter_overview
+from absl import logging
+from clu import asynclib, metric_writers, parameter_overview
+
+from effnetv2_jax.files import write_atomically
+
+
+class JsonLines:
+    """A file of one JSON object a line, each written at once.
+
+    Args:
+        path: of the file, which may exist.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._unwritten: list[str] = []
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Writes a row, and those before it that could not be written."""
+        self._unwritten.append(json.dumps(row) + "\n")
+        known = len(self._unwritten) > 1
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                while self._unwritten:
+                    _append(file.fileno(), self._unwritten[0].encode())
+                    del self._unwritten[0]
+        except OSError as error:
+            if not known:
+                logging.error("%s cannot be written (%s), for now", self._path, error.strerror)
+            return
+        if known:
+            logging.info("%s could be written again, nothing is missing", self._path)
+
+
+def _append(file: int, data: bytes) -> None:
+    """Appends all or nothing."""
+    end = os.fstat(file).st_size
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    except OSError:
+        os.ftruncate(file, end)
+        raise
 
 
 class JsonLinesWriter(metric_writers.MultiWriter):
@@ -16,20 +63,41 @@ class JsonLinesWriter(metric_writers.MultiWriter):
 
     def __init__(self, workdir: str | pathlib.Path):
         super().__init__([])
-        file = pathlib.Path(workdir) / "metrics.jsonl"
-        # Line by line, so that a run that is killed leaves what it knew.
-        self._file = file.open("a", buffering=1, encoding="utf-8")
+        self._lines = JsonLines(pathlib.Path(workdir) / "metrics.jsonl")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         line = {"step": step, "time": round(time.time(), 3)}
-        line |= {name: float(value) for name, value in scalars.items()}
-        self._file.write(json.dumps(line) + "\n")
+        self._lines.append(line | {name: float(value) for name, value in scalars.items()})
+
+
+class ForgivingWriter(metric_writers.MultiWriter):
+    """A writer whose failures are logged, each kind once, and end nothing.
+
+    Args:
+        writer: clu's, which raises in one call what went wrong in a call before.
+    """
+
+    def __init__(self, writer: metric_writers.MetricWriter):
+        super().__init__([writer])
+        self._told: set[str] = set()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._forgive(super().write_scalars, step, scalars)
 
     def flush(self) -> None:
-        self._file.flush()
+        self._forgive(super().flush)
 
     def close(self) -> None:
-        self._file.close()
+        self._forgive(super().close)
+
+    def _forgive(self, function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except (asynclib.AsyncError, OSError, RuntimeError) as error:
+            text = str(error.__cause__ or error)
+            if text not in self._told:
+                logging.error("TensorBoard's numbers are incomplete: %s", text)
+            self._told.add(text)
 
 
 def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWriter:
@@ -41,8 +109,29 @@ def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWrit
     if workdir is None:
         return metric_writers.MultiWriter([])
     return metric_writers.MultiWriter(
-        [metric_writers.create_default_writer(workdir), JsonLinesWriter(workdir)]
+        [ForgivingWriter(metric_writers.create_default_writer(workdir)), JsonLinesWriter(workdir)]
     )
+
+
+def rewind(workdir: str | pathlib.Path, step: int) -> None:
+    """Takes back what ``metrics.jsonl`` has of later steps, which are going to be made again.
+
+    Args:
+        workdir: of the run.
+        step: that the run goes on from.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a kill has cut it off
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
 
 
 def write_parameter_overview(path: pathlib.Path, params) -> None:

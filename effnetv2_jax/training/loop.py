@@ -1,168 +1,288 @@
 """The training loop: stage after stage, with metrics, evaluation and checkpoints."""
 
 import dataclasses
-import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NoReturn, Protocol, TypeVar
 
-import flax
 import jax
 import numpy as np
-from clu import metric_writers, metrics, periodic_actions
 from jax.sharding import Mesh
 
+from effnetv2_jax.errors import Stopped, UsageError
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.training.agreement import STEPS_BEHIND, Agreement
+from effnetv2_jax.training.bad_steps import BadSteps
 from effnetv2_jax.training.checkpoint import Checkpoints
-from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
-from effnetv2_jax.training.progress import Progress
+from effnetv2_jax.training.feed import Feed
+from effnetv2_jax.training.interval import Interval
+from effnetv2_jax.training.mesh import Batch, abstract, shard_batch, shard_state
+from effnetv2_jax.training.monitor import Monitor
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import StageScalars, TrainStep
 
 
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """Means over the examples of some steps."""
+class Stop(Protocol):
+    """Somebody's wish that the run stops."""
 
-    loss: metrics.Average
-    accuracy: metrics.Average
+    def __call__(self) -> bool: ...
+    def worth_saving(self) -> None: ...
 
-    @classmethod
-    def of_sums(cls, sums: dict[str, np.ndarray]) -> "TrainMetrics":
-        """From what the training step returns."""
-        count = sums["count"]
-        return cls.empty().replace(
-            loss=metrics.Average(total=sums["loss"], count=count),
-            accuracy=metrics.Average(total=sums["correct"], count=count),
-        )
+
+Evaluate = Callable[[TrainState, Agreement], dict[str, float] | None]
+
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
-    """What stays the same over a run.
+class Cadence:
+    """When things happen within a stage; at its end all of them do.
 
     Attributes:
+        log_steps: steps between two lines of the log.
+        save_steps: steps between two checkpoints.
+        save_seconds: after which there is one in any case.
+    """
+
+    log_steps: int
+    save_steps: int
+    save_seconds: float
+
+
+class Loop:
+    """A run that is under way.
+
+    Args:
         train_step: from ``step.make_train_step``.
         mesh: that batches are split over.
         batches: of (stage, first step) → the stage's batches from that step on.
-        evaluate: of (state) → metrics, called at the end of each stage.
+        evaluate: of (state, agreement) → metrics, or None where it was given up.
         learning_rate: of (step) → rate, for the log.
-        checkpoints: where the state is saved: at the end of each stage, and every so often.
-        writer: takes the metrics.
-        progress: shows them.
-        log_every_steps: steps between two lines of the log.
-        checkpoint_every_steps: steps between two checkpoints within a stage.
+        checkpoints: where the state is saved.
+        bad_steps: where those are counted whose numbers are not finite.
+        monitor: is told how it goes.
+        cadence: of log and checkpoints.
+        stop: whether this process wants the run to stop; is told when there is something to lose.
+        record: what a checkpoint says beside the loop's own; where a run is resumed, the one it was
+            saved with, which is where an unfinished line of the log is.
     """
 
-    train_step: TrainStep
-    mesh: Mesh
-    batches: Callable[[Stage, int], Iterator[Batch]]
-    evaluate: Callable[[TrainState], dict[str, float]]
-    learning_rate: Callable[[int], float]
-    checkpoints: Checkpoints
-    writer: metric_writers.MetricWriter
-    progress: Progress
-    log_every_steps: int
-    checkpoint_every_steps: int
+    def __init__(
+        self,
+        train_step: TrainStep,
+        *,
+        mesh: Mesh,
+        batches: Callable[[Stage, int], Iterator[Batch]],
+        evaluate: Evaluate,
+        learning_rate: Callable[[int], float],
+        checkpoints: Checkpoints,
+        bad_steps: BadSteps,
+        monitor: Monitor,
+        cadence: Cadence,
+        stop: Stop,
+        record: Mapping[str, Any],
+    ):
+        self._train_step = train_step
+        self._mesh = mesh
+        self._batches = batches
+        self._evaluate = evaluate
+        self._learning_rate = learning_rate
+        self._checkpoints = checkpoints
+        self._bad_steps = bad_steps
+        self._monitor = monitor
+        self._cadence = cadence
+        self._stop = stop
+        self._record = record
+        self._interval = Interval(record.get("interval", ()))
+        self._agreement = Agreement(self._wishes, mesh)
+        self._agreed = {"stop": False, "save": False}
+        self._saved_at = time.monotonic()
+        self._step = 0
+        self._asked = 0
 
     def run(self, state: TrainState, stages: Sequence[Stage]) -> TrainState:
-        """Trains from the state's step to the end of the last stage; the state is donated."""
+        """Trains from the state's step to the end of the last stage; the state is donated.
+
+        Raises:
+            Stopped: where somebody wanted that; everything is saved.
+            UsageError: where too many steps in a row were left out, as their numbers were not
+                finite; the state before them is saved.
+        """
         shapes, first_step = abstract(state), int(state.step)
+        self._step = first_step
         remaining = [stage for stage in stages if stage.end_step > first_step]
+        for stage in stages:
+            # A run that ended between a stage and its evaluation.
+            if stage.end_step == first_step and first_step not in self._checkpoints.scores:
+                self._end_stage(state, stage)
         if not remaining:
             return state
-        self.progress.start(first_step)
+        self._monitor.progress.start(first_step)
         background = ThreadPoolExecutor()
         try:
-            update = background.submit(self.train_step.compile_update, shapes)
+            update = background.submit(self._train_step.compile_update, shapes)
             preparations = (
                 background.submit(self._prepare, stage, max(first_step, stage.first_step), shapes)
                 for stage in remaining
             )
             coming = list(itertools.islice(preparations, 1))
             for stage in remaining:
-                self._announce(stage, len(stages))
+                self._monitor.stage_begins(stage, len(stages))
                 started = time.perf_counter()
-                batches = coming.pop().result()
-                update.result()  # jit would compile it once more rather than wait
-                self.progress.message(f"ready after {time.perf_counter() - started:.1f} s")
+                feed = self._awaited(coming.pop(), state)
+                # jit would compile it once more rather than wait.
+                self._awaited(update, state)
+                self._monitor.message(f"ready after {time.perf_counter() - started:.1f} s")
                 # The next stage gets ready while this one trains.
                 coming.extend(itertools.islice(preparations, 1))
-                state = self._run_stage(state, stage, batches)
+                state = self._run_stage(state, stage, feed)
         finally:
             # A compiler cannot be stopped, but whoever stops the run need not wait for it here.
             background.shutdown(wait=False)
-            self.progress.stop()
-            self.writer.flush()
+            self._monitor.progress.stop()
+            self._monitor.writer.flush()
         return state
 
-    def _announce(self, stage: Stage, num_stages: int) -> None:
-        self.progress.message(
-            f"stage {stage.index + 1} of {num_stages}: steps {stage.first_step} to "
-            f"{stage.end_step}, {stage.image_size} px, "
-            f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
-            f"cutmix {stage.cutmix_alpha:.3g}, dropout {stage.dropout_rate:.3g}"
-        )
+    def _awaited(self, future: Future[T], state: TrainState) -> T:
+        """The result of what goes on in the background, unless the run is to stop before."""
+        while not wait([future], _POLL_SECONDS).done:
+            if self._stop():
+                self._stop_here(state)
+        return future.result()
 
-    def _prepare(self, stage: Stage, first_step: int, state: TrainState) -> Iterator[Batch]:
+    def _prepare(self, stage: Stage, first_step: int, state: TrainState) -> Feed:
         """Starts a stage's pipeline and compiles its program; the state is abstract.
 
         Returns:
             The stage's batches, on the devices.
         """
-        batches = (shard_batch(batch, self.mesh) for batch in self.batches(stage, first_step))
+        batches = (shard_batch(batch, self._mesh) for batch in self._batches(stage, first_step))
         first = next(batches)
-        self.train_step.compile_gradients(state, abstract(first), _scalars(stage))
-        return itertools.chain([first], batches)
+        feed = Feed(itertools.chain([first], batches))
+        shapes = self._agreement.attach_shapes(abstract(first))
+        self._train_step.compile_gradients(state, shapes, _scalars(stage))
+        return feed
 
-    def _run_stage(self, state: TrainState, stage: Stage, batches: Iterator[Batch]) -> TrainState:
+    def _run_stage(self, state: TrainState, stage: Stage, feed: Feed) -> TrainState:
         scalars = _scalars(stage)
-        save = periodic_actions.PeriodicCallback(
-            every_steps=self.checkpoint_every_steps,
-            callback_fn=lambda step, t: self.checkpoints.save(state),
-            execute_async=False,
-        )
-        interval = _Interval()
-        steps = range(int(state.step) + 1, stage.end_step + 1)
-        for step, batch in zip(steps, batches, strict=True):
-            state, sums = self.train_step(state, batch, scalars)
-            interval.add(sums)
-            if step % self.log_every_steps == 0 or step == stage.end_step:
-                self._log(step, stage, interval)
-                interval = _Interval()
-            if step < stage.end_step:
-                save(step)
-        results = self.evaluate(state)
-        self.writer.write_scalars(
-            stage.end_step, {f"eval/{name}": value for name, value in results.items()}
-        )
-        self.progress.message(
-            f"end of stage {stage.index + 1}: top-1 {100 * results['top1']:.2f} %, "
-            f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
-        )
-        # After the evaluation, so that a run killed during it evaluates again.
-        self.checkpoints.save(state)
-        self.writer.flush()
+        # Time spent on compiling is not time spent on steps.
+        self._interval = Interval(self._interval.rows)
+        for step in range(int(state.step) + 1, stage.end_step + 1):
+            batch = feed.next(self._agreement.given_up)
+            if batch is None:
+                self._stop_here(state)
+            state, sums = self._train_step(state, self._agreement.attach(batch), scalars)
+            self._stop.worth_saving()
+            self._step = step
+            self._interval.add(step, sums)
+            self._monitor.moves(f"training step {step + 1}")
+            self._settle(leave=STEPS_BEHIND)
+            if step % self._cadence.log_steps == 0 or step == stage.end_step:
+                self._log(step, stage)
+            if self._bad_steps.too_many:
+                self._give_up(state)
+            if self._agreed["stop"] and step < stage.end_step:
+                self._stop_here(state)
+            if step % self._cadence.save_steps == 0 or self._agreed["save"]:
+                self._save(state)
+        feed.close()
+        self._end_stage(state, stage)
         return state
 
-    def _log(self, step: int, stage: Stage, interval: "_Interval") -> None:
-        values = interval.compute()
-        images_per_second = interval.num_steps * stage.batch_size / interval.seconds()
-        scalars = {
-            "train/loss": values["loss"],
-            "train/accuracy": values["accuracy"],
-            "train/learning_rate": float(self.learning_rate(step - 1)),
-            "train/stage": stage.index + 1,  # as people count
-            "train/image_size": stage.image_size,
-            "train/randaugment_magnitude": stage.randaugment_magnitude,
-            "train/mixup_alpha": stage.mixup_alpha,
-            "train/cutmix_alpha": stage.cutmix_alpha,
-            "train/dropout_rate": stage.dropout_rate,
-            "train/images_per_second": images_per_second,
+    def _wishes(self) -> dict[str, bool]:
+        """Of this process; all processes ask themselves equally often."""
+        self._asked += 1
+        late = time.monotonic() - self._saved_at >= self._cadence.save_seconds
+        return {
+            "stop": self._stop() or self._checkpoints.reached_preemption(self._asked),
+            # One clock is enough.
+            "save": late and jax.process_index() == 0,
         }
-        self.writer.write_scalars(step, scalars)
-        self.progress.update(step, stage, values["loss"], images_per_second)
+
+    def _settle(self, leave: int = 0) -> None:
+        """Waits for steps that are under way, and looks at what they returned.
+
+        Args:
+            leave: so many of the last are not waited for.
+        """
+        for step, sums in self._interval.fetch(leave):
+            self._bad_steps.see(step, sums)
+            for wish, agreed in self._agreement.agreed(sums).items():
+                self._agreed[wish] |= agreed
+
+    def _log(self, step: int, stage: Stage) -> None:
+        self._settle()
+        self._monitor.trained(
+            step,
+            stage,
+            means=self._interval.means(),
+            learning_rate=float(self._learning_rate(step - 1)),
+            images_per_second=self._interval.steps_per_second() * stage.batch_size,
+            bad_steps=self._interval.bad_steps,
+            all_bad_steps=self._bad_steps.total,
+            last_checkpoint=max(self._checkpoints.steps(), default=None),
+        )
+        self._interval = Interval()
+
+    def _save(self, state: TrainState) -> None:
+        self._settle()
+        # In a row of bad steps nothing changes, and how it began is worth more.
+        if not self._bad_steps.in_a_row:
+            self._save_now(state, self._interval.rows)
+
+    def _save_now(self, state: TrainState, rows: Sequence[Mapping[str, float]]) -> None:
+        self._monitor.moves(f"saving step {int(state.step)}")
+        own = {"interval": rows, "bad_in_a_row": self._bad_steps.in_a_row}
+        self._checkpoints.save(state, {**self._record, "step": int(state.step), **own})
+        self._saved_at = time.monotonic()
+        self._agreed["save"] = False
+
+    def _end_stage(self, state: TrainState, stage: Stage) -> None:
+        """Saves first, so that nothing is lost where the evaluation ends badly."""
+        self._settle()
+        self._save_now(state, self._interval.rows)
+        self._monitor.moves(f"evaluating at the end of stage {stage.index + 1}")
+        self._monitor.status.update(state="evaluating", step=stage.end_step)
+        results = self._evaluate(state, self._agreement)
+        if results is None:
+            self._stop_here(state)
+        self._checkpoints.scores[stage.end_step] = results["top1"]
+        self._monitor.evaluated(stage, results)
+
+    def _stop_here(self, state: TrainState) -> NoReturn:
+        self._settle()
+        self._save_now(state, self._interval.rows)
+        self._checkpoints.finish()
+        step, saved = int(state.step), max(self._checkpoints.steps(), default=0)
+        if saved != step:
+            raise UsageError(
+                f"step {step} could not be saved; the same command resumes at step {saved}"
+            )
+        raise Stopped(f"stopped after step {step}, which is saved: resume with the same command")
+
+    def _give_up(self, state: TrainState) -> None:
+        """Ends the run with the state before a row of bad steps, unless the row ends here."""
+        self._settle()
+        if not self._bad_steps.too_many:
+            return
+        number = self._bad_steps.in_a_row
+        last_good = self._step - number
+        rows = self._interval.rows[:-number]
+        # All but the step is as it was then.
+        step = shard_state(np.int32(last_good), self._mesh)
+        self._bad_steps.in_a_row = 0
+        self._save_now(dataclasses.replace(state, step=step), rows)
+        self._checkpoints.finish()
+        raise UsageError(
+            f"steps {last_good + 1} to {self._step} had a loss or a gradient that is not finite; "
+            f"the state of step {last_good} is saved, from where the same command makes them "
+            "again, and bad_steps.jsonl in the workdir names their examples"
+        )
 
 
 def _scalars(stage: Stage) -> StageScalars:
@@ -171,27 +291,3 @@ def _scalars(stage: Stage) -> StageScalars:
         "mixup_alpha": np.float32(stage.mixup_alpha),
         "cutmix_alpha": np.float32(stage.cutmix_alpha),
     }
-
-
-class _Interval:
-    """The steps between two lines of the log; their metrics stay on the device until asked for."""
-
-    def __init__(self):
-        self._sums: list[dict[str, jax.Array]] = []
-        self._started = time.perf_counter()
-
-    def add(self, sums: dict[str, jax.Array]) -> None:
-        self._sums.append(sums)
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._sums)
-
-    def compute(self) -> dict[str, float]:
-        """Waits for the steps and returns their mean metrics."""
-        steps: Iterable[TrainMetrics] = map(TrainMetrics.of_sums, jax.device_get(self._sums))
-        merged = functools.reduce(lambda a, b: a.merge(b), steps)
-        return {name: float(value) for name, value in merged.compute().items()}
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started

@@ -75,6 +75,14 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
+def read_scores(path: str | os.PathLike[str]) -> dict[int, float]:
+    """Top-1 of every evaluation in ``metrics.jsonl``, by step; empty where there is no file."""
+    if not Path(path).exists():
+        return {}
+    rows = read_history(path)
+    return {int(row["step"]): row["eval/top1"] for row in rows if "eval/top1" in row}
+
+
 def _parse_line(line: str) -> dict[str, Any] | None:
     """The object on the line, or None where there is no complete one."""
     # The objects are flat, so the last "{" starts the only one that can be complete: a run killed

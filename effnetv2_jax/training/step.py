@@ -64,20 +64,35 @@ def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
     return jax.tree.map(summed, gradients, specs) if lax.axis_size(AXES) > 1 else gradients
 
 
+def _all_finite(tree: PyTree) -> jax.Array:
+    """1.0 where all numbers are finite, on all devices; otherwise 0.0.
+
+    Args:
+        tree: arrays of which devices have the same or, along ``fsdp``, their parts.
+    """
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    finite = finite.astype(jnp.float32)
+    return lax.pmin(finite, "fsdp") if lax.axis_size("fsdp") > 1 else finite
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
     """``train_step(state, batch, scalars) -> (state, metrics)``; the state is donated.
 
+    A loss, gradient or statistic that is not finite leaves the state as it is, but for its step:
+    that is the place in the stream of examples.
+
     batch: ``image`` uint8 [batch, height, width, 3], ``label`` as for ``losses.targets_of``,
-    ``mask`` float32 [batch], sharded along the first axis. scalars: ``dropout_rate``,
+    ``mask`` float32 [batch], sharded along the first axis; where ``wishes`` float32 [devices,
+    wishes] is with them, the metrics have its sum over the devices. scalars: ``dropout_rate``,
     ``mixup_alpha``, ``cutmix_alpha``. metrics: float32 sums over the batch ``loss`` and
-    ``correct``, and ``count``.
+    ``correct``, ``count``, and ``finite``, 0 where the state was left as it is.
 
     Attributes:
         gradients: jitted, of (params, batch_stats, step, batch, scalars) → (gradients, batch_stats,
             metrics); compiles once per image size.
-        update: jitted, of (state, gradients, batch_stats) → state, the old one donated; knows
-            nothing of images and compiles once per run.
+        update: jitted, of (state, gradients, batch_stats, finite) → state, the old one donated;
+            knows nothing of images and compiles once per run.
     """
 
     gradients: jax.stages.Wrapped
@@ -89,7 +104,7 @@ class TrainStep:
         gradients, batch_stats, metrics = self.gradients(
             state.params, state.batch_stats, state.step, batch, scalars
         )
-        return self.update(state, gradients, batch_stats), metrics
+        return self.update(state, gradients, batch_stats, metrics["finite"]), metrics
 
     def compile_gradients(self, state: TrainState, batch: Batch, scalars: StageScalars) -> None:
         """Compiles ahead for a batch's shapes; jit finds the program when they arrive.
@@ -103,7 +118,8 @@ class TrainStep:
 
     def compile_update(self, state: TrainState) -> None:
         """Likewise, for every image size; gradients are what the parameters are."""
-        self.update.lower(state, state.params, state.batch_stats).compile()
+        finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+        self.update.lower(state, state.params, state.batch_stats, finite).compile()
 
 
 def make_train_step(
@@ -203,15 +219,20 @@ def make_train_step(
     def local_gradients(specs, params, batch_stats, step, batch: Batch, scalars: StageScalars):
         key = jax.random.fold_in(jax.random.key(seed), step)
         key = jax.random.fold_in(key, lax.axis_index(AXES))
-        count = over_devices(lax.psum, batch["mask"].sum())
+        examples = {name: x for name, x in batch.items() if name != "wishes"}
+        count = over_devices(lax.psum, examples["mask"].sum())
         share_gradients = part_gradients if accumulation_steps == 1 else accumulated_gradients
         gradients, new_batch_stats, sums = share_gradients(
-            _gathered(params, specs), batch_stats, batch, scalars, key, count
+            _gathered(params, specs), batch_stats, examples, scalars, key, count
         )
         # Where groups of devices share statistics, each has others.
         new_batch_stats = over_devices(lax.pmean, new_batch_stats)
-        sums = over_devices(lax.psum, sums) | {"count": count}
-        return _summed(gradients, specs, reduce_dtype), new_batch_stats, sums
+        if "wishes" in batch:
+            sums["wishes"] = batch["wishes"].sum(axis=0)
+        sums = over_devices(lax.psum, sums)
+        gradients = _summed(gradients, specs, reduce_dtype)
+        finite = _all_finite((gradients, new_batch_stats, sums["loss"]))
+        return gradients, new_batch_stats, sums | {"count": count, "finite": finite}
 
     def compute_gradients(params, batch_stats, step, batch, scalars):
         specs, copied = state_specs(params, mesh), PartitionSpec()
@@ -235,6 +256,7 @@ def _update(
     state: TrainState,
     gradients: PyTree,
     batch_stats: PyTree,
+    finite: jax.Array,
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -244,6 +266,8 @@ def _update(
     ema_params, ema_batch_stats = optax.incremental_update(
         (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1.0 - decay
     )
-    state = TrainState(step, params, batch_stats, opt_state, ema_params, ema_batch_stats)
+    updated = TrainState(step, params, batch_stats, opt_state, ema_params, ema_batch_stats)
+    kept = dataclasses.replace(state, step=step)
+    state = jax.tree.map(lambda new, old: jnp.where(finite > 0, new, old), updated, kept)
     # Arithmetic on single numbers: every device does its part of the state alone.
     return lax.with_sharding_constraint(state, state_shardings(state, mesh))

@@ -36,7 +36,7 @@ CONFIG = [
     "--config.optimizer.learning_rate=0.1",
     "--config.optimizer.warmup_epochs=0.0",
     "--config.log_every_steps=1",
-    "--config.checkpoint_every_steps=3",
+    "--config.checkpoint.every_steps=3",
 ]
 STEPS = 6
 EPOCHS = f"--config.epochs={(STEPS + 0.5) * 64 / 1437}"

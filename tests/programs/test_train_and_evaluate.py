@@ -29,7 +29,7 @@ SMALL = [
     "--config.epochs=4",
     "--config.eval_image_size=28",
     "--config.log_every_steps=4",
-    "--config.checkpoint_every_steps=5",
+    "--config.checkpoint.every_steps=5",
 ]
 STEPS = 4 * 1437 // 96
 

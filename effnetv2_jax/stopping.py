@@ -1,0 +1,94 @@
+"""SIGTERM and Ctrl-C: the first asks a run to save and stop, the second ends it at once."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """What a signal has asked for.
+
+    Signals are seen by a thread of their own, so also while the main thread waits for a device, a
+    compiler or a file system, where Python's handlers would not be called.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first that came; None as long as none has."""
+        self._worth_saving = False
+
+    def __call__(self) -> bool:
+        """Whether the run should stop."""
+        return self.signal is not None
+
+    def worth_saving(self) -> None:
+        """From now on there is something that the first signal must not destroy."""
+        self._worth_saving = True
+
+    def received(self, number: int) -> None:
+        """Called for every signal."""
+        first = self.signal is None
+        self.signal = self.signal or signal.Signals(number)
+        if first and self._worth_saving:
+            print(
+                f"{self.signal.name}: saving and stopping; another one ends the run at once",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif first:
+            print(
+                f"{self.signal.name}: nothing new to save; resume with the same command",
+                file=sys.stderr,
+                flush=True,
+            )
+            leave(self.exit_code)
+        else:
+            # As if nobody had caught it.
+            leave(128 + number)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that stopped as asked: 0, or what shells expect after a Ctrl-C."""
+        return 128 + signal.SIGINT if self.signal == signal.SIGINT else 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process without waiting for threads, other processes or a compiler."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Catches the signals while the block runs; for the main thread."""
+    request = StopRequest()
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+
+    def listen() -> None:
+        while numbers := os.read(receiver, 1):
+            # Other signals that Python handles come here, too.
+            if numbers[0] in _SIGNALS:
+                request.received(numbers[0])
+
+    # Python writes a byte for every signal that has a handler, whatever its threads are doing.
+    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    wakeup_before = signal.set_wakeup_fd(sender)
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+    try:
+        yield request
+    finally:
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(sender)
+        listener.join()
+        os.close(receiver)
