@@ -32,7 +32,10 @@ LAST_LINES = 20
 """Shown of the process that died."""
 
 GRACE_SECONDS = 5.0
-"""Between asking processes to end and killing them."""
+"""Between asking the others to end, when one has died, and killing them."""
+
+STOP_SECONDS = 30.0
+"""Between passing a signal on, after which a run saves what it has, and killing."""
 
 # Gloo prints a line for every group of devices that it connects, several at once.
 _GLOO = b"Expected number of connected peer ranks is"
@@ -154,7 +157,8 @@ class Pod:
         """Prints what the processes print until all have ended.
 
         Returns:
-            0, the exit code of the first that failed, or 128 + the signal that came.
+            0 where all ended with 0, otherwise 128 + the signal that came, or the exit code of the
+            first that failed.
         """
         try:
             while True:
@@ -164,15 +168,19 @@ class Pod:
                     break
                 self._pass_on()
             if not ended:
-                self._end(self._signals[0] if self._signals else signal.SIGTERM)
-                self._end(signal.SIGKILL)
+                if self._signals:
+                    self._end(self._signals[0], STOP_SECONDS)
+                else:
+                    self._end(signal.SIGTERM, GRACE_SECONDS)
+                self._end(signal.SIGKILL, GRACE_SECONDS)
         finally:
             self._kill()
         for member in self._members:
             member.pass_on()
         if failed:
             return _report(failed)
-        return 128 + self._signals[0] if self._signals else 0
+        stopped_well = all(member.exit_code() == 0 for member in self._members)
+        return 128 + self._signals[0] if self._signals and not stopped_well else 0
 
     def _ended(self) -> bool:
         return all(member.exit_code() is not None for member in self._members)
@@ -193,12 +201,12 @@ class Pod:
         by_end = (member for member in self._silent if member.exit_code(_END_SECONDS))
         return next(by_end, None) or next(m for m in self._members if m.exit_code())
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int, seconds: float) -> None:
         """Sends a signal to all and gives them time to end, unless another signal comes."""
         known = len(self._signals)
         for member in self._members:
             member.send(number)
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + seconds
         while not self._ended() and len(self._signals) == known and time.monotonic() < deadline:
             self._pass_on()
 

@@ -1,5 +1,7 @@
 """Every recipe builds: its stages, its model, its optimiser; and S takes real steps."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -80,6 +82,7 @@ def test_an_unknown_variant_is_named(argument):
         efficientnetv2.get_config(argument)
 
 
+@pytest.mark.slow
 def test_s_takes_two_steps_on_synthetic_data():
     """The real network and the real recipe, at the smallest size and batch."""
     config = efficientnetv2.get_config("s")
@@ -163,6 +166,33 @@ def test_the_fields_for_many_devices_reach_the_step():
 def test_what_devices_cannot_do_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=message):
         programs.build(small_config(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.name", "digit", "unknown data set 'digit': did you mean digits"),
+        (
+            "data.augmentation",
+            "randaug",
+            "unknown augmentation 'randaug': did you mean randaugment",
+        ),
+        ("schedule.name", "papr", "unknown schedule 'papr': did you mean paper"),
+        ("schedule.image_size", (16, 28, 0, 28), "got (16, 28, 0, 28)"),
+        ("eval_image_size", 0, "eval_image_size must be at least 1, got 0"),
+        ("epochs", 0.0, "epochs must be above 0, got 0"),
+        ("log_every_steps", 0, "log_every_steps must be at least 1, got 0"),
+        ("max_bad_steps", 0, "max_bad_steps must be at least 1, got 0"),
+        ("checkpoint.keep_newest", 0, "checkpoint.keep_newest must be at least 1, got 0"),
+        ("checkpoint.keep_best", -1, "checkpoint.keep_best must be at least 0, got -1"),
+        ("checkpoint.every_seconds", 0.0, "checkpoint.every_seconds must be above 0, got 0"),
+        ("stall_seconds", -1.0, "stall_seconds must be above 0, got -1"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        programs.build(small_config(**{field: value}))
+    assert "\n" not in str(raised.value)
 
 
 def test_digits_and_common_share_their_fields():

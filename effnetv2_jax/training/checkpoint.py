@@ -24,12 +24,14 @@ from jax.sharding import Mesh
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.files import write_atomically
-from effnetv2_jax.training.mesh import abstract_state
+from effnetv2_jax.training.packing import abstract_packed, pack, unpack
 from effnetv2_jax.training.state import TrainState
 
 CHECKSUMS = "checksums.json"
 DAMAGED = "damaged_checkpoints"
 
+# By Orbax, once the folder has its name.
+_REWRITTEN = "_CHECKPOINT_METADATA"
 _CHUNK = 1 << 24
 
 
@@ -97,7 +99,12 @@ class Checkpoints:
             cleanup_tmp_directories=not self._read_only,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        handlers = {
+            # What is nearly random does not compress.
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The step that would be restored: the newest undamaged one; None where there is none."""
@@ -118,8 +125,13 @@ class Checkpoints:
             shapes: of the state, from ``jax.eval_shape``.
             mesh: from ``make_mesh``.
         """
-        target = ocp.args.StandardRestore(abstract_state(shapes, mesh))
-        return self._manager.restore(self._found, args=ocp.args.Composite(state=target)).state
+        target = abstract_packed(shapes, mesh)
+        arguments = ocp.args.PyTreeRestore(
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+        )
+        items = ocp.args.Composite(state=arguments)
+        packed = self._manager.restore(self._found, args=items).state
+        return unpack(packed, self.record()["small"], shapes, mesh)
 
     def save(self, state: TrainState, record: Mapping[str, Any]) -> None:
         """Begins to save in the background, unless this step is saved already.
@@ -136,8 +148,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving = step
+        packed, places = pack(state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(dict(record))
+            state=ocp.args.PyTreeSave(packed),
+            record=ocp.args.JsonSave({**record, "small": places}),
         )
         try:
             self._manager.save(step, args=items, force=True)
@@ -180,6 +194,7 @@ class Checkpoints:
         """Called by Orbax, in process 0, when all files are written, before the folder is named."""
         (folder,) = self._directory.glob(f"{self._saving}.*")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files.remove(folder / _REWRITTEN)
         sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
         write_atomically(folder / CHECKSUMS, json.dumps(sums) + "\n")
 

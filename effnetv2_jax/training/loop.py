@@ -181,11 +181,12 @@ class Loop:
             self._step = step
             self._interval.add(step, sums)
             self._monitor.moves(f"training step {step + 1}")
-            self._settle(leave=STEPS_BEHIND)
-            if step % self._cadence.log_steps == 0 or step == stage.end_step:
-                self._log(step, stage)
+            log = step % self._cadence.log_steps == 0 or step == stage.end_step
+            self._settle(leave=0 if log else STEPS_BEHIND)
             if self._bad_steps.too_many:
                 self._give_up(state)
+            if log:
+                self._log(step, stage)
             if self._agreed["stop"] and step < stage.end_step:
                 self._stop_here(state)
             if step % self._cadence.save_steps == 0 or self._agreed["save"]:
@@ -216,7 +217,6 @@ class Loop:
                 self._agreed[wish] |= agreed
 
     def _log(self, step: int, stage: Stage) -> None:
-        self._settle()
         self._monitor.trained(
             step,
             stage,

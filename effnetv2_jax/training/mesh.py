@@ -19,8 +19,8 @@ Batch = dict[str, Any]
 AXES = ("data", "fsdp")
 """Collectives over all devices name both."""
 
-# Smaller arrays are copied everywhere: an exchange would cost more than it spares.
-_MIN_SHARDED_SIZE = 1 << 14
+MIN_SHARDED_SIZE = 1 << 14
+"""Smaller arrays are copied everywhere: an exchange would cost more than it spares."""
 
 
 def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
@@ -71,7 +71,7 @@ def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
         None for an array that every device has a copy of.
     """
     fsdp = mesh.shape["fsdp"]
-    if fsdp == 1 or np.prod(shape) < _MIN_SHARDED_SIZE:
+    if fsdp == 1 or np.prod(shape) < MIN_SHARDED_SIZE:
         return None
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     return max(axes, key=lambda axis: shape[axis], default=None)

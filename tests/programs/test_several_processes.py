@@ -60,7 +60,8 @@ def pod(data_dir, processes, devices, program, *arguments):
     """The program in a local pod, in the background."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "launch.local_pod", f"--program=effnetv2_jax.{program}"),
+            *(sys.executable, "-m", "launch.local_pod"),
+            program if program.startswith("--") else f"--program=effnetv2_jax.{program}",
             *(f"--processes={processes}", f"--devices_per_process={devices}", "--", *arguments),
         ],
         cwd=ROOT,
@@ -115,24 +116,41 @@ def test_two_processes_are_one_with_all_their_devices(data_dir, tmp_path):
     assert len(list(together.glob("events.*"))) == 1
 
 
-@pytest.mark.slow
-def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_path):
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    command = (data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={stopped}")
-    with pod(*command) as process:
-        deadline = time.monotonic() + 300
-        while not (stopped / "checkpoints" / "3").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+def stopped(workdir, process, step, who="launch.local_pod"):
+    """Sends SIGTERM when there is a checkpoint; returns what the pod printed."""
+    deadline = time.monotonic() + 300
+    while not (workdir / "checkpoints" / str(step)).exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if who == "launch.local_pod":
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    begun = losses(stopped)
-    assert 3 <= len(begun) < STEPS
-    assert "resuming at step 3" in run(*command)
-    assert [step for step, _ in losses(stopped)[len(begun) :]] == list(range(4, STEPS + 1))
+    else:
+        subprocess.run(["pkill", "-TERM", "-f", f"{who} .*{workdir}"], check=True)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launch.local_pod", "--process_id=1", "nobody"])
+def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_path, who):
+    """By a signal to all, to one of them, and by an announcement to JAX's service."""
+    together, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = (data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={together}")
+    if who == "nobody":
+        program = "--program=tests.programs.train_until_notice"
+        output = run(*command[:3], program, *command[4:], "--notice_after_step=3")
+        assert "Reached preemption sync point" in output
+    else:
+        with pod(*command) as process:
+            output = stopped(together, process, 3, who)
+    (step,) = re.findall(r"stopped after step (\d+), which is saved", output)
+    assert 3 <= int(step) < STEPS
+    assert (together / "checkpoints" / step).exists()
+    assert f"resuming at step {step}" in run(*command)
+    assert [row[0] for row in losses(together)] == list(range(1, STEPS + 1))
     run(data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={whole}")
-    assert_same_losses(losses(stopped), losses(whole))
+    assert losses(together) == losses(whole)
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_a_step_keeps_the_mean_of_the_groups_statistics():
 
 
 def test_a_split_state_computes_what_a_copied_one_does(monkeypatch):
-    monkeypatch.setattr(placement, "_MIN_SHARDED_SIZE", 256)
+    monkeypatch.setattr(placement, "MIN_SHARDED_SIZE", 256)
     setup.cache_clear()
     copied, losses_of_copied = run(4, devices=8)
     split, losses_of_split = run(4, devices=8, fsdp=4)
@@ -108,7 +108,7 @@ def test_a_split_state_computes_what_a_copied_one_does(monkeypatch):
 
 
 def test_a_split_state_is_evaluated_as_a_copied_one(monkeypatch):
-    monkeypatch.setattr(placement, "_MIN_SHARDED_SIZE", 256)
+    monkeypatch.setattr(placement, "MIN_SHARDED_SIZE", 256)
     results = []
     for fsdp in (1, 4):
         mesh, state, _, apply = setup(8, fsdp=fsdp)
@@ -122,7 +122,7 @@ def test_a_split_state_is_evaluated_as_a_copied_one(monkeypatch):
 
 
 def test_a_checkpoint_is_read_onto_another_mesh(monkeypatch, tmp_path):
-    monkeypatch.setattr(placement, "_MIN_SHARDED_SIZE", 256)
+    monkeypatch.setattr(placement, "MIN_SHARDED_SIZE", 256)
     _, state, *_ = setup()
     written = Checkpoints(tmp_path)
     written.save(placement.shard_state(state, placement.make_mesh(jax.devices()[:8], fsdp=4)))
