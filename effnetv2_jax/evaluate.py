@@ -4,19 +4,22 @@ Every example of the split is counted once; by default with the EMA weights at t
 """
 
 import json
+import pathlib
 
 import jax
 from absl import flags
 
 from effnetv2_jax import hosts, programs
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.training import evaluation
+from effnetv2_jax.training import evaluation, report
 from effnetv2_jax.training.checkpoint import Checkpoints
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; the config's by default.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in px; the config's by default.")
 EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights and batch statistics.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "newest", "newest, best (by the evaluations of the run), or a step that was kept."
+)
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
@@ -25,20 +28,24 @@ def main() -> None:
     if IMAGE_SIZE.value is not None:
         config.eval_image_size = IMAGE_SIZE.value
     split = SPLIT.value or config.data.eval_split
-    programs.agree(config, workdir=WORKDIR.value, split=split, ema=EMA.value)
+    programs.agree(
+        config, workdir=WORKDIR.value, split=split, ema=EMA.value, checkpoint=CHECKPOINT.value
+    )
     run = programs.build(config)
-    checkpoints = Checkpoints(WORKDIR.value, read_only=True)
-    if checkpoints.latest_step() is None:
-        raise UsageError(f"workdir {WORKDIR.value!r} holds no checkpoint yet")
-    state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+    scores = report.read_scores(pathlib.Path(WORKDIR.value).expanduser() / "metrics.jsonl")
+    checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
+    step = checkpoints.choose(CHECKPOINT.value)
+    state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh, step)
     params, batch_stats = (
         (state.ema_params, state.ema_batch_stats)
         if EMA.value
         else (state.params, state.batch_stats)
     )
     batches = run.eval_batches(split, config.eval_image_size)
+    metrics = evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh)
+    assert metrics is not None  # nobody can stop it
     results: dict[str, float | str] = {
-        **(evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh) or {}),
+        **metrics,
         "step": int(state.step),
         "split": split,
         "image_size": config.eval_image_size,

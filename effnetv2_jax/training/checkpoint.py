@@ -114,24 +114,49 @@ class Checkpoints:
         """Of all checkpoints that are complete on the disk, in order."""
         return _steps(self._directory)
 
+    def choose(self, name: str) -> int:
+        """The step that a name stands for.
+
+        Args:
+            name: ``newest``, ``best`` (by ``scores``), or a step.
+
+        Raises:
+            UsageError: where there is no such checkpoint, or it is damaged.
+        """
+        steps = self.steps()
+        if self._found is None:
+            raise UsageError(f"workdir {str(self._workdir)!r} holds no checkpoint yet")
+        scored = [step for step in steps if step in self.scores]
+        best = max(scored, key=lambda step: (self.scores[step], step), default=None)
+        names = {str(step): step for step in steps} | {"newest": self._found}
+        names |= {} if best is None else {"best": best}
+        if name not in names:
+            raise UsageError(f"checkpoint must be one of {', '.join(names)}, got {name!r}")
+        if damage := find_damage(self._directory / str(names[name])):
+            raise UsageError(f"the checkpoint of step {names[name]} is damaged ({damage})")
+        return names[name]
+
     def record(self) -> dict[str, Any]:
         """What ``save`` was given beside the state, of ``latest_step``."""
         return _read_record(self._directory / str(self._found))
 
-    def restore(self, shapes: TrainState, mesh: Mesh) -> TrainState:
-        """Reads ``latest_step`` onto the mesh, whatever mesh it was written from.
+    def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
+        """Reads a checkpoint onto the mesh, whatever mesh it was written from.
 
         Args:
             shapes: of the state, from ``jax.eval_shape``.
             mesh: from ``make_mesh``.
+            step: from ``choose``; None for ``latest_step``.
         """
+        step = self._found if step is None else step
         target = abstract_packed(shapes, mesh)
         arguments = ocp.args.PyTreeRestore(
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
         )
         items = ocp.args.Composite(state=arguments)
-        packed = self._manager.restore(self._found, args=items).state
-        return unpack(packed, self.record()["small"], shapes, mesh)
+        packed = self._manager.restore(step, args=items).state
+        places = _read_record(self._directory / str(step))["small"]
+        return unpack(packed, places, shapes, mesh)
 
     def save(self, state: TrainState, record: Mapping[str, Any]) -> None:
         """Begins to save in the background, unless this step is saved already.

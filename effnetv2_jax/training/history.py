@@ -26,22 +26,28 @@ class JsonLines:
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._unwritten: list[str] = []
+        self._failing = False
 
     def append(self, row: Mapping[str, object]) -> None:
         """Writes a row, and those before it that could not be written."""
         self._unwritten.append(json.dumps(row) + "\n")
-        known = len(self._unwritten) > 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Tries once more to write what could not be written."""
         try:
-            with self._path.open("ab", buffering=0) as file:
-                while self._unwritten:
+            while self._unwritten:
+                with self._path.open("ab", buffering=0) as file:
                     _append(file.fileno(), self._unwritten[0].encode())
-                    del self._unwritten[0]
+                del self._unwritten[0]
         except OSError as error:
-            if not known:
+            if not self._failing:
                 logging.error("%s cannot be written (%s), for now", self._path, error.strerror)
+            self._failing = True
             return
-        if known:
+        if self._failing:
             logging.info("%s could be written again, nothing is missing", self._path)
+        self._failing = False
 
 
 def _append(file: int, data: bytes) -> None:
@@ -68,6 +74,9 @@ class JsonLinesWriter(metric_writers.MultiWriter):
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         line = {"step": step, "time": round(time.time(), 3)}
         self._lines.append(line | {name: float(value) for name, value in scalars.items()})
+
+    def flush(self) -> None:
+        self._lines.flush()
 
 
 class ForgivingWriter(metric_writers.MultiWriter):

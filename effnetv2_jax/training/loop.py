@@ -174,8 +174,9 @@ class Loop:
         self._interval = Interval(self._interval.rows)
         for step in range(int(state.step) + 1, stage.end_step + 1):
             batch = feed.next(self._agreement.given_up)
-            if batch is None:
+            if batch is None and self._agreement.given_up():
                 self._stop_here(state)
+            assert batch is not None, f"the input of {stage} ended before step {step}"
             state, sums = self._train_step(state, self._agreement.attach(batch), scalars)
             self._stop.worth_saving()
             self._step = step
@@ -237,6 +238,8 @@ class Loop:
 
     def _save_now(self, state: TrainState, rows: Sequence[Mapping[str, float]]) -> None:
         self._monitor.moves(f"saving step {int(state.step)}")
+        # A checkpoint must not be ahead of the lines that lead to it.
+        self._monitor.writer.flush()
         own = {"interval": rows, "bad_in_a_row": self._bad_steps.in_a_row}
         self._checkpoints.save(state, {**self._record, "step": int(state.step), **own})
         self._saved_at = time.monotonic()

@@ -125,7 +125,7 @@ def stopped(workdir, process, step, who="launch.local_pod"):
     if who == "launch.local_pod":
         process.send_signal(signal.SIGTERM)
     else:
-        subprocess.run(["pkill", "-TERM", "-f", f"{who} .*{workdir}"], check=True)
+        subprocess.run(["pkill", "-TERM", "-f", "--", f"{who} .*{workdir}"], check=True)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     return output
