@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from effnetv2_jax.training.mesh import MIN_SHARDED_SIZE, abstract_state, shard_state
+from effnetv2_jax.training import mesh as meshes
 from effnetv2_jax.training.state import PyTree
 
 
@@ -27,7 +27,7 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         are: ``{name: [dtype, offset, shape]}``, which JSON can hold.
     """
     arrays = ocp.tree.to_flat_dict(state, sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= MIN_SHARDED_SIZE}
+    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
     small = jax.device_get({name: x for name, x in arrays.items() if name not in large})
     vectors: dict[str, list[np.ndarray]] = {}
     ends: dict[str, int] = {}
@@ -48,8 +48,8 @@ def abstract_packed(shapes: PyTree, mesh: Mesh) -> PyTree:
         shapes: of the state, from ``jax.eval_shape``.
         mesh: from ``make_mesh``.
     """
-    arrays = ocp.tree.to_flat_dict(abstract_state(shapes, mesh), sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= MIN_SHARDED_SIZE}
+    arrays = ocp.tree.to_flat_dict(meshes.abstract_state(shapes, mesh), sep="/")
+    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
     sizes: dict[str, int] = {}
     for name, x in arrays.items():
         if name not in large:
@@ -75,6 +75,6 @@ def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -
     for name, (dtype, offset, shape) in places.items():
         size = int(np.prod(shape, dtype=np.int64))
         small[name] = np.asarray(packed["small"][dtype])[offset : offset + size].reshape(shape)
-    arrays = large | shard_state(small, mesh)
+    arrays = large | meshes.shard_state(small, mesh)
     names = ocp.tree.to_flat_dict(shapes, sep="/")
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in names])

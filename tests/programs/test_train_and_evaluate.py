@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,7 +16,6 @@ from PIL import Image
 
 from effnetv2_jax.data.sources import get_source
 from effnetv2_jax.training import report
-from effnetv2_jax.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # A network that compiles in seconds, four stages of a few steps.
@@ -71,14 +69,8 @@ def finished(tmp_path_factory, data_dir):
     return workdir, result
 
 
-def arrays_of(workdir):
-    """The newest checkpoint's arrays, by path."""
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    tree = checkpoints._manager.restore(step)
-    checkpoints.close()
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+def steps_of(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
@@ -99,6 +91,10 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
     assert f"{100 * evaluations[-1]['eval/top1']:.2f} %" in text
     assert "stem/conv/kernel" in (workdir / "parameters.txt").read_text()
     assert list(workdir.glob("events.out.tfevents.*"))
+    status = json.loads((workdir / "status.json").read_text())
+    assert (status["state"], status["step"], status["stage"]) == ("finished", STEPS, 4)
+    assert status["last_checkpoint"] == status["total_steps"] == STEPS
+    assert status["last_accuracy"] == evaluations[-1]["eval/top1"]
     assert "top-1" in result.stdout
     # In a log, a line every n steps, and nothing from the libraries below.
     assert f"[{borders[-1]}]" in result.stderr
@@ -108,11 +104,14 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
 
 def test_the_same_command_on_a_finished_run_only_reports(finished, data_dir):
     workdir, _ = finished
-    before = arrays_of(workdir)[0]
+    before = steps_of(workdir)
     result = start(data_dir, "train", *SMALL, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert "stage" not in result.stderr
-    assert arrays_of(workdir)[0] == before == STEPS
+    assert steps_of(workdir) == before
+    # The last three, and the best of those that were evaluated when the last one was saved.
+    assert before[-3:] == [50, 55, STEPS]
+    assert len(before) <= 4
 
 
 def stopped(data_dir, workdir, step, how):
@@ -142,7 +141,7 @@ def test_after_ctrl_c_a_run_is_saved_and_goes_on(data_dir, tmp_path):
     assert returncode == 130
     assert "SIGINT: saving and stopping; another one ends the run at once" in stderr
     assert "Traceback" not in stderr
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    saved = steps_of(workdir)[-1]
     assert json.loads((workdir / "status.json").read_text())["last_checkpoint"] == saved >= 10
     _, stderr = stopped(data_dir, workdir, saved + 5 - saved % 5, signal.SIGKILL)
     assert f"resuming at step {saved}" in stderr
@@ -167,6 +166,19 @@ def test_evaluate_takes_another_split_size_and_the_raw_weights(finished, data_di
     assert result.returncode == 0, result.stderr
     assert "digits/train at step" in result.stdout
     assert "24 px, 1437 images" in result.stdout
+
+
+def test_evaluate_takes_another_checkpoint(finished, data_dir):
+    workdir, _ = finished
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--checkpoint=50", "--json")
+    assert json.loads(result.stdout)["step"] == 50
+    rows = report.read_history(workdir / "metrics.jsonl")
+    scores = {int(row["step"]): row["eval/top1"] for row in rows if "eval/top1" in row}
+    kept = [step for step in steps_of(workdir) if step in scores]
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--checkpoint=best", "--json")
+    assert json.loads(result.stdout)["top1"] == max(scores[step] for step in kept)
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--checkpoint=51")
+    assert_one_sentence(result, "checkpoint must be one of")
 
 
 MISTAKES = {

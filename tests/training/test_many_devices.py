@@ -125,7 +125,8 @@ def test_a_checkpoint_is_read_onto_another_mesh(monkeypatch, tmp_path):
     monkeypatch.setattr(placement, "MIN_SHARDED_SIZE", 256)
     _, state, *_ = setup()
     written = Checkpoints(tmp_path)
-    written.save(placement.shard_state(state, placement.make_mesh(jax.devices()[:8], fsdp=4)))
+    split = placement.shard_state(state, placement.make_mesh(jax.devices()[:8], fsdp=4))
+    written.save(split, {"of": "this run"})
     written.close()
     for devices, fsdp in ((8, 1), (2, 2), (1, 1)):
         mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
