@@ -83,7 +83,8 @@ def train_batches(
 
     Yields:
         ``image`` uint8 [batch, size, size, 3], ``label`` int32 [batch] or, where examples have
-        several labels, [batch, labels] filled up with −1, ``mask`` float32 [batch].
+        several labels, [batch, labels] filled up with −1, ``mask`` float32 [batch], and ``index``
+        int32 [batch], the number of each example in the batch of all processes.
 
     Raises:
         UsageError: for a split with fewer examples than a batch, a batch that the processes do not
@@ -110,9 +111,11 @@ def train_batches(
     first = first_example + share.index
     positions = first + share.count * np.arange(num_batches * batch_size)
     bad.refuse_if_all(_located(order, positions[:_PROBED]))
-    return in_place(
+    batches = in_place(
         dataset, positions, batch_size, lambda missing: bad.add(_located(order, missing))
     )
+    index = np.arange(share.index, stage.batch_size, share.count, dtype=np.int32)
+    return (batch | {"index": index} for batch in batches)
 
 
 def examples_at(
@@ -167,7 +170,7 @@ def eval_batches(
         share: which process this is; all have the same number of batches.
 
     Yields:
-        As ``train_batches``; ``mask`` is 0 for padding.
+        As ``train_batches``, but for ``index``; ``mask`` is 0 for padding.
     """
     examples = source.split(split)
     batch_size = _batch_share("eval_batch_size", batch_size, share)

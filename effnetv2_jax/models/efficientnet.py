@@ -60,7 +60,12 @@ class _Residual(nnx.Module):
         raise TypeError(f"{type(self).__name__} has no branch")
 
     def __call__(
-        self, x: jax.Array, *, train: bool | None = None, rngs: nnx.Rngs | None = None
+        self,
+        x: jax.Array,
+        *,
+        train: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+        index: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [batch, height, width, in_filters] to [batch, ceil(height / stride), …, filters].
 
@@ -69,6 +74,7 @@ class _Residual(nnx.Module):
             train: True uses the batch's statistics and stochastic depth; None does what
                 ``.train()`` or ``.eval()`` said last (a new block is in evaluation mode).
             rngs: gives the ``dropout`` key; needed in training where survival_prob < 1.
+            index: as for ``layers.stochastic_depth``.
         """
         y = self._branch(x, train)
         if not self.has_skip:
@@ -77,7 +83,7 @@ class _Residual(nnx.Module):
         if training and self.survival_prob < 1.0:
             if rngs is None:
                 raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
-            y = stochastic_depth(y, self.survival_prob, rngs.dropout())
+            y = stochastic_depth(y, self.survival_prob, rngs.dropout(), index)
         return x + y
 
 
@@ -325,6 +331,7 @@ class EfficientNet(nnx.Module):
         train: bool | None = None,
         rngs: nnx.Rngs | None = None,
         dropout_rate: float | jax.Array | None = None,
+        index: jax.Array | None = None,
     ) -> jax.Array:
         """Classifies images.
 
@@ -335,6 +342,9 @@ class EfficientNet(nnx.Module):
                 ``.train()`` or ``.eval()`` said last.
             rngs: gives the ``dropout`` key in training; None takes the model's own.
             dropout_rate: before the classifier, may be traced; None takes the spec's.
+            index: int32 [batch], the number of each image, of which stochastic depth and dropout
+                are a function, with the key: an image then has the same fate wherever in a batch,
+                and on whatever device, it lies. None for 0 … batch − 1.
 
         Returns:
             float32 logits [batch, num_classes], or float32 pooled features [batch, head_filters]
@@ -342,13 +352,13 @@ class EfficientNet(nnx.Module):
         """
         training = self._is_training(train)
         rngs = self.rngs if rngs is None else rngs
-        x, _ = self._body(images, training, rngs)
+        x, _ = self._body(images, training, rngs, index)
         x = self.head(x, train=training).mean((1, 2), dtype=jnp.float32)
         if self.classifier is None:
             return x
         rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
         if training:
-            x = dropout(x, rate, rngs.dropout())
+            x = dropout(x, rate, rngs.dropout(), index)
         return self.classifier(x).astype(jnp.float32)
 
     def features(
@@ -357,6 +367,7 @@ class EfficientNet(nnx.Module):
         *,
         train: bool | None = None,
         rngs: nnx.Rngs | None = None,
+        index: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Feature maps for detection and segmentation.
 
@@ -364,19 +375,20 @@ class EfficientNet(nnx.Module):
             images: as for ``__call__``.
             train: as for ``__call__``.
             rngs: as for ``__call__``.
+            index: as for ``__call__``.
 
         Returns:
             ``reduction_1`` … ``reduction_5``: [batch, ceil(height / 2^i), …, filters], the last
             block at each scale, in the compute dtype.
         """
         rngs = self.rngs if rngs is None else rngs
-        return self._body(images, self._is_training(train), rngs)[1]
+        return self._body(images, self._is_training(train), rngs, index)[1]
 
     def _is_training(self, train: bool | None) -> bool:
         return not self.deterministic if train is None else train
 
     def _body(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs
+        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UsageError(
@@ -384,12 +396,19 @@ class EfficientNet(nnx.Module):
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
+        if index is not None and index.shape != images.shape[:1]:
+            raise UsageError(
+                f"index must have the batch's shape {list(images.shape[:1])}, "
+                f"got {list(index.shape)}"
+            )
         x = self.stem(images, train=training)
         reductions: dict[str, jax.Array] = {}
 
-        def run(blocks: nnx.List, x: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+        def run(
+            blocks: nnx.List, x: jax.Array, rngs: nnx.Rngs, index: jax.Array | None
+        ) -> jax.Array:
             for block in blocks:
-                x = block(x, train=training, rngs=rngs)
+                x = block(x, train=training, rngs=rngs, index=index)
             return x
 
         if training and self.remat_sizes:
@@ -397,7 +416,7 @@ class EfficientNet(nnx.Module):
         last = -1
         for size in self.remat_sizes or [1] * len(self.blocks):
             first, last = last + 1, last + size
-            x = run(nnx.List(self.blocks[first : last + 1]), x, rngs)
+            x = run(nnx.List(self.blocks[first : last + 1]), x, rngs, index)
             if last in self.reduction_ends:
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions

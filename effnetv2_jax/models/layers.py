@@ -141,7 +141,29 @@ def _taps(kernel_size: int, stride: int, pad: tuple[int, int], size: int):
             yield first, end
 
 
-def stochastic_depth(x: jax.Array, survival_prob: float, key: jax.Array) -> jax.Array:
+def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform numbers in [0, 1), those of an example a function of (key, its number) alone.
+
+    So they do not depend on which device has the example, nor on what else is there.
+
+    Args:
+        key: a JAX random key.
+        index: int32 [batch], the examples' numbers.
+        shape: of what is drawn for each.
+
+    Returns:
+        float32 [batch, *shape].
+    """
+
+    def draw(number: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, number), shape)
+
+    return jax.vmap(draw)(index)
+
+
+def stochastic_depth(
+    x: jax.Array, survival_prob: float, key: jax.Array, index: jax.Array | None = None
+) -> jax.Array:
     """Zeroes whole images of a batch with probability 1 − survival_prob and rescales the others.
 
     Huang et al. 2016 (arXiv 1603.09382), scaled during training as in the official code.
@@ -150,18 +172,28 @@ def stochastic_depth(x: jax.Array, survival_prob: float, key: jax.Array) -> jax.
         x: [batch, ...], the residual branch.
         survival_prob: in (0, 1].
         key: a JAX random key.
+        index: int32 [batch], the number of each image: equal numbers share a fate. None for 0 …
+            batch − 1.
     """
-    keep = jax.random.bernoulli(key, survival_prob, (x.shape[0],) + (1,) * (x.ndim - 1))
+    index = jnp.arange(x.shape[0]) if index is None else index
+    keep = uniform_by_example(key, index, (1,) * (x.ndim - 1)) < survival_prob
     return jnp.where(keep, x / survival_prob, jnp.zeros_like(x))
 
 
-def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: float | jax.Array, key: jax.Array, index: jax.Array | None = None
+) -> jax.Array:
     """Zeroes elements with probability ``rate`` and rescales the others.
 
-    ``rate`` may be a traced scalar in [0, 1): the rate changes from stage to stage, and only a
-    change of shape should compile a new program.
+    Args:
+        x: [batch, ...].
+        rate: in [0, 1). May be traced: it changes from stage to stage, and only a change of shape
+            should compile a new program.
+        key: a JAX random key.
+        index: as for ``stochastic_depth``.
     """
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    index = jnp.arange(x.shape[0]) if index is None else index
+    keep = uniform_by_example(key, index, x.shape[1:]) < 1.0 - rate
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 

@@ -1,59 +1,78 @@
-"""Mixup and CutMix inside the jitted step, on a batch mixed with its own reverse."""
+"""Mixup and CutMix inside the jitted step, each example with its neighbour: 0 and 1, 2 and 3, ….
+
+So pairs do not depend on how many devices share a batch, as long as each has an even number of its
+examples; the last of an odd number is mixed with itself.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from effnetv2_jax.models.layers import uniform_by_example
+
 
 def mixup(
-    images: jax.Array, targets: jax.Array, alpha: float | jax.Array, key: jax.Array
+    images: jax.Array,
+    targets: jax.Array,
+    alpha: float | jax.Array,
+    key: jax.Array,
+    index: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes every image with one other (Zhang et al. 2018), λ = max(β, 1 − β), β ~ Beta(α, α).
+    """Mixes every image with its neighbour (Zhang et al. 2018).
+
+    An image keeps λ = max(β, 1 − β), β ~ Beta(α, α), drawn for either of two neighbours.
 
     Args:
         images: float [batch, height, width, 3].
         targets: float32 [batch, classes].
         alpha: scalar; 0 changes nothing.
         key: a JAX random key.
+        index: int32 [batch], the number of each example: what is drawn for it is a function of that
+            and the key. None for 0 … batch − 1.
 
     Returns:
         images and targets, shapes and dtypes unchanged.
     """
-    weight = _beta(key, alpha, (images.shape[0],))
+    weight = _beta(alpha, _uniform(key, index, images, 2))
     weight = jnp.where(alpha > 0, jnp.maximum(weight, 1.0 - weight), 1.0)
     image_weight = weight[:, None, None, None].astype(images.dtype)
     return (
-        images * image_weight + images[::-1] * (1 - image_weight),
-        targets * weight[:, None] + targets[::-1] * (1 - weight[:, None]),
+        images * image_weight + _neighbours(images) * (1 - image_weight),
+        targets * weight[:, None] + _neighbours(targets) * (1 - weight[:, None]),
     )
 
 
 def cutmix(
-    images: jax.Array, targets: jax.Array, alpha: float | jax.Array, key: jax.Array
+    images: jax.Array,
+    targets: jax.Array,
+    alpha: float | jax.Array,
+    key: jax.Array,
+    index: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Pastes a box of another image into every image (Yun et al. 2019).
+    """Pastes a box of its neighbour into every image (Yun et al. 2019).
 
     The box is centred anywhere and covers 1 − β of the image before it is cut off at the border,
-    β ~ Beta(α, α); targets are mixed by the area that is left.
+    β ~ Beta(α, α); targets are mixed by the area that is left. Two neighbours have a box each.
 
     Args:
         images: float [batch, height, width, 3].
         targets: float32 [batch, classes].
         alpha: scalar; 0 changes nothing.
         key: a JAX random key.
+        index: as for ``mixup``.
 
     Returns:
         images and targets, shapes and dtypes unchanged.
     """
-    batch, height, width, _ = images.shape
-    beta_key, y_key, x_key = jax.random.split(key, 3)
-    share = jnp.where(alpha > 0, 1.0 - _beta(beta_key, alpha, (batch,)), 0.0)
-    rows = _covered(y_key, share, height)
-    columns = _covered(x_key, share, width)
+    height, width = images.shape[1:3]
+    drawn = _uniform(key, index, images, 4)
+    share = jnp.where(alpha > 0, 1.0 - _beta(alpha, drawn[:, :2]), 0.0)
+    rows = _covered(drawn[:, 2], share, height)
+    columns = _covered(drawn[:, 3], share, width)
     box = rows[:, :, None] & columns[:, None, :]
     area = jnp.mean(box, axis=(1, 2), dtype=jnp.float32)[:, None]
     return (
-        jnp.where(box[..., None], images[::-1], images),
-        targets * (1 - area) + targets[::-1] * area,
+        jnp.where(box[..., None], _neighbours(images), images),
+        targets * (1 - area) + _neighbours(targets) * area,
     )
 
 
@@ -64,8 +83,11 @@ def mix(
     cutmix_alpha: float | jax.Array,
     key: jax.Array,
     mask: jax.Array | None = None,
+    index: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup, CutMix, or with both alphas above 0 Mixup on the first half and CutMix on the second.
+    """Mixup, CutMix, or with both alphas above 0 either for half of the examples.
+
+    Mixup is then for those numbered 0, 1, 4, 5, …, and CutMix for 2, 3, 6, 7, ….
 
     Args:
         images: float [batch, height, width, 3].
@@ -74,37 +96,77 @@ def mix(
         cutmix_alpha: scalar, may be traced.
         key: a JAX random key.
         mask: [batch]; what is 0 there is no image, and nothing is mixed with it. None for all 1.
+        index: as for ``mixup``.
+
+    Returns:
+        images and targets, shapes and dtypes unchanged.
     """
+    index = jnp.arange(len(images)) if index is None else index
     mixup_key, cutmix_key = jax.random.split(key)
-    mixed_up = mixup(images, targets, mixup_alpha, mixup_key)
-    cut_mixed = cutmix(images, targets, cutmix_alpha, cutmix_key)
-    batch = images.shape[0]
-    first_half = jnp.arange(batch) < batch // 2
-    use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & first_half, True)
+    mixed_up = mixup(images, targets, mixup_alpha, mixup_key, index)
+    cut_mixed = cutmix(images, targets, cutmix_alpha, cutmix_key, index)
+    own_turn = index // 2 % 2 == 0
+    use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & own_turn, True)
     mixed = (
         jnp.where(use_mixup[:, None, None, None], mixed_up[0], cut_mixed[0]),
         jnp.where(use_mixup[:, None], mixed_up[1], cut_mixed[1]),
     )
     if mask is None:
         return mixed
-    has_partner = mask[::-1] > 0
+    has_partner = _neighbours(mask) > 0
     return (
         jnp.where(has_partner[:, None, None, None], mixed[0], images),
         jnp.where(has_partner[:, None], mixed[1], targets),
     )
 
 
-def _beta(key: jax.Array, alpha: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _neighbours(x: jax.Array) -> jax.Array:
+    """Rows 1, 0, 3, 2, …; the last of an odd number is its own. Not a gather, so that XLA fuses."""
+    pairs = len(x) // 2
+    swapped = x[: 2 * pairs].reshape(pairs, 2, *x.shape[1:])[:, ::-1]
+    return jnp.concatenate([swapped.reshape(-1, *x.shape[1:]), x[2 * pairs :]])
+
+
+def _uniform(key: jax.Array, index: jax.Array | None, images: jax.Array, count: int) -> jax.Array:
+    """In [0, 1), float32 [batch, count]."""
+    index = jnp.arange(len(images)) if index is None else index
+    return uniform_by_example(key, index, (count,))
+
+
+def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
+    """Beta(α, α) of two uniform numbers each, without the loop of ``jax.random.beta``.
+
+    Bailey's polar method (1994, Math. Comp. 62) makes t of Student's distribution with 2α degrees
+    of freedom, of which ½ + ½·t / √(2α + t²) is beta-distributed.
+
+    Args:
+        alpha: scalar.
+        uniform: in [0, 1), float32 [batch, 2].
+
+    Returns:
+        float32 [batch], in [0, 1].
+    """
     # Beta(0, 0) is not a distribution; callers ignore what is drawn for alpha 0.
-    alpha = jnp.where(alpha > 0, alpha, 1.0)
-    return jax.random.beta(key, alpha, alpha, shape)
+    log_w = jnp.log(uniform[:, 0]) / jnp.where(alpha > 0, alpha, 1.0)
+    cosine = jnp.cos(2 * jnp.pi * uniform[:, 1])
+    # t² / 2α = cosine² · (1 − w) / w, of which w = u^(1/α) may be too small to divide by.
+    w, rest = jnp.maximum(jnp.exp(log_w), jnp.finfo(jnp.float32).tiny), -jnp.expm1(log_w)
+    return jnp.clip(0.5 + 0.5 * cosine * jnp.sqrt(rest / (w + rest * jnp.square(cosine))), 0, 1)
 
 
-def _covered(key: jax.Array, share: jax.Array, size: int) -> jax.Array:
-    """Which pixels of an axis lie in a box of side sqrt(share)·size; bool [batch, size]."""
-    center = jax.random.uniform(key, share.shape, maxval=size)
-    half = jnp.sqrt(share) * size / 2
-    low = jnp.round(jnp.clip(center - half, 0, size))[:, None]
-    high = jnp.round(jnp.clip(center + half, 0, size))[:, None]
+def _covered(center: jax.Array, share: jax.Array, size: int) -> jax.Array:
+    """Which pixels of an axis lie in a box of side sqrt(share)·size.
+
+    Args:
+        center: of the box over size, [batch].
+        share: of the area, [batch].
+        size: of the axis in px.
+
+    Returns:
+        bool [batch, size].
+    """
+    half = jnp.sqrt(share) / 2
+    low = jnp.round(size * jnp.clip(center - half, 0, 1))[:, None]
+    high = jnp.round(size * jnp.clip(center + half, 0, 1))[:, None]
     position = jnp.arange(size)[None]
     return (position >= low) & (position < high)

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 PyTree = Any
-# (params, batch_stats, images, *, train, key, dropout_rate) -> (logits, new batch_stats)
+# (params, batch_stats, images, *, train, key, dropout_rate, index) -> (logits, new batch_stats)
 Apply = Callable[..., tuple[jax.Array, PyTree]]
 
 
@@ -40,24 +40,24 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     """Splits a model into a pure function and its parameters.
 
     Args:
-        model: an NNX module that is called with ``(images, train=, rngs=, dropout_rate=)``; may be
-            abstract (``nnx.eval_shape``).
+        model: an NNX module that is called with ``(images, train=, rngs=, dropout_rate=, index=)``;
+            may be abstract (``nnx.eval_shape``).
 
     Returns:
         ``apply``, ``params`` and ``batch_stats``. ``apply(params, batch_stats, images, *, train,
-        key=None, dropout_rate=None)`` returns float32 logits [batch, classes] and the new
-        batch_stats; ``key`` is needed in training.
+        key=None, dropout_rate=None, index=None)`` returns float32 logits [batch, classes] and the
+        new batch_stats; ``key`` is needed in training.
     """
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
     params, batch_stats, rng_state = states
     # The model's own keys are never used here: a placeholder keeps them out of the program.
     rng_state = jax.eval_shape(lambda: rng_state)
 
-    def apply(params, batch_stats, images, *, train, key=None, dropout_rate=None):
+    def apply(params, batch_stats, images, *, train, key=None, dropout_rate=None, index=None):
         # copy=True: fresh variables that belong to the trace this is called in.
         model = nnx.merge(graphdef, params, batch_stats, rng_state, copy=True)
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = model(images, train=train, rngs=rngs, dropout_rate=dropout_rate)
+        logits = model(images, train=train, rngs=rngs, dropout_rate=dropout_rate, index=index)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

@@ -36,6 +36,11 @@ def over_devices(collective, tree: PyTree) -> PyTree:
     return collective(tree, AXES) if lax.axis_size(AXES) > 1 else tree
 
 
+def _places(share: int) -> jax.Array:
+    """Where a device's share of so many examples lies in the whole batch; int32 [share]."""
+    return lax.axis_index(AXES) * share + jnp.arange(share, dtype=jnp.int32)
+
+
 def _gathered(params: PyTree, specs: PyTree) -> PyTree:
     """All of the parameters on every device, from their parts along ``fsdp``."""
     return jax.tree.map(
@@ -83,10 +88,12 @@ class TrainStep:
     that is the place in the stream of examples.
 
     batch: ``image`` uint8 [batch, height, width, 3], ``label`` as for ``losses.targets_of``,
-    ``mask`` float32 [batch], sharded along the first axis; where ``wishes`` float32 [devices,
-    wishes] is with them, the metrics have its sum over the devices. scalars: ``dropout_rate``,
-    ``mixup_alpha``, ``cutmix_alpha``. metrics: float32 sums over the batch ``loss`` and
-    ``correct``, ``count``, and ``finite``, 0 where the state was left as it is.
+    ``mask`` float32 [batch], sharded along the first axis. It may have ``index`` int32 [batch], the
+    number of each example in the whole batch of all devices and processes; without it, that is
+    where the example lies. Where ``wishes`` float32 [devices, wishes] is with them, the metrics
+    have its sum over the devices. scalars: ``dropout_rate``, ``mixup_alpha``, ``cutmix_alpha``.
+    metrics: float32 sums over the batch ``loss`` and ``correct``, ``count``, and ``finite``, 0
+    where the state was left as it is.
 
     Attributes:
         gradients: jitted, of (params, batch_stats, step, batch, scalars) → (gradients, batch_stats,
@@ -152,13 +159,15 @@ def make_train_step(
         label_smoothing: of the loss.
         ema_decay: of parameters and batch statistics, min(ema_decay, (1 + step) / (10 + step)).
         mixing: compiles Mixup and CutMix in; False saves them where no stage mixes.
-        seed: all randomness is a function of it, the step and the device.
+        seed: what is drawn for an example is a function of it, the step and the example's
+            ``index``.
         dtype: of the images given to ``apply``.
         reduce_dtype: in which gradients are summed over devices: float32, or bfloat16 for half the
             bytes.
         accumulation_steps: parts in which a device works through its share of the batch, one after
             the other, for batches that do not fit at once. Batch norm and mixing see a part each;
-            the gradient is that of the whole batch.
+            the gradient is that of the whole batch. Mixing pairs the same examples where parts are
+            even.
     """
     loss_function = LOSSES[loss]
 
@@ -177,6 +186,7 @@ def make_train_step(
                 scalars["cutmix_alpha"],
                 mix_key,
                 batch["mask"],
+                batch["index"],
             )
 
         def mean_loss(params):
@@ -187,6 +197,7 @@ def make_train_step(
                 train=True,
                 key=model_key,
                 dropout_rate=scalars["dropout_rate"],
+                index=batch["index"],
             )
             losses = loss_function(logits, targets, label_smoothing) * batch["mask"]
             # This part of the mean over all: dividing here spares the gradients a pass.
@@ -203,23 +214,22 @@ def make_train_step(
         """The same of the whole share, part after part."""
         parts = {name: x.reshape(accumulation_steps, -1, *x.shape[1:]) for name, x in batch.items()}
 
-        def add(carry, numbered_part):
-            number, part = numbered_part
+        def add(carry, part):
             total, batch_stats, sums = carry
             gradients, batch_stats, new_sums = part_gradients(
-                params, batch_stats, part, scalars, jax.random.fold_in(key, number), count
+                params, batch_stats, part, scalars, key, count
             )
             add_trees = functools.partial(jax.tree.map, jnp.add)
             return (add_trees(total, gradients), batch_stats, add_trees(sums, new_sums)), None
 
         zero = jnp.zeros((), jnp.float32)
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats, {"loss": zero, "correct": zero})
-        return lax.scan(add, start, (jnp.arange(accumulation_steps), parts))[0]
+        return lax.scan(add, start, parts)[0]
 
     def local_gradients(specs, params, batch_stats, step, batch: Batch, scalars: StageScalars):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        key = jax.random.fold_in(key, lax.axis_index(AXES))
-        examples = {name: x for name, x in batch.items() if name != "wishes"}
+        examples = {"index": _places(len(batch["mask"]))} | batch
+        examples.pop("wishes", None)
         count = over_devices(lax.psum, examples["mask"].sum())
         share_gradients = part_gradients if accumulation_steps == 1 else accumulated_gradients
         gradients, new_batch_stats, sums = share_gradients(

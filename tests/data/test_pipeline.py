@@ -114,6 +114,8 @@ def test_batches_have_the_promised_shapes_and_dtypes(digits):
     assert batch["label"].dtype == np.int32
     assert batch["mask"].dtype == np.float32
     assert batch["mask"].sum() == 8
+    assert batch["index"].dtype == np.int32
+    np.testing.assert_array_equal(batch["index"], np.arange(8))
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_does_not(digits):
@@ -213,6 +215,18 @@ def test_processes_share_the_batches_of_one(request, name, count):
         for index in range(n)
     ]
     assert_same(one, joined(shares))
+
+
+def test_examples_are_numbered_as_in_the_batch_of_one_process(digits):
+    whole, *shares = [
+        train(digits, stage_of(), share=share)
+        for share in (pipeline.Share(), pipeline.Share(0, 2), pipeline.Share(1, 2))
+    ]
+    for one, *parts in zip(whole, *shares, strict=True):
+        for part in parts:
+            np.testing.assert_array_equal(part["image"], one["image"][part["index"]])
+        numbers = np.concatenate([part["index"] for part in parts])
+        assert sorted(numbers) == list(range(100))
 
 
 def test_threads_do_not_matter(records):

@@ -427,6 +427,47 @@ def test_stochastic_depth_drops_whole_images_and_rescales_the_others():
     assert y.mean() == pytest.approx(1.0, abs=0.015)
 
 
+@pytest.mark.parametrize("drop", [stochastic_depth, dropout])
+def test_what_is_dropped_of_an_image_is_a_function_of_its_number(drop):
+    x, key = jnp.ones((4000, 3)), jax.random.key(0)
+    y = np.asarray(drop(x, 0.5, key))
+    np.testing.assert_array_equal(drop(x, 0.5, key, jnp.arange(4000)), y)
+    rows = np.random.default_rng(0).permutation(4000)[:50]
+    np.testing.assert_array_equal(drop(x[:50], 0.5, key, jnp.asarray(rows)), y[rows])
+    # Neighbours know nothing of each other, nor does a layer of the next one, which has another
+    # key; 0.016 is the standard error.
+    other = np.asarray(drop(x, 0.5, jax.random.key(1)))
+    for a, b in ((y[:-1], y[1:]), (y, other)):
+        assert abs(np.corrcoef(a[:, 0], b[:, 0])[0, 1]) < 0.07
+
+
+def test_blocks_in_a_row_drop_different_images():
+    block = MBConv(8, 8, survival_prob=0.5, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def branches(block, x):
+        rngs = nnx.Rngs(dropout=7)
+        return [block(x, train=True, rngs=rngs) - x for _ in range(2)]
+
+    first, second = (np.abs(y).max((1, 2, 3)) > 0 for y in branches(block, noise(64, 4, 4, 8)))
+    assert 0.2 < (first == second).mean() < 0.8
+
+
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_an_image_has_the_same_fate_wherever_in_the_batch_it_lies(tiny_spec, tiny_images, remat):
+    model = EfficientNet(tiny_spec, num_classes=10, remat=remat, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def logits(model, x, index=None):
+        return model(x, train=True, rngs=nnx.Rngs(dropout=3), dropout_rate=0.5, index=index)
+
+    rows = np.array([3, 1, 7, 5, 0, 2, 6, 4])
+    expected = np.asarray(logits(model, tiny_images))
+    moved = logits(model, tiny_images[rows], jnp.asarray(rows))
+    np.testing.assert_allclose(moved, expected[rows], rtol=1e-4, atol=1e-5)
+    assert np.abs(logits(model, tiny_images, jnp.asarray(rows)) - expected).max() > 0.01
+
+
 def test_survival_falls_linearly_from_1(tiny_model):
     for model in (tiny_model, abstract("efficientnetv2-s")):
         n = len(model.blocks)
@@ -610,6 +651,11 @@ def test_images_of_a_wrong_shape_or_dtype_are_refused(tiny_model, shape, dtype, 
         tiny_model(images)
     with pytest.raises(UsageError, match=message):
         tiny_model.features(images)
+
+
+def test_numbers_for_another_batch_are_refused(tiny_model, tiny_images):
+    with pytest.raises(UsageError, match=r"index must have the batch's shape \[8\], got \[4\]"):
+        tiny_model(tiny_images, index=jnp.arange(4))
 
 
 def test_an_image_size_of_0_is_refused():

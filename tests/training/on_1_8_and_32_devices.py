@@ -1,5 +1,7 @@
 """Trains ten steps on 1, 8 and 32 simulated devices, for ``test_many_devices.py``.
 
+With all that is random: stochastic depth, dropout, Mixup and CutMix.
+
 Prints JSON: the losses of each, and how far each one's parameters are from the first one's.
 """
 
@@ -17,7 +19,11 @@ from effnetv2_jax.training.step import make_train_step
 
 BATCH, CLASSES, STEPS = 64, 10, 10
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
-SCALARS = {name: np.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
+SCALARS = {
+    "dropout_rate": np.float32(0.5),
+    "mixup_alpha": np.float32(0.2),
+    "cutmix_alpha": np.float32(1.0),
+}
 
 
 def train(devices):
@@ -27,12 +33,18 @@ def train(devices):
         num_classes=CLASSES,
         axis_name=AXES,
         rngs=nnx.Rngs(0),
-        survival_prob=1.0,
+        survival_prob=0.8,
     )
     apply, params, batch_stats = functional(model)
     state = shard_state(create_state(params, batch_stats, OPTIMIZER), mesh)
     train_step = make_train_step(
-        apply, OPTIMIZER, mesh=mesh, num_classes=CLASSES, mean=(128.0,) * 3, std=(128.0,) * 3
+        apply,
+        OPTIMIZER,
+        mesh=mesh,
+        num_classes=CLASSES,
+        mean=(128.0,) * 3,
+        std=(128.0,) * 3,
+        mixing=True,
     )
     losses = []
     for seed in range(STEPS):

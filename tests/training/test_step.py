@@ -19,19 +19,26 @@ from effnetv2_jax.training.state import create_state, functional
 
 CLASSES = 10
 BATCH = 16
-# Without the randomness that differs by device, so that 8 devices can equal 1.
+# Without randomness, where it is not what is tested.
 SPEC = dataclasses.replace(get_spec("efficientnetv2-tiny"), survival_prob=1.0)
 SCALARS = {name: np.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
+# And with all there is.
+RANDOM_SCALARS = {
+    "dropout_rate": np.float32(0.5),
+    "mixup_alpha": np.float32(0.2),
+    "cutmix_alpha": np.float32(1.0),
+}
+RANDOM = {"scalars": RANDOM_SCALARS, "survival_prob": 0.8, "mixing": True}
 FAMILY = {"mean": (128.0,) * 3, "std": (128.0,) * 3}
 OPTIMIZER = make_optimizer("momentum", lambda count: 0.05)
 
 
 @functools.cache
-def setup(devices=1, fsdp=1, bn_group_size=None, remat="none", **keywords):
+def setup(devices=1, fsdp=1, bn_group_size=None, remat="none", survival_prob=1.0, **keywords):
     """(mesh, initial state, training step, apply)."""
     mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
     model = EfficientNet(
-        SPEC,
+        dataclasses.replace(SPEC, survival_prob=survival_prob),
         num_classes=CLASSES,
         axis_name=placement.AXES,
         bn_group_size=bn_group_size,
@@ -55,12 +62,16 @@ def batch_of(seed=0, size=16, count=BATCH):
     }
 
 
-def run(steps, devices=1, scalars=SCALARS, first_seed=0, **keywords):
+def run(steps, devices=1, scalars=SCALARS, first_seed=0, rows=None, **keywords):
+    """(state, losses) after some steps; ``rows`` reorders each batch, numbered as it was."""
     mesh, state, train_step, _ = setup(devices, **keywords)
     state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
     losses = []
     for seed in range(first_seed, first_seed + steps):
-        state, sums = train_step(state, placement.shard_batch(batch_of(seed), mesh), scalars)
+        batch = batch_of(seed)
+        if rows is not None:
+            batch = {name: x[rows] for name, x in batch.items()} | {"index": np.int32(rows)}
+        state, sums = train_step(state, placement.shard_batch(batch, mesh), scalars)
         losses.append(float(sums["loss"] / sums["count"]))
     return jax.device_get(state), losses
 
@@ -76,6 +87,44 @@ def test_eight_devices_compute_what_one_does():
     np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-5)
     assert_trees_close(eight.params, one.params, rtol=1e-4, atol=1e-5)
     assert_trees_close(eight.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-5)
+
+
+def test_eight_devices_draw_what_one_does():
+    one, losses_of_one = run(4, **RANDOM)
+    eight, losses_of_eight = run(4, devices=8, **RANDOM)
+    np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-5)
+    assert_trees_close(eight.params, one.params, rtol=1e-4, atol=1e-5)
+    assert_trees_close(eight.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_what_is_drawn_for_an_example_goes_with_its_number(mixing):
+    """Wherever its pair lies, or, where nothing is mixed, it alone."""
+    rng = np.random.default_rng(3)
+    rows = rng.permutation(np.arange(BATCH).reshape(-1, 2)).reshape(-1)
+    scalars = RANDOM_SCALARS if mixing else SCALARS | {"dropout_rate": np.float32(0.5)}
+    random = RANDOM | {"scalars": scalars}
+    if not mixing:
+        # As two processes read a batch.
+        rows = np.r_[0:BATCH:2, 1:BATCH:2]
+    _, losses = run(2, devices=2, **random)
+    _, losses_of_reordered = run(2, devices=4, rows=rows, **random)
+    np.testing.assert_allclose(losses_of_reordered, losses, rtol=1e-5)
+
+
+def test_other_numbers_draw_otherwise():
+    mesh, state, train_step, _ = setup(survival_prob=0.8, mixing=True)
+
+    def loss(batch, step=0):
+        batch = placement.shard_batch(batch, mesh)
+        arguments = (state.params, state.batch_stats, step, batch, RANDOM_SCALARS)
+        return float(train_step.gradients(*arguments)[-1]["loss"])
+
+    batch, places = batch_of(), np.arange(BATCH, dtype=np.int32)
+    assert loss(batch) == loss(batch | {"index": places})
+    different = [batch | {"index": places[::-1]}, batch | {"index": places + BATCH}]
+    losses = [loss(batch), loss(batch, step=1), *map(loss, different)]
+    assert np.diff(np.sort(losses)).min() > 1e-3 * losses[0]
 
 
 def test_the_gradient_is_that_of_the_mean_loss():
@@ -110,7 +159,7 @@ def test_training_lowers_the_loss_on_a_batch():
     assert int(state.step) == 20
 
 
-def test_randomness_depends_on_seed_and_step_only():
+def test_randomness_depends_on_the_seed():
     scalars = SCALARS | {"dropout_rate": np.float32(0.5)}
     first, _ = run(2, scalars=scalars)
     again, _ = run(2, scalars=scalars)
