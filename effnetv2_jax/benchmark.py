@@ -12,6 +12,7 @@ from effnetv2_jax.errors import UsageError, unknown_name
 
 # Modules with a ``main``; imported when asked for, as only ``input`` needs TensorFlow.
 BENCHMARKS = {
+    "checkpoint": "effnetv2_jax.benchmarks.checkpointing",
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "step": "effnetv2_jax.benchmarks.train_step",
     "tpu": "effnetv2_jax.benchmarks.tpu_table",

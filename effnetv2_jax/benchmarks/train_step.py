@@ -20,13 +20,14 @@ from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.training import step
 from effnetv2_jax.training.mesh import (
     AXES,
+    Batch,
     check_batch_size,
     make_mesh,
     shard_batch,
     shard_state,
 )
 from effnetv2_jax.training.optimizers import make_optimizer
-from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.state import TrainState, create_state, functional
 
 MODEL = flags.DEFINE_string("model", "efficientnetv2-b0", "A name of list_models().")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Side in px.", lower_bound=1)
@@ -38,7 +39,8 @@ REPEATS = flags.DEFINE_integer("repeats", 30, "Steps that are timed.", lower_bou
 WARM_UP = 3
 
 
-def main() -> None:
+def prepare() -> tuple[step.TrainStep, TrainState, Batch, step.StageScalars]:
+    """What the flags name, on noise: the step, its state, a batch and the stage's numbers."""
     mesh = make_mesh()
     check_batch_size("batch_size", BATCH_SIZE.value, mesh)
     family = get_preprocessing(get_spec(MODEL.value).preprocessing)
@@ -65,9 +67,13 @@ def main() -> None:
     }
     batch = shard_batch(batch, mesh)
     scalars = {name: jnp.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
-
     print(f"{MODEL.value}, {shape}, {mesh.size} × {mesh.devices.flat[0].device_kind}, "
           f"jax {jax.__version__}")  # fmt: skip
+    return train_step, state, batch, scalars
+
+
+def main() -> None:
+    train_step, state, batch, scalars = prepare()
     arguments = (state.params, state.batch_stats, state.step, batch, scalars)
     seconds, (gradients, batch_stats, metrics) = _timed(lambda: train_step.gradients(*arguments))
     print(f"first gradients {seconds:.1f} s")

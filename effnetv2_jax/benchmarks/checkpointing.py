@@ -1,0 +1,62 @@
+"""What checkpoints cost: ``python -m effnetv2_jax.benchmark checkpoint --steps=100``.
+
+Training steps on noise, in rounds of ``--steps``, alternately with a checkpoint at the round's
+beginning, written while it goes on, and without. Needs neither TensorFlow nor clu nor TFDS.
+"""
+
+import statistics
+import tempfile
+import time
+
+import jax
+from absl import flags, logging
+
+from effnetv2_jax.benchmarks import train_step as training
+from effnetv2_jax.training.agreement import STEPS_BEHIND
+from effnetv2_jax.training.checkpoint import Checkpoints
+
+STEPS = flags.DEFINE_integer("steps", 100, "Between two checkpoints.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "With and without, each.", lower_bound=1)
+
+flags.adopt_module_key_flags(training)
+
+
+def main() -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells much about itself
+    step, state, batch, scalars = training.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder)
+
+        def run(save: bool) -> float:
+            nonlocal state
+            started = time.perf_counter()
+            if save:
+                checkpoints.save(state, {})
+            under_way = []
+            for _ in range(STEPS.value):
+                state, sums = step(state, batch, scalars)
+                under_way.append(sums)
+                # As the loop does.
+                jax.device_get(under_way[max(0, len(under_way) - 1 - STEPS_BEHIND)])
+            jax.block_until_ready(state)
+            checkpoints.finish()
+            return time.perf_counter() - started
+
+        run(save=True)  # compiles, and makes what Orbax makes once
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(ROUNDS.value):
+            # Whoever comes first is not always the same.
+            for save in (True, False) if number % 2 else (False, True):
+                times[save].append(run(save))
+        checkpoints.close()
+    medians = {save: statistics.median(seconds) for save, seconds in times.items()}
+    for save, name in ((True, "with"), (False, "without")):
+        print(
+            f"{name}: {medians[save]:.2f} s for {STEPS.value} steps (median of {ROUNDS.value}, "
+            f"{min(times[save]):.2f} to {max(times[save]):.2f})"
+        )
+    ratios = [on / off for on, off in zip(times[True], times[False], strict=True)]
+    print(
+        f"ratio of the medians {medians[True] / medians[False]:.3f}, of neighbouring rounds "
+        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    )
