@@ -13,12 +13,13 @@ export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: help train evaluate test test-slow lint types clean
+.PHONY: help train evaluate test test-slow faults lint types clean
 
 help:
 	@echo "make train      train EfficientNetV2-B0 on handwritten digits, into $(WORKDIR)"
 	@echo "make evaluate   evaluate that run"
 	@echo "make test       run the tests (test-slow: the slow ones)"
+	@echo "make faults     kill the program 50 times, damage its files, and compare (20 minutes)"
 	@echo "make lint       ruff; make types: mypy"
 
 train: $(VENV)/installed
@@ -32,6 +33,9 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
+
+faults: $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.faults --kills=50 --seed=0 --jobs=2
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

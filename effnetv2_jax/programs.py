@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,27 +120,19 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UsageError as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
-            _leave(2)
+            # An orderly exit would wait for other processes, which may be waiting for this one, and
+            # for threads.
+            leave(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            # 128 + SIGINT, as shells count. An orderly exit would wait for a compilation that goes
-            # on in the background.
-            leave(130)
+            leave(130)  # 128 + SIGINT, as shells count
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
-            _leave(1)
+            leave(1)
 
     app.run(guarded, flags_parser=parse_flags)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends a run that failed, at once where there are other processes."""
-    if jax.distributed.is_initialized():
-        # An orderly exit would wait for the others, which may be waiting for this one.
-        leave(code)
-    sys.exit(code)
 
 
 def _is_ours_or_serious(record) -> bool:

@@ -36,17 +36,9 @@ class StopRequest:
         first = self.signal is None
         self.signal = self.signal or signal.Signals(number)
         if first and self._worth_saving:
-            print(
-                f"{self.signal.name}: saving and stopping; another one ends the run at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f"{self.signal.name}: saving and stopping; another one ends the run at once")
         elif first:
-            print(
-                f"{self.signal.name}: nothing new to save; resume with the same command",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f"{self.signal.name}: nothing new to save; resume with the same command")
             leave(self.exit_code)
         else:
             # As if nobody had caught it.
@@ -58,10 +50,17 @@ class StopRequest:
         return 128 + signal.SIGINT if self.signal == signal.SIGINT else 0
 
 
+def _tell(text: str) -> None:
+    # The log may be on a disk that is full.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def leave(code: int) -> NoReturn:
     """Ends the process without waiting for threads, other processes or a compiler."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

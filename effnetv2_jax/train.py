@@ -38,14 +38,16 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     with listening() as stop:
+        code = 0
         try:
             train(stop)
         except Stopped as stopped:
+            code = stop.exit_code
             if hosts.is_first():
-                print(stopped, flush=True)
-            hosts.part()
-            # Threads may be waiting for images or a compiler, and need not end what they do.
-            leave(stop.exit_code)
+                print(stopped)
+        hosts.part()
+        # Threads may be waiting for images, a compiler or a disk, and need not end what they do.
+        leave(code)
 
 
 def train(stop: StopRequest) -> None:
@@ -94,7 +96,8 @@ def _train(
     with hosts.first_alone("history"):
         if hosts.is_first():
             rewind(workdir, int(state.step))
-            write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
+            if not resumed:
+                write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
     checkpoints.scores |= report.read_scores(workdir / "metrics.jsonl")
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",

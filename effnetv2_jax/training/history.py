@@ -132,18 +132,22 @@ def rewind(workdir: str | pathlib.Path, step: int) -> None:
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    content, kept = path.read_bytes(), b""
+    for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line)
         except ValueError:
             continue  # a kill has cut it off
         if row["step"] <= step:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+            kept += line.removesuffix(b"\n") + b"\n"
+    if content.startswith(kept):
+        # Which a full disk allows.
+        os.truncate(path, len(kept))
+    else:
+        write_atomically(path, kept.decode())
 
 
 def write_parameter_overview(path: pathlib.Path, params) -> None:
     """Writes a table of every parameter's name, shape, dtype and size; params may be abstract."""
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    path.write_text(table + "\n", encoding="utf-8")
+    write_atomically(path, table + "\n")

@@ -1,0 +1,1 @@
+"""Faults done to the real program, after which it must go on as if nothing had been."""

@@ -1,0 +1,153 @@
+"""Ends the real program in many ways and counts what was lost: ``make faults``.
+
+python -m tests.faults --kills=50 --seed=0 --jobs=2
+"""
+
+import argparse
+import pathlib
+import queue
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import harness, scenarios
+from .harness import Outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="programs side by side")
+    parser.add_argument("--only", help="faults with this in their name; none of the kills")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="faults-"))
+    program = harness.Program(folder)
+    print(f"in {folder}: a run that nothing happens to", flush=True)
+    reference = folder / "reference"
+    life = program.run(reference, "--config.checkpoint.keep_newest=100")
+    if life.exit_code:
+        print(life.stderr, file=sys.stderr)
+        return 1
+    chains = [] if arguments.only else harness.draw(arguments.kills, arguments.seed)
+    others = {
+        name: scenario
+        for name, scenario in scenarios.SCENARIOS.items()
+        if (arguments.only or "") in name
+    }
+
+    def kill(number: int, kills: list[harness.Kill]) -> Iterable[Outcome]:
+        return harness.kill_in_a_row(program, folder / f"chain{number}", kills, reference)
+
+    def do(name: str, scenario: scenarios.Scenario) -> Iterable[Outcome]:
+        place = folder / name.replace(" ", "_").replace(":", "")
+        yield _outcome(name, lambda: scenario(program, reference, place))
+
+    work = [(kill, number, kills) for number, kills in enumerate(chains)]
+    work += [(do, name, scenario) for name, scenario in others.items()]
+    outcomes = _all(work, arguments.jobs, sum(map(len, chains)) + len(others))
+    lost = sum(bool(outcome.wrong) for outcome in outcomes)
+    _print_table(outcomes)
+    for outcome in outcomes:
+        for wrong in outcome.wrong:
+            print(f"lost: {outcome.name}: {wrong}")
+    kills = sum(map(len, chains))
+    seconds = time.monotonic() - started
+    print(f"{kills} kills and {len(others)} other faults, {lost} lost, in {seconds / 60:.1f} min")
+    if lost:
+        print(f"what is left of it: {folder}")
+        return 1
+    scenarios.clean(folder)
+    return 0
+
+
+def _outcome(name: str, scenario: Callable[[], None]) -> Outcome:
+    try:
+        scenario()
+    except pytest.skip.Exception as skipped:
+        return Outcome(f"{name} (skipped: {skipped})")
+    except Exception as error:
+        return Outcome(name, [_told(error)])
+    return Outcome(name)
+
+
+def _told(error: Exception) -> str:
+    """Where it was raised, and what it says."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame.line!r}: {str(error)[-2000:]}"
+
+
+def _all(work: list[tuple], jobs: int, total: int) -> list[Outcome]:
+    """Does the work side by side, and shows how far it is."""
+    done: queue.Queue[Outcome | Future] = queue.Queue()
+
+    def one(function, *arguments) -> None:
+        try:
+            for outcome in function(*arguments):
+                done.put(outcome)
+        except Exception as error:
+            done.put(Outcome("The harness itself", [_told(error)]))
+
+    outcomes: list[Outcome] = []
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with (
+        ThreadPoolExecutor(jobs) as executor,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        bar = progress.add_task("faults", total=total)
+        under_way = [executor.submit(one, *item) for item in work]
+        for future in under_way:
+            future.add_done_callback(done.put)
+        while under_way:
+            item = done.get()
+            if isinstance(item, Future):
+                under_way.remove(item)
+                item.result()
+                continue
+            outcomes.append(item)
+            lost = sum(bool(outcome.wrong) for outcome in outcomes)
+            progress.update(bar, advance=1, description=f"faults, {lost} lost")
+            if not console.is_terminal:
+                state = "LOST" if item.wrong else "ok"
+                print(f"{len(outcomes)}/{total} {item.name}: {state}", flush=True)
+    return outcomes
+
+
+def _print_table(outcomes: list[Outcome]) -> None:
+    table = Table("fault", *("tried", "lost", "slowest stop, s", "steps made again"))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = [kind.name for kind in harness.KINDS] + list(scenarios.SCENARIOS)
+    known = {outcome.name for outcome in outcomes}
+    for name in [name for name in names if name in known] + sorted(known - set(names)):
+        of_kind = [outcome for outcome in outcomes if outcome.name == name]
+        stops = [x.stop_seconds for x in of_kind if x.stop_seconds is not None]
+        table.add_row(
+            name,
+            str(len(of_kind)),
+            str(sum(bool(outcome.wrong) for outcome in of_kind)),
+            f"{max(stops):.1f}" if stops else "",
+            str(sum(outcome.made_again for outcome in of_kind)) if name in _KINDS else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+_KINDS = {kind.name for kind in harness.KINDS}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The run that nothing happens to, which all tests here share."""
+
+import pytest
+
+pytest.register_assert_rewrite("faults.scenarios")
+
+from . import harness  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    return harness.Program(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def reference(program):
+    """The workdir of an uninterrupted run, with all its checkpoints."""
+    workdir = program.folder / "reference"
+    life = program.run(workdir, "--config.checkpoint.keep_newest=100")
+    assert life.exit_code == 0, life.stderr
+    return workdir

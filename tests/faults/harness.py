@@ -1,0 +1,492 @@
+"""Starts the real program, ends it at chosen moments, and looks at what it leaves behind."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from effnetv2_jax.training.checkpoint import Checkpoints, find_damage
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# A network that compiles in seconds, four stages of a few steps, with everything random in them. An
+# odd number of steps between checkpoints, so that every other one is within a line of the log.
+RECIPE = (
+    "--config=configs/digits.py",
+    "--config.model.name=efficientnetv2-tiny",
+    "--config.schedule.image_size=(16,28)",
+    "--config.batch_size=96",
+    "--config.epochs=4",
+    "--config.eval_image_size=28",
+    "--config.log_every_steps=2",
+    "--config.checkpoint.every_steps=5",
+)
+STEPS = 4 * 1437 // 96
+BORDERS = tuple(STEPS * i // 4 for i in range(1, 5))
+STOP_SECONDS = 20.0
+"""Between SIGTERM and the end of the program, at most."""
+
+_POLL_SECONDS = 0.002
+_PATIENCE = 300.0
+# Orbax's handlers share what is not made for several threads.
+_READING = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The program and where it runs.
+
+    Attributes:
+        folder: where its data set lies, which all runs share.
+        devices: simulated ones, of each process.
+        processes: more than one are a pod.
+        flags: its recipe.
+    """
+
+    folder: pathlib.Path
+    devices: int = 1
+    processes: int = 1
+    flags: tuple[str, ...] = RECIPE
+
+    def command(self, workdir: pathlib.Path, *flags: str) -> list[str]:
+        program = ["effnetv2_jax.train"]
+        if self.processes > 1:
+            program = [
+                "launch.local_pod",
+                f"--processes={self.processes}",
+                f"--devices_per_process={self.devices}",
+                "--",
+            ]
+        return [sys.executable, "-m", *program, *self.flags, *flags, f"--workdir={workdir}"]
+
+    def environment(self) -> dict[str, str]:
+        cache = ROOT / ".cache" / "faults"
+        return os.environ | {
+            "TFDS_DATA_DIR": str(self.folder / "tfds"),
+            # What one life has compiled, the next ones find.
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true "
+            f"--xla_force_host_platform_device_count={self.devices}",
+        }
+
+    @contextlib.contextmanager
+    def started(self, workdir: pathlib.Path, *flags: str) -> Iterator["Life"]:
+        """The program in the background; nothing of it is left behind."""
+        life = Life(self.command(workdir, *flags), self.environment(), workdir, self.folder)
+        try:
+            yield life
+        finally:
+            life.kill()
+
+    def run(self, workdir: pathlib.Path, *flags: str) -> "Life":
+        """The program from its start to its end."""
+        with self.started(workdir, *flags) as life:
+            life.process.wait(_PATIENCE)
+        return life
+
+
+class Life:
+    """A process of the program, from its start to its end.
+
+    Args:
+        command: that starts it.
+        environment: of it.
+        workdir: that it writes to.
+        folder: for what it prints.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        workdir: pathlib.Path,
+        folder: pathlib.Path,
+    ):
+        self.workdir = workdir
+        place = tempfile.mkdtemp(prefix=f"{workdir.parent.name}-{workdir.name}-", dir=folder)
+        self._outputs = [pathlib.Path(place) / name for name in ("stdout", "stderr")]
+        # Of the clock that files and metrics have.
+        self.started = time.time()
+        with contextlib.ExitStack() as stack:
+            # Files: a pipe that nobody reads would stop it.
+            out, err = (stack.enter_context(path.open("wb")) for path in self._outputs)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=err
+            )
+
+    @property
+    def stdout(self) -> str:
+        return self._outputs[0].read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._outputs[1].read_text(errors="replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, −signal where one killed it."""
+        return self.process.poll()
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Waits until something is so; False where the program ended before."""
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            if self.exit_code is not None:
+                return condition()
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def step(self) -> int:
+        """The last one that this process has logged, 0 where none."""
+        return max(
+            (row["step"] for row in _rows(self.workdir) if row["time"] >= self.started), default=0
+        )
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        temporary = (self.workdir / "checkpoints").glob("*tmp*")
+        with contextlib.suppress(FileNotFoundError):
+            # One that an earlier process left behind is older.
+            return any(path.stat().st_mtime >= self.started for path in temporary)
+        return False
+
+    def status(self) -> dict[str, object]:
+        """``status.json``, if this process wrote it."""
+        with contextlib.suppress(FileNotFoundError):
+            status = json.loads((self.workdir / "status.json").read_text())
+            return status if status["time"] >= self.started else {}
+        return {}
+
+    def send(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            self.kill()
+        else:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it with all that it started: a pod's processes would outlive it."""
+        for pid in _children(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+    def seconds_to_end(self, timeout: float = 60.0) -> float:
+        """Waits for the end; a program that does not end is killed."""
+        started = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        self.kill()
+        return time.monotonic() - started
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        text = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(word) for word in text.split()]
+    return []
+
+
+def _rows(workdir: pathlib.Path) -> list[dict]:
+    """The whole lines of ``metrics.jsonl``."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    return []
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    """What two runs that are the same have in common: all but times."""
+    timed = ("time", "train/images_per_second")
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: x for name, x in row.items() if name not in timed} for row in rows]
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """Of the checkpoints on the disk, in order."""
+    folders = (workdir / "checkpoints").glob("*")
+    return sorted(int(path.name) for path in folders if path.name.isdecimal())
+
+
+def arrays(workdir: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
+    """The step and the arrays of the newest checkpoint, by path."""
+    with _READING:
+        checkpoints = Checkpoints(workdir, read_only=True)
+        step = checkpoints.latest_step()
+        checkpoints.close()
+        if step is None:
+            return None, {}
+        # As NumPy's: whatever number of devices wrote them.
+        folder = epath.Path(workdir / "checkpoints" / str(step) / "state")
+        handler = ocp.PyTreeCheckpointHandler()
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
+        )
+        tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def differences(workdir: pathlib.Path, reference: pathlib.Path, rtol: float = 0.0) -> list[str]:
+    """In what a finished run is not the run that nothing happened to; empty where it is.
+
+    Args:
+        workdir: of the run.
+        reference: of the other.
+        rtol: 0 compares bits.
+    """
+    found = []
+    step, values = arrays(workdir)
+    expected_step, expected = arrays(reference)
+    if (step, values.keys()) != (expected_step, expected.keys()):
+        return [f"step {step} instead of {expected_step}, {len(values)} arrays"]
+    other = [path for path in values if not _same(values[path], expected[path], rtol)]
+    if other:
+        found.append(f"{len(other)} of {len(values)} arrays differ, {other[0]} among them")
+    rows, expected_rows = metrics(workdir), metrics(reference)
+    if [row["step"] for row in rows] != [row["step"] for row in expected_rows]:
+        found.append(f"metrics of steps {[row['step'] for row in rows]}")
+    else:
+        different = [
+            (ours, theirs)
+            for ours, theirs in zip(rows, expected_rows, strict=True)
+            if not _same_row(ours, theirs, rtol)
+        ]
+        found += [f"{ours} instead of {theirs}" for ours, theirs in different[:1]]
+    left = [path.name for path in workdir.rglob("*tmp*")]
+    return found + [f"{name} is left behind" for name in left]
+
+
+def _same(a: np.ndarray, b: np.ndarray, rtol: float) -> bool:
+    if not rtol:
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return np.allclose(a, b, rtol=rtol, atol=rtol * 1e-2)
+
+
+def _same_row(a: dict, b: dict, rtol: float) -> bool:
+    return a.keys() == b.keys() and all(
+        x == b[name] or (rtol and np.allclose(x, b[name], rtol=rtol)) for name, x in a.items()
+    )
+
+
+def copy_until(reference: pathlib.Path, workdir: pathlib.Path, step: int) -> None:
+    """Makes a workdir as that of the reference was when it had just saved a step.
+
+    Args:
+        reference: of a run that kept all checkpoints.
+        workdir: to make; it may be there, empty.
+        step: that was saved.
+    """
+    shutil.copytree(reference, workdir, dirs_exist_ok=True)
+    for later in steps(workdir):
+        if later > step:
+            shutil.rmtree(workdir / "checkpoints" / str(later))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    earlier = [line for line in lines if json.loads(line)["step"] <= step]
+    (workdir / "metrics.jsonl").write_text("".join(earlier))
+    for name in ("report.png", "report.md"):
+        (workdir / name).unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A way to end a program.
+
+    Attributes:
+        name: for people.
+        moment: when: at a ``step``, while it is ``saving``, ``evaluating`` or ``starting``.
+        seconds: after which, at most, it ends; drawn.
+        signals: that it gets, one after the other.
+    """
+
+    name: str
+    moment: str
+    seconds: float
+    signals: tuple[signal.Signals, ...]
+
+
+KINDS = (
+    Kind("SIGKILL at a random step", "step", 0.2, (signal.SIGKILL,)),
+    Kind("SIGKILL while a checkpoint is written", "saving", 0.1, (signal.SIGKILL,)),
+    Kind("SIGKILL during an evaluation", "evaluating", 1.5, (signal.SIGKILL,)),
+    Kind("SIGKILL during start-up", "starting", 12.0, (signal.SIGKILL,)),
+    Kind("SIGTERM at a random step", "step", 0.2, (signal.SIGTERM,)),
+    Kind("SIGTERM during an evaluation", "evaluating", 1.5, (signal.SIGTERM,)),
+    Kind("SIGTERM during start-up", "starting", 12.0, (signal.SIGTERM,)),
+    Kind("SIGTERM twice at a random step", "step", 0.2, (signal.SIGTERM, signal.SIGTERM)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """A moment to end a program.
+
+    Attributes:
+        kind: of it.
+        step: after which it comes; start-ups do not wait for it.
+        seconds: after the moment.
+    """
+
+    kind: Kind
+    step: int
+    seconds: float
+
+
+def draw(kills: int, seed: int, in_a_row: int = 5) -> list[list[Kill]]:
+    """Kills of all kinds, in rows of some for one run after the other.
+
+    Args:
+        kills: number of them.
+        seed: of all that is random.
+        in_a_row: kills of one run, at most.
+    """
+    rng = random.Random(seed)
+    kinds: list[Kind] = []
+    while len(kinds) < kills:
+        kinds += rng.sample(KINDS, len(KINDS))
+    rows = []
+    for i in range(0, kills, in_a_row):
+        row = kinds[i : min(i + in_a_row, kills)]
+        at = sorted(rng.sample(range(1, STEPS + 1), len(row)))
+        rows.append(
+            [Kill(k, step, rng.uniform(0, k.seconds)) for k, step in zip(row, at, strict=True)]
+        )
+    return rows
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What came of a fault.
+
+    Attributes:
+        name: of its kind.
+        wrong: all that should not be.
+        stop_seconds: between SIGTERM and the end, where there was a SIGTERM.
+        made_again: steps that were made and not saved.
+    """
+
+    name: str
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    stop_seconds: float | None = None
+    made_again: int = 0
+
+
+def inflict(program: Program, workdir: pathlib.Path, kill: Kill) -> Outcome | None:
+    """Starts the program, or resumes it, and ends it; None where it ended before."""
+    outcome = Outcome(kill.kind.name)
+    with program.started(workdir) as life:
+        moments = {
+            "step": lambda: life.step() >= kill.step,
+            "saving": lambda: life.step() >= kill.step and life.saving(),
+            "evaluating": lambda: life.status().get("state") == "evaluating",
+            "starting": lambda: True,
+        }
+        if not life.wait_for(moments[kill.kind.moment]):
+            outcome.wrong += _ended_well(life)
+            return outcome if outcome.wrong else None
+        time.sleep(kill.seconds)
+        if life.exit_code is not None:
+            outcome.wrong += _ended_well(life)
+            return outcome if outcome.wrong else None
+        for i, number in enumerate(kill.kind.signals):
+            if i:
+                # Of two that come at once, the system would deliver one.
+                life.wait_for(lambda: "another one ends the run at once" in life.stderr)
+            life.send(number)
+        seconds = life.seconds_to_end()
+    if signal.SIGTERM in kill.kind.signals:
+        outcome.stop_seconds = seconds
+    outcome.wrong += _wrong_end(life, kill.kind, seconds)
+    outcome.made_again = max(life.step() - max(steps(workdir), default=0), 0)
+    return outcome
+
+
+def _ended_well(life: Life) -> list[str]:
+    """What is wrong with the end of a program that nobody ended."""
+    return [] if life.exit_code == 0 else [f"exit code {life.exit_code}: {life.stderr[-500:]}"]
+
+
+def _wrong_end(life: Life, kind: Kind, seconds: float) -> list[str]:
+    """What is wrong with the end that a signal made."""
+    if kind.signals == (signal.SIGKILL,):
+        expected = (-signal.SIGKILL,)
+    elif len(kind.signals) == 2:
+        expected = (-signal.SIGTERM, 128 + signal.SIGTERM)
+    elif kind.moment == "starting":
+        # Python takes a while until it listens.
+        expected = (0, -signal.SIGTERM)
+    else:
+        expected = (0,)
+    wrong = []
+    if life.exit_code not in expected:
+        wrong.append(f"exit code {life.exit_code}: {life.stderr[-500:]}")
+    limit = 2.0 if len(kind.signals) == 2 else STOP_SECONDS
+    if seconds > limit:
+        wrong.append(f"took {seconds:.1f} s to end")
+    if life.exit_code == 0:
+        wrong += _wrong_stop(life)
+    return wrong
+
+
+def _wrong_stop(life: Life) -> list[str]:
+    """What is wrong with an orderly end after SIGTERM."""
+    stopped = re.search(
+        r"after step (\d+), which is saved: resume with the same command", life.stdout
+    )
+    if stopped:
+        damage = find_damage(life.workdir / "checkpoints" / stopped[1])
+        return [f"step {stopped[1]} is not saved: {damage}"] if damage else []
+    if "nothing new to save; resume with the same command" in life.stderr:
+        return []
+    # The signal came when everything was done.
+    return [] if "report: " in life.stdout else [f"it says {life.stdout!r}, {life.stderr[-500:]!r}"]
+
+
+def kill_in_a_row(
+    program: Program, folder: pathlib.Path, kills: Sequence[Kill], reference: pathlib.Path
+) -> Iterator[Outcome]:
+    """Ends one run after the other until all kills are done, finishes each, and compares.
+
+    Args:
+        program: to end.
+        folder: for workdirs.
+        kills: in this order.
+        reference: workdir of the run that nothing happened to.
+
+    Yields:
+        An outcome for each of the kills.
+    """
+    coming = list(kills)
+    number = 0
+    while coming:
+        workdir = folder / f"run{number}"
+        number += 1
+        done: list[Outcome] = []
+        while coming and (outcome := inflict(program, workdir, coming[0])):
+            done.append(outcome)
+            del coming[0]
+        wrong = _ended_well(program.run(workdir)) or differences(workdir, reference)
+        for outcome in done:
+            outcome.wrong += wrong
+            yield outcome
+        if not wrong:
+            shutil.rmtree(workdir)

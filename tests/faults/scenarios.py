@@ -1,0 +1,391 @@
+"""Faults beside kills: what is damaged, full, lost or of another run, and numbers that go wrong.
+
+Each function does a fault to the real program and asserts what has to come of it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from . import harness
+from .harness import Program
+
+Scenario = Callable[[Program, pathlib.Path, pathlib.Path], None]
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda x: x.stat().st_size
+    )
+
+
+def truncate(folder: pathlib.Path) -> None:
+    path = largest_file(folder)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def lose_a_file(folder: pathlib.Path) -> None:
+    largest_file(folder).unlink()
+
+
+def flip_a_bit(folder: pathlib.Path) -> None:
+    path = largest_file(folder)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty_checksums(folder: pathlib.Path) -> None:
+    (folder / "checksums.json").write_bytes(b"")
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "a file is missing": lose_a_file,
+    "a bit is flipped": flip_a_bit,
+    "checksums are empty": empty_checksums,
+}
+
+
+def one_sentence(life: harness.Life) -> str:
+    """The sentence that a program ended with because of what a user can mend."""
+    assert life.exit_code == 2, life.stderr
+    last = life.stderr.splitlines()[-1]
+    assert last.startswith("error: "), life.stderr
+    return last
+
+
+def damaged(
+    damage: Callable[[pathlib.Path], None],
+    program: Program,
+    reference: pathlib.Path,
+    folder: pathlib.Path,
+) -> None:
+    """The checkpoint before is used, both are named, and the end is the same."""
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 55)
+    damage(workdir / "checkpoints" / "55")
+    life = program.run(workdir)
+    assert life.exit_code == 0, life.stderr
+    (warning,) = [line for line in life.stderr.splitlines() if "is damaged" in line]
+    assert "the checkpoint of step 55 is damaged" in warning
+    assert "now damaged_checkpoints/55; the one of step 50 is used instead" in warning
+    assert "resuming at step 50" in life.stderr
+    assert (workdir / "damaged_checkpoints" / "55").is_dir()
+    assert harness.differences(workdir, reference) == []
+
+
+def half_written(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """What never got its name is not taken for a checkpoint, and does not stay."""
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 55)
+    checkpoints = workdir / "checkpoints"
+    (checkpoints / "55").rename(checkpoints / "55.orbax-checkpoint-tmp")
+    truncate(checkpoints / "55.orbax-checkpoint-tmp")
+    life = program.run(workdir)
+    assert life.exit_code == 0, life.stderr
+    assert "resuming at step 50" in life.stderr
+    assert harness.differences(workdir, reference) == []
+
+
+def all_damaged(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """Nothing is guessed and nothing is touched."""
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 10)
+    for step in harness.steps(workdir):
+        truncate(workdir / "checkpoints" / str(step))
+    files = sorted((workdir / "checkpoints").rglob("*"))
+    sentence = one_sentence(program.run(workdir))
+    assert (
+        f"all 2 checkpoints of workdir {str(workdir)!r} are damaged, the newest is 10" in sentence
+    )
+    assert sorted((workdir / "checkpoints").rglob("*")) == files
+    assert not (workdir / "damaged_checkpoints").exists()
+
+
+@contextlib.contextmanager
+def small_disk(path: pathlib.Path) -> Iterator[None]:
+    """A file system of 16 MB and 2,000 files, in memory; for root."""
+    path.mkdir(parents=True)
+    size = "size=16m,nr_inodes=2000"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def as_root(scenario: Scenario) -> Scenario:
+    """A scenario that mounts something; others than root do so in a world of their own."""
+
+    @functools.wraps(scenario)
+    def run(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+        if os.geteuid() == 0:
+            scenario(program, reference, folder)
+            return
+        alone = ["unshare", "--map-root-user", "--mount"]
+        try:
+            subprocess.run([*alone, "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs root or unshare to mount a small disk: {error}")
+        code = (
+            "import pathlib, sys; from tests.faults import harness, scenarios; "
+            "data, reference, folder = map(pathlib.Path, sys.argv[1:]); "
+            f"scenarios.{scenario.__name__}(harness.Program(data), reference, folder)"
+        )
+        places = map(str, (program.folder, reference, folder))
+        command = [*alone, sys.executable, "-c", code, *places]
+        subprocess.run(command, cwd=harness.ROOT, check=True)
+
+    return run
+
+
+def end_at_a_page(path: pathlib.Path, room: int) -> None:
+    """Makes a file of JSON lines end so many bytes before a page does, where it needs space."""
+    first, *others = path.read_text().splitlines()
+    size = len("\n".join([first, *others, ""]))
+    path.write_text("\n".join([first + " " * (-(size + room) % 4096), *others, ""]))
+
+
+def fill(disk: pathlib.Path, files: bool = False) -> pathlib.Path:
+    """Leaves no byte, and no place for another file or folder if so wanted.
+
+    Returns:
+        The folder to delete for space.
+    """
+    filler = disk / "filler"
+    filler.mkdir()
+    with contextlib.suppress(OSError), (filler / "bytes").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    with contextlib.suppress(OSError):
+        for i in itertools.count() if files else ():
+            (filler / str(i)).touch()
+    return filler
+
+
+@as_root
+def full_for_a_while(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """A save is lost, and nothing else: not even a line of the metrics."""
+    disk = folder / "disk"
+    with small_disk(disk):
+        workdir = disk / "run"
+        harness.copy_until(reference, workdir, 44)
+        # Of two lines at most there is room.
+        end_at_a_page(workdir / "metrics.jsonl", 1000)
+        with program.started(workdir) as life:
+            assert life.wait_for(lambda: life.step() >= 46)
+            filler = fill(disk)
+            assert life.wait_for(lambda: "could not be written" in life.stderr)
+            shutil.rmtree(filler)
+            life.process.wait(300)
+        assert life.exit_code == 0, life.stderr
+        assert "the checkpoint of step 50 could not be written" in life.stderr
+        assert "training goes on without it" in life.stderr
+        assert "metrics.jsonl could be written again, nothing is missing" in life.stderr
+        assert harness.differences(workdir, reference) == []
+
+
+def _full_until_the_end(reference: pathlib.Path, folder: pathlib.Path, program, files) -> None:
+    disk = folder / "disk"
+    with small_disk(disk):
+        workdir = disk / "run"
+        harness.copy_until(reference, workdir, 44)
+        with program.started(workdir) as life:
+            assert life.wait_for(lambda: life.step() >= 46)
+            filler = fill(disk, files)
+            assert life.wait_for(lambda: "the last step could not be saved" in life.stderr)
+            # Nothing is left to wait for.
+            assert life.seconds_to_end() < harness.STOP_SECONDS
+        assert "the checkpoint of step 50 could not be written" in life.stderr
+        assert "[59] eval/" in life.stderr
+        sentence = one_sentence(life)
+        assert "the last step could not be saved; the same command goes on from step 45" in sentence
+        shutil.rmtree(filler)
+        life = program.run(workdir)
+        assert life.exit_code == 0, life.stderr
+        assert "resuming at step 45" in life.stderr
+        assert harness.differences(workdir, reference) == []
+
+
+@as_root
+def full_until_the_end(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """The run goes to its end, says what is missing, and the same command makes up for it."""
+    _full_until_the_end(reference, folder, program, files=False)
+
+
+@as_root
+def no_folder_until_the_end(
+    program: Program, reference: pathlib.Path, folder: pathlib.Path
+) -> None:
+    """The same on a disk where not even an empty folder can be made, as on most that are full."""
+    _full_until_the_end(reference, folder, program, files=True)
+
+
+@as_root
+def full_from_the_start(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """A run that is resumed on a full disk says so, and is what it was."""
+    disk = folder / "disk"
+    with small_disk(disk):
+        workdir = disk / "run"
+        harness.copy_until(reference, workdir, 55)
+        filler = fill(disk)
+        sentence = one_sentence(program.run(workdir))
+        assert "No space left on device" in sentence
+        shutil.rmtree(filler)
+        life = program.run(workdir)
+        assert life.exit_code == 0, life.stderr
+        assert "resuming at step 55" in life.stderr
+        assert harness.differences(workdir, reference) == []
+
+
+def lost_config(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """The checkpoint knows what the run is; a watch with little patience does no harm, either."""
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 55)
+    for name in ("config.json", "class_names.txt", "status.json", "parameters.txt"):
+        (workdir / name).unlink()
+    sentence = one_sentence(program.run(workdir, "--config.seed=1"))
+    assert "seed (there 0, now 1)" in sentence
+    assert not (workdir / "config.json").exists()
+    life = program.run(workdir, "--config.stall_seconds=1")
+    assert life.exit_code == 0, life.stderr
+    assert "nothing has happened for 1 s while preparing stage 4; all threads:" in life.stderr
+    assert "thread MainThread:" in life.stderr
+    assert "the run goes on" in life.stderr
+    assert harness.differences(workdir, reference) == []
+    for name in ("class_names.txt", "parameters.txt"):
+        assert (workdir / name).read_bytes() == (reference / name).read_bytes()
+    assert (workdir / "config.json").exists()
+
+
+def other_run(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """A workdir takes no other model or data set, and says which fields differ."""
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 55)
+    files = sorted(workdir.rglob("*"))
+    life = program.run(
+        workdir, "--config.model.name=efficientnetv2-b0", "--config.data.name=synthetic"
+    )
+    sentence = one_sentence(life)
+    assert "data.name (there 'digits', now 'synthetic')" in sentence
+    assert "model.name (there 'efficientnetv2-tiny', now 'efficientnetv2-b0')" in sentence
+    assert "eval_image_size" not in sentence
+    assert sorted(workdir.rglob("*")) == files
+
+
+def numbers_go_wrong(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """The run ends with the state before, and can be made again from there, with its examples."""
+    del reference
+    workdir = folder / "run"
+    flags = (
+        "--config.schedule.num_stages=1",
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.warmup_epochs=0.0",
+        "--config.max_bad_steps=3",
+    )
+    sentence = one_sentence(program.run(workdir, *flags))
+    rows = [json.loads(line) for line in (workdir / "bad_steps.jsonl").read_text().splitlines()]
+    first, second, third = (row["step"] for row in rows)
+    assert (second, third) == (first + 1, first + 2)
+    assert f"steps {first} to {third} had a loss or a gradient that is not finite" in sentence
+    assert f"the state of step {first - 1} is saved" in sentence
+    for row in rows:
+        numbers = [number for number, _ in row["examples"]]
+        assert len(set(numbers)) == 96
+        assert set(numbers) < set(range(1437))
+    step, arrays = harness.arrays(workdir)
+    assert step == first - 1
+    assert all(np.isfinite(x).all() for x in arrays.values() if x.dtype.kind == "f")
+    assert one_sentence(program.run(workdir, *flags)) == sentence
+    assert harness.steps(workdir) == [step]
+
+
+# Nothing that depends on the number of devices but for rounding.
+SAME_ON_ANY = (
+    "--config.model.survival_prob=1.0",
+    "--config.model.bn_group_size=0",
+    "--config.schedule.dropout_rate=(0.0,0.0)",
+    "--config.eval_batch_size=120",
+)
+
+
+def eight_devices(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """Killed and resumed on eight devices: the same bits; on one: the same up to rounding."""
+    del reference
+    eight = dataclasses.replace(program, devices=8, flags=(*program.flags, *SAME_ON_ANY))
+    reference = folder / "reference"
+    assert eight.run(reference, "--config.checkpoint.keep_newest=100").exit_code == 0
+    kills = [
+        harness.Kill(harness.KINDS[0], 17, 0.1),
+        harness.Kill(harness.KINDS[1], 31, 0.05),
+        harness.Kill(harness.KINDS[4], 47, 0.1),
+    ]
+    for outcome in harness.kill_in_a_row(eight, folder / "killed", kills, reference):
+        assert outcome.wrong == [], outcome
+    workdir = folder / "run"
+    harness.copy_until(reference, workdir, 50)
+    life = dataclasses.replace(eight, devices=1).run(workdir)
+    assert life.exit_code == 0, life.stderr
+    assert "resuming at step 50" in life.stderr
+    assert harness.differences(workdir, reference, rtol=1e-4) == []
+
+
+def four_processes(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """A pod of four processes is killed, then asked to stop: it goes on as if nothing was."""
+    del reference
+    pod = dataclasses.replace(program, processes=4, flags=(*program.flags, *SAME_ON_ANY))
+    reference, workdir = folder / "reference", folder / "run"
+    life = pod.run(reference)
+    assert life.exit_code == 0, life.stdout + life.stderr
+    killed = harness.Kill(harness.KINDS[0], 17, 0.1)
+    outcome = harness.inflict(pod, workdir, killed)
+    assert outcome and outcome.wrong == []
+    with pod.started(workdir) as life:
+        assert life.wait_for(lambda: life.step() >= 36)
+        life.send(signal.SIGTERM)
+        assert life.seconds_to_end() < harness.STOP_SECONDS
+        assert life.exit_code == 0, life.stdout + life.stderr
+        (line,) = [line for line in life.stdout.splitlines() if "resume with the same" in line]
+        stopped_at = int(line.split("after step ")[1].split(",")[0])
+    assert max(harness.steps(workdir)) == stopped_at
+    life = pod.run(workdir)
+    assert life.exit_code == 0, life.stdout + life.stderr
+    assert harness.differences(workdir, reference) == []
+
+
+SCENARIOS: dict[str, Scenario] = {
+    **{
+        f"Newest checkpoint: {name}": functools.partial(damaged, damage)
+        for name, damage in DAMAGES.items()
+    },
+    "Newest checkpoint: half written": half_written,
+    "All checkpoints damaged": all_damaged,
+    "Disk full for a while": full_for_a_while,
+    "Disk full until the end": full_until_the_end,
+    "Disk full until the end, even for folders": no_folder_until_the_end,
+    "Disk full from the start": full_from_the_start,
+    "config.json lost; stalls": lost_config,
+    "Workdir of another run": other_run,
+    "Numbers go wrong": numbers_go_wrong,
+    "Eight devices, killed; then one": eight_devices,
+    "Four processes, killed and stopped": four_processes,
+}
+
+
+def clean(folder: pathlib.Path) -> None:
+    """What a scenario left."""
+    shutil.rmtree(folder, ignore_errors=True)
