@@ -105,8 +105,8 @@ def mix(
     mixup_key, cutmix_key = jax.random.split(key)
     mixed_up = mixup(images, targets, mixup_alpha, mixup_key, index)
     cut_mixed = cutmix(images, targets, cutmix_alpha, cutmix_key, index)
-    own_turn = index // 2 % 2 == 0
-    use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & own_turn, True)
+    mixups_turn = index // 2 % 2 == 0
+    use_mixup = jnp.where(cutmix_alpha > 0, (mixup_alpha > 0) & mixups_turn, True)
     mixed = (
         jnp.where(use_mixup[:, None, None, None], mixed_up[0], cut_mixed[0]),
         jnp.where(use_mixup[:, None], mixed_up[1], cut_mixed[1]),
