@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,6 +81,7 @@ class Checkpoints:
         self.scores = {} if scores is None else scores
         self._read_only = read_only
         self._saving: int | None = None
+        self._failed = False
         # One process looks, so that all see the same.
         found = self._newest_good() if jax.process_index() == 0 else None
         if jax.process_count() > 1:
@@ -169,17 +171,19 @@ class Checkpoints:
             record: of what JSON can hold.
         """
         self.finish()
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        self._saving = step
-        packed, places = pack(state)
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(packed),
-            record=ocp.args.JsonSave({**record, "small": places}),
-        )
+        self._saving = int(state.step)
         try:
-            self._manager.save(step, args=items, force=True)
+            if self._failed:
+                # Orbax has forgotten those that it would have deleted after the one that failed.
+                self._manager, self._failed = self._open(), False
+            if self._saving in self._manager.all_steps():
+                return
+            packed, places = pack(state)
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(packed),
+                record=ocp.args.JsonSave({**record, "small": places}),
+            )
+            self._manager.save(self._saving, args=items, force=True)
         except Exception as error:  # Orbax, TensorStore and the system have no common one.
             self._report(error)
 
@@ -210,10 +214,13 @@ class Checkpoints:
             self._saving,
             reason,
         )
-        # Orbax has already forgotten those that it would have deleted after this one.
+        self._failed = True
         with contextlib.suppress(Exception):
             self._manager.close()
-        self._manager = self._open()
+        if jax.process_index() == 0:
+            # What is there of it takes space that may be what is missing.
+            for folder in self._directory.glob(f"{self._saving}.*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _write_checksums(self) -> None:
         """Called by Orbax, in process 0, when all files are written, before the folder is named."""

@@ -97,6 +97,7 @@ def _all(work: list[tuple], jobs: int, total: int) -> list[Outcome]:
         except Exception as error:
             done.put(Outcome("The harness itself", [_told(error)]))
 
+    started = time.monotonic()
     outcomes: list[Outcome] = []
     console = Console(stderr=True)
     columns = (
@@ -124,7 +125,10 @@ def _all(work: list[tuple], jobs: int, total: int) -> list[Outcome]:
             progress.update(bar, advance=1, description=f"faults, {lost} lost")
             if not console.is_terminal:
                 state = "LOST" if item.wrong else "ok"
-                print(f"{len(outcomes)}/{total} {item.name}: {state}", flush=True)
+                minutes = (time.monotonic() - started) / 60
+                print(
+                    f"{minutes:4.1f} min {len(outcomes)}/{total} {item.name}: {state}", flush=True
+                )
     return outcomes
 
 

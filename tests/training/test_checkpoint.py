@@ -421,33 +421,48 @@ def test_a_save_that_fails_does_not_make_old_ones_go(tmp_path):
     assert checkpoints.steps() == [10, 30]
 
 
-# A disk on which no folder can be made, and then can be again.
-NO_FOLDERS = """
-import pathlib, sys
+# A disk that goes away and comes back, as one of a network does.
+GONE = """
+import os, pathlib, sys, time
 sys.path.append(sys.argv[1])
 from test_checkpoint import *
 workdir = pathlib.Path(sys.argv[2])
-checkpoints = Checkpoints(workdir)
+checkpoints = Checkpoints(workdir, keep=Keep(newest=9))
 (workdir / "checkpoints").rename(workdir / "gone")
 (workdir / "checkpoints").write_text("a file")
 save(checkpoints, 15)
+time.sleep(1)  # whatever else is tried in the background
 (workdir / "checkpoints").unlink()
 (workdir / "gone").rename(workdir / "checkpoints")
-save(checkpoints, 20)
+save(checkpoints, 20, 25)
 checkpoints.close()
-assert_resumes_at(workdir, 20)
-print("saved", checkpoints.steps(), flush=True)
+assert_resumes_at(workdir, 25)
+print(checkpoints.steps(), flush=True)
+# Threads of Orbax would keep it alive for minutes.
+os._exit(0)
 """
 
 
-def test_where_not_even_a_folder_can_be_made_later_saves_work(workdir):
-    """In a process of its own, which Orbax's threads would keep alive for minutes."""
+@pytest.fixture(scope="module")
+def saved_around_an_outage(tmp_path_factory):
+    """Steps on a disk that was there for steps 5, 10, 20 and 25, and not for 15."""
+    workdir = tmp_path_factory.mktemp("outage")
+    checkpoints = Checkpoints(workdir)
+    save(checkpoints, 5, 10)
+    checkpoints.close()
     here = str(pathlib.Path(__file__).parent)
-    command = [sys.executable, "-c", NO_FOLDERS, here, str(workdir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        process.kill()
-    assert line == "saved [5, 10, 20]\n"
+    command = [sys.executable, "-c", GONE, here, str(workdir)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    return json.loads(result.stdout)
+
+
+def test_a_disk_that_goes_away_costs_saves_and_not_the_run(saved_around_an_outage):
+    assert 15 not in saved_around_an_outage
+    assert {5, 10, 25} <= set(saved_around_an_outage)
+
+
+def test_the_first_save_on_a_disk_that_has_come_back_works(saved_around_an_outage):
+    assert 20 in saved_around_an_outage
 
 
 def test_a_checkpoint_is_chosen_by_name_or_step(workdir):
