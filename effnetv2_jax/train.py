@@ -96,7 +96,7 @@ def _train(
     with hosts.first_alone("history"):
         if hosts.is_first():
             rewind(workdir, int(state.step))
-            if not resumed:
+            if not (workdir / "parameters.txt").exists():
                 write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
     checkpoints.scores |= report.read_scores(workdir / "metrics.jsonl")
     logging.info(

@@ -236,14 +236,20 @@ def no_folder_until_the_end(
 
 @as_root
 def full_from_the_start(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
-    """A run that is resumed on a full disk says so, and is what it was."""
+    """A run that is resumed on a full disk goes on, cannot save its end, and says so."""
     disk = folder / "disk"
     with small_disk(disk):
         workdir = disk / "run"
         harness.copy_until(reference, workdir, 55)
         filler = fill(disk)
-        sentence = one_sentence(program.run(workdir))
-        assert "No space left on device" in sentence
+        life = program.run(workdir)
+        assert life.exit_code == 2, life.stderr
+        assert "No space left on device" in life.stderr
+        assert "Traceback" not in life.stderr
+        last = life.stderr.splitlines()[-1]
+        assert last == (
+            "error: the last step could not be saved; the same command goes on from step 55"
+        )
         shutil.rmtree(filler)
         life = program.run(workdir)
         assert life.exit_code == 0, life.stderr
