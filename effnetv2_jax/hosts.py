@@ -10,6 +10,7 @@ import hashlib
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -162,10 +163,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def part() -> None:
-    """Leaves the other processes, which have to do the same, so that each can end by itself."""
+def part(timeout: float | None = None) -> None:
+    """Leaves the other processes, which have to do the same, so that each can end by itself.
+
+    Args:
+        timeout: seconds to wait for the others, who may know nothing of it; None for no limit.
+    """
     if jax.distributed.is_initialized():
-        jax.distributed.shutdown()
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(timeout)
 
 
 def barrier(name: str) -> None:

@@ -35,17 +35,20 @@ WORKDIR = flags.DEFINE_string(
 )
 flags.mark_flag_as_required("config")
 
+_PART_SECONDS = 10.0
+
 
 def main() -> None:
     with listening() as stop:
-        code = 0
+        code, patience = 0, None
         try:
             train(stop)
         except Stopped as stopped:
-            code = stop.exit_code
+            # A machine that is about to be taken away may be the only one that knows.
+            code, patience = stop.exit_code, _PART_SECONDS
             if hosts.is_first():
                 print(stopped)
-        hosts.part()
+        hosts.part(patience)
         # Threads may be waiting for images, a compiler or a disk, and need not end what they do.
         leave(code)
 

@@ -17,7 +17,10 @@ from effnetv2_jax.training.agreement import STEPS_BEHIND
 from effnetv2_jax.training.checkpoint import Checkpoints
 
 STEPS = flags.DEFINE_integer("steps", 100, "Between two checkpoints.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "With and without, each.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "With and without, each.", lower_bound=2)
+EVERY = flags.DEFINE_integer(
+    "every", 100, "Steps between two checkpoints, in the share that is printed.", lower_bound=1
+)
 
 flags.adopt_module_key_flags(training)
 
@@ -73,8 +76,11 @@ def main() -> None:
             f"{name}: {medians[save]:.2f} s for {STEPS.value} steps (median of {ROUNDS.value}, "
             f"{min(times[save]):.2f} to {max(times[save]):.2f})"
         )
-    ratios = [on / off for on, off in zip(times[True], times[False], strict=True)]
+    # Drift over the rounds is larger than a checkpoint, so neighbours are compared.
+    extra = [on - off for on, off in zip(times[True], times[False], strict=True)]
+    of = medians[False] / STEPS.value * EVERY.value
+    low, cost, high = (100 * x / of for x in statistics.quantiles(extra, method="inclusive"))
     print(
-        f"ratio of the medians {medians[True] / medians[False]:.3f}, of neighbouring rounds "
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        f"a checkpoint costs {statistics.median(extra):.2f} s (median of {len(extra)} neighbouring "
+        f"rounds), {cost:.1f} % of {EVERY.value} steps (quartiles {low:.1f} to {high:.1f})"
     )

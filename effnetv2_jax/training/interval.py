@@ -3,7 +3,7 @@
 import collections
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -51,22 +51,20 @@ class Interval:
         self._under_way.append((step, sums))
         self._steps += 1
 
-    def fetch(self, leave: int = 0) -> list[tuple[int, dict[str, Any]]]:
-        """Waits for steps.
+    def fetch(self, leave: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Waits for one step after the other.
 
         Args:
             leave: so many of the last are left under way.
 
-        Returns:
-            (step, sums) of those that were not fetched before.
+        Yields:
+            (step, sums) of those that were not fetched before; ``rows`` ends with it.
         """
-        fetched = []
         while len(self._under_way) > leave:
             step, sums = self._under_way.popleft()
             sums = jax.device_get(sums)
             self.rows.append({name: float(x) for name, x in sums.items() if x.ndim == 0})
-            fetched.append((step, sums))
-        return fetched
+            yield step, sums
 
     @property
     def bad_steps(self) -> int:

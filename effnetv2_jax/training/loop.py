@@ -99,6 +99,8 @@ class Loop:
         self._stop = stop
         self._record = record
         self._interval = Interval(record.get("interval", ()))
+        # As they were after the last good step.
+        self._good_rows = list(self._interval.rows)
         self._agreement = Agreement(self._wishes, mesh)
         self._agreed = {"stop": False, "save": False}
         self._saved_at = time.monotonic()
@@ -214,6 +216,8 @@ class Loop:
         """
         for step, sums in self._interval.fetch(leave):
             self._bad_steps.see(step, sums)
+            if not self._bad_steps.in_a_row:
+                self._good_rows = list(self._interval.rows)
             for wish, agreed in self._agreement.agreed(sums).items():
                 self._agreed[wish] |= agreed
 
@@ -229,6 +233,8 @@ class Loop:
             last_checkpoint=max(self._checkpoints.steps(), default=None),
         )
         self._interval = Interval()
+        if not self._bad_steps.in_a_row:
+            self._good_rows = []
 
     def _save(self, state: TrainState) -> None:
         self._settle()
@@ -273,18 +279,20 @@ class Loop:
         self._settle()
         if not self._bad_steps.too_many:
             return
-        number = self._bad_steps.in_a_row
-        last_good = self._step - number
-        rows = self._interval.rows[:-number]
-        # All but the step is as it was then.
-        step = shard_state(np.int32(last_good), self._mesh)
-        self._bad_steps.in_a_row = 0
-        self._save_now(dataclasses.replace(state, step=step), rows)
+        first_bad = self._step - self._bad_steps.in_a_row + 1
         self._checkpoints.finish()
+        # One within the row, at the end of a stage, is of the same state.
+        if max(self._checkpoints.steps(), default=0) < first_bad:
+            # All but the step is as it was then.
+            step = shard_state(np.int32(first_bad - 1), self._mesh)
+            self._bad_steps.in_a_row = 0
+            self._save_now(dataclasses.replace(state, step=step), self._good_rows)
+            self._checkpoints.finish()
         raise UsageError(
-            f"steps {last_good + 1} to {self._step} had a loss or a gradient that is not finite; "
-            f"the state of step {last_good} is saved, from where the same command makes them "
-            "again, and bad_steps.jsonl in the workdir names their examples"
+            f"steps {first_bad} to {self._step} had a loss or a gradient that is not finite, and "
+            f"changed nothing; the same command goes on from step "
+            f"{max(self._checkpoints.steps(), default=0)}, and bad_steps.jsonl in the workdir "
+            "names their examples"
         )
 
 
