@@ -1,4 +1,4 @@
-"""What the programs share: one-sentence errors, flags, and the way from a config to a run.
+"""The way from a config to a run, and what a workdir remembers of it.
 
 ConfigDicts end here: everything below takes plain arguments.
 """
@@ -11,8 +11,6 @@ import json
 import pathlib
 import platform
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
-from effnetv2_jax import __version__, hosts, progressive
+from effnetv2_jax import __version__, cli, hosts, progressive
 from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -31,7 +29,6 @@ from effnetv2_jax.files import write_atomically
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
-from effnetv2_jax.stopping import leave
 from effnetv2_jax.training import evaluation, losses, optimizers, step
 from effnetv2_jax.training.checkpoint import read_record
 from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
@@ -82,88 +79,15 @@ LIBRARIES = (
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs a program; what a user can cause ends in one sentence and exit code 2.
+    """Runs a program, as ``cli.run`` does, in a process that may be one of several."""
 
-    ``--config`` files may do ``from configs import common`` from any folder.
-    """
-    root = str(pathlib.Path(__file__).resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
+    def in_a_pod() -> None:
+        hosts.start(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        if not hosts.is_first():
+            logging.set_verbosity(logging.WARNING)
+        main()
 
-    def parse_flags(argv: list[str]) -> list[str]:
-        # Besides absl's own errors, ml_collections lets these through: the first two for a field
-        # that is not there, the others for a recipe that refuses its argument or does not load.
-        try:
-            rest = flags.FLAGS(argv)
-        except (AttributeError, KeyError) as error:
-            if _is_a_recipes_own(error):
-                raise
-            sys.exit(f"error: unknown config field {_one_line(error)}")
-        except OSError as error:
-            if _is_a_recipes_own(error):
-                raise
-            sys.exit(f"error: {_unreadable_config(error)}")
-        except (flags.Error, TypeError, ValueError, ImportError) as error:
-            sys.exit(f"error: {_one_line(error)}")
-        if rest[1:]:
-            sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().addFilter(_is_ours_or_serious)
-        return rest
-
-    def guarded(argv: list[str]) -> None:
-        del argv
-        try:
-            hosts.start(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
-            if not hosts.is_first():
-                logging.set_verbosity(logging.WARNING)
-            main()
-        except UsageError as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            # An orderly exit would wait for other processes, which may be waiting for this one, and
-            # for threads.
-            leave(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            leave(130)  # 128 + SIGINT, as shells count
-        except Exception:
-            if not jax.distributed.is_initialized():
-                raise
-            traceback.print_exc()
-            leave(1)
-
-    app.run(guarded, flags_parser=parse_flags)
-
-
-def _is_ours_or_serious(record) -> bool:
-    """A log is for the run; what these libraries say about themselves is left out."""
-    if record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt):
-        return False  # whoever interrupts a run knows that
-    chatty = ("jax", "orbax", "tensorflow_datasets")
-    return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
-
-
-def _one_line(error: BaseException) -> str:
-    """The sentence in an exception of ours, of absl's or of ml_collections'."""
-    if isinstance(error.args[0] if error.args else None, BaseException):
-        return _one_line(error.args[0])
-    # A KeyError's own str() would quote the text.
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    if "Traceback" in text:  # a recipe's own error, quoted whole
-        text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
-    return " ".join(text.split()).replace("' Did you", "': did you")
-
-
-def _is_a_recipes_own(error: BaseException) -> bool:
-    """Whether a recipe raised it: somebody's code, who needs the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
-    flag_code = ("/absl/", "/ml_collections/", "<frozen importlib")
-    return any(all(part not in frame.filename for part in flag_code) for frame in frames)
-
-
-def _unreadable_config(error: OSError) -> str:
-    # ml_collections wraps the system's error in sentences of its own; the name is at the end.
-    return f"config file {str(error).rpartition(': ')[2]} does not exist or cannot be read"
+    cli.run(in_a_pod)
 
 
 def loaded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -171,7 +95,7 @@ def loaded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     try:
         config.to_dict()
     except OSError as error:
-        raise UsageError(_unreadable_config(error)) from error
+        raise UsageError(cli.unreadable_config(error)) from error
     return config
 
 
