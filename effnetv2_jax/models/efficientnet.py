@@ -12,6 +12,7 @@ from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
 from effnetv2_jax.models.layers import (
     ACTIVATIONS,
     BATCH_STATISTICS,
+    PADDINGS,
     AxisName,
     BatchNorm,
     Conv,
@@ -99,6 +100,7 @@ class MBConv(_Residual):
             expansion.
         se_ratio: squeeze filters over in_filters; 0 leaves out SE.
         survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
+        padding: of the convolutions, one of ``layers.PADDINGS``.
         activation: a name in ``layers.ACTIVATIONS``.
         norm: makes a normalisation from its number of channels and ``dtype=``.
         dtype: of the computation; parameters stay float32.
@@ -115,6 +117,7 @@ class MBConv(_Residual):
         expand_ratio: int = 4,
         se_ratio: float = 0.25,
         survival_prob: float = 1.0,
+        padding: str = "same",
         activation: str = "silu",
         norm: Norm = BatchNorm,
         dtype=jnp.float32,
@@ -130,7 +133,14 @@ class MBConv(_Residual):
             else None
         )
         self.depthwise = ConvNorm(
-            DepthwiseConv(expanded, kernel_size=kernel_size, stride=stride, dtype=dtype, rngs=rngs),
+            DepthwiseConv(
+                expanded,
+                kernel_size=kernel_size,
+                stride=stride,
+                padding=padding,
+                dtype=dtype,
+                rngs=rngs,
+            ),
             norm(expanded),
             activation,
         )
@@ -159,6 +169,7 @@ class FusedMBConv(_Residual):
         expand_ratio: channels inside the block over in_filters.
         se_ratio: squeeze filters over in_filters; 0 leaves out SE.
         survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
+        padding: of the convolutions, one of ``layers.PADDINGS``.
         activation: a name in ``layers.ACTIVATIONS``.
         norm: makes a normalisation from its number of channels and ``dtype=``.
         dtype: of the computation; parameters stay float32.
@@ -175,6 +186,7 @@ class FusedMBConv(_Residual):
         expand_ratio: int = 4,
         se_ratio: float = 0.0,
         survival_prob: float = 1.0,
+        padding: str = "same",
         activation: str = "silu",
         norm: Norm = BatchNorm,
         dtype=jnp.float32,
@@ -183,7 +195,7 @@ class FusedMBConv(_Residual):
         super().__init__(stride == 1 and in_filters == filters, survival_prob)
         expanded = in_filters * expand_ratio
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        spatial = functools.partial(conv, kernel_size=kernel_size, stride=stride)
+        spatial = functools.partial(conv, kernel_size=kernel_size, stride=stride, padding=padding)
         norm = functools.partial(norm, dtype=dtype)
         self.expand = (
             ConvNorm(spatial(in_filters, expanded), norm(expanded), activation)
@@ -205,20 +217,6 @@ class FusedMBConv(_Residual):
 
 
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
-
-
-def _block_arguments(groups: tuple[GroupSpec, ...], in_filters: int):
-    """Yields (class, in_filters, filters, keywords) of every block, in order."""
-    for group in groups:
-        for repeat in range(group.repeats):
-            keywords = {
-                "kernel_size": group.kernel_size,
-                "stride": group.stride if repeat == 0 else 1,
-                "expand_ratio": group.expand_ratio,
-                "se_ratio": group.se_ratio,
-            }
-            yield _BLOCKS[group.op], in_filters, group.filters, keywords
-            in_filters = group.filters
 
 
 REMAT: dict[str, Callable[[tuple[GroupSpec, ...]], tuple[int, ...]]] = {
@@ -266,6 +264,8 @@ class EfficientNet(nnx.Module):
     ):
         if num_classes < 0:
             raise UsageError(f"num_classes must be 0 (pooled features) or more, got {num_classes}")
+        if spec.padding not in PADDINGS:
+            raise unknown_name("padding", spec.padding, PADDINGS)
         if remat not in REMAT:
             raise unknown_name("remat", remat, REMAT)
         self.spec = spec
@@ -279,29 +279,33 @@ class EfficientNet(nnx.Module):
             group_size=bn_group_size,
         )
         self.stem = ConvNorm(
-            conv(3, spec.stem_filters, kernel_size=3, stride=2),
+            conv(3, spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding),
             norm(spec.stem_filters, dtype=dtype),
             spec.activation,
         )
-        arguments = list(_block_arguments(spec.groups, spec.stem_filters))
+        blocks = spec.blocks
         self.blocks = nnx.List(
             [
-                block(
-                    in_filters,
-                    filters,
-                    **keywords,
+                _BLOCKS[block.op](
+                    block.in_filters,
+                    block.filters,
+                    kernel_size=block.kernel_size,
+                    stride=block.stride,
+                    expand_ratio=block.expand_ratio,
+                    se_ratio=block.se_ratio,
                     # Block i of n survives with 1 − (1 − p)·i/n.
-                    survival_prob=1.0 - (1.0 - spec.survival_prob) * i / len(arguments),
+                    survival_prob=1.0 - (1.0 - spec.survival_prob) * i / len(blocks),
+                    padding=spec.padding,
                     activation=spec.activation,
                     norm=norm,
                     dtype=dtype,
                     rngs=rngs,
                 )
-                for i, (block, in_filters, filters, keywords) in enumerate(arguments)
+                for i, block in enumerate(blocks)
             ]
         )
         # A reduction ends where the next block halves the image, and at the last block.
-        strides = [keywords["stride"] for *_, keywords in arguments[1:]] + [2]
+        strides = [block.stride for block in blocks[1:]] + [2]
         self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
         self.remat_sizes = REMAT[remat](spec.groups)
         self.head = ConvNorm(

@@ -35,6 +35,43 @@ class GroupSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """One block of a network.
+
+    Attributes:
+        group: number of its group, from 0.
+        repeat: its number within the group, from 0.
+        op: ``mbconv`` or ``fused``.
+        in_filters: of the input.
+        filters: of the output.
+        kernel_size: as in ``GroupSpec``.
+        stride: of the block.
+        expand_ratio: as in ``GroupSpec``.
+        se_ratio: as in ``GroupSpec``.
+    """
+
+    group: int
+    repeat: int
+    op: Op
+    in_filters: int
+    filters: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    se_ratio: float
+
+    @property
+    def expanded_filters(self) -> int:
+        """Channels inside the block."""
+        return self.in_filters * self.expand_ratio
+
+    @property
+    def squeezed_filters(self) -> int:
+        """Channels of SE's bottleneck, measured by the block's *input* filters; 0 without SE."""
+        return max(1, int(self.in_filters * self.se_ratio)) if self.se_ratio > 0 else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class EfficientNetSpec:
     """Everything that tells one network of the family from another.
 
@@ -52,7 +89,9 @@ class EfficientNetSpec:
         activation: a name in ``layers.ACTIVATIONS``.
         survival_prob: of the last block in stochastic depth; falls linearly from 1.
         bn_momentum: 0.99, as in the paper.
-        bn_epsilon: 1e-3.
+        bn_epsilon: 1e-3; networks that were trained in PyTorch mostly have 1e-5.
+        padding: of convolutions, one of ``layers.PADDINGS``: ``same``, or ``symmetric`` for
+            networks that were trained in PyTorch.
     """
 
     name: str
@@ -68,15 +107,46 @@ class EfficientNetSpec:
     survival_prob: float = 0.8
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
+    padding: str = "same"
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """Every block of the body, in order."""
+        blocks: list[BlockSpec] = []
+        for number, group in enumerate(self.groups):
+            for repeat in range(group.repeats):
+                blocks.append(
+                    BlockSpec(
+                        group=number,
+                        repeat=repeat,
+                        op=group.op,
+                        in_filters=blocks[-1].filters if blocks else self.stem_filters,
+                        filters=group.filters,
+                        kernel_size=group.kernel_size,
+                        stride=group.stride if repeat == 0 else 1,
+                        expand_ratio=group.expand_ratio,
+                        se_ratio=group.se_ratio,
+                    )
+                )
+        return tuple(blocks)
 
 
-def round_filters(filters: int, width: float) -> int:
+V1_KEEPS = 0.9
+"""See ``round_filters``."""
+
+
+def round_filters(filters: int, width: float, keep: float = 0.0) -> int:
     """Scales filters by ``width`` and rounds to the nearest multiple of 8, at least 8.
 
-    The official V2 code, which its V1 models come from too, does not keep the result above 90 % of
-    the asked width, as the older V1 code did (see ``_lite``).
+    Args:
+        filters: at width 1.
+        width: to scale by.
+        keep: fraction of the asked width that rounding must not fall below, else it rounds up: 0.9
+            in V1 and Lite. That is the first group of B3, which the published weights have with 24
+            filters; google/automl, which builds V1 with V2's rounding, gives it 16.
     """
-    return max(8, int(filters * width + 4) // 8 * 8)
+    rounded = max(8, int(filters * width + 4) // 8 * 8)
+    return rounded if rounded >= keep * filters * width else rounded + 8
 
 
 def round_repeats(repeats: int, depth: float) -> int:
@@ -84,11 +154,13 @@ def round_repeats(repeats: int, depth: float) -> int:
     return math.ceil(repeats * depth)
 
 
-def _scale(groups: tuple[GroupSpec, ...], width: float, depth: float) -> tuple[GroupSpec, ...]:
+def _scale(
+    groups: tuple[GroupSpec, ...], width: float, depth: float, keep: float = 0.0
+) -> tuple[GroupSpec, ...]:
     return tuple(
         dataclasses.replace(
             group,
-            filters=round_filters(group.filters, width),
+            filters=round_filters(group.filters, width, keep),
             repeats=round_repeats(group.repeats, depth),
         )
         for group in groups
@@ -174,9 +246,9 @@ def _v1(
 ) -> EfficientNetSpec:
     return EfficientNetSpec(
         name=f"efficientnet-{size}",
-        groups=_scale(_V1_BASE, width, depth),
-        stem_filters=round_filters(32, width),
-        head_filters=round_filters(1280, width),
+        groups=_scale(_V1_BASE, width, depth, V1_KEEPS),
+        stem_filters=round_filters(32, width, V1_KEEPS),
+        head_filters=round_filters(1280, width, V1_KEEPS),
         train_size=int(0.8 * eval_size),
         eval_size=eval_size,
         dropout_rate=dropout_rate,
@@ -190,19 +262,14 @@ def _lite(
     """EfficientNet-Lite: V1 without SE, ReLU6 for SiLU, stem and head unscaled.
 
     As tensorflow/tpu's ``efficientnet/lite``: the first and the last group also keep their number
-    of blocks, and filters stay above 90 % of the asked width.
+    of blocks.
     """
     last = len(_V1_BASE) - 1
-
-    def lite_filters(filters: int) -> int:
-        rounded = round_filters(filters, width)
-        return rounded if rounded >= 0.9 * filters * width else rounded + 8
-
     groups = tuple(
         dataclasses.replace(
             group,
             se_ratio=0.0,
-            filters=lite_filters(group.filters),
+            filters=round_filters(group.filters, width, V1_KEEPS),
             repeats=group.repeats if i in (0, last) else round_repeats(group.repeats, depth),
         )
         for i, group in enumerate(_V1_BASE)

@@ -24,6 +24,13 @@ BATCH_STATISTICS = "batch_statistics"
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
+PADDINGS = ("same", "symmetric")
+"""Of convolutions. Both give ceil(size / stride) px; they differ where the stride is 2.
+
+``same`` is TensorFlow's SAME, with the odd pixel of padding at the end, as published. ``symmetric``
+is PyTorch's, (kernel_size − 1) / 2 on both sides, which networks that were trained there expect.
+"""
+
 ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 
 
@@ -83,8 +90,18 @@ def dense_kernel_init(
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Depthwise convolution with TensorFlow's SAME padding.
+def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> list[tuple[int, int]]:
+    """Pixels of padding before and after, of height and width."""
+    if padding == "symmetric":
+        return [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+    return [(before, after) for before, after in pads]
+
+
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same"
+) -> jax.Array:
+    """Depthwise convolution.
 
     On CPU, XLA's grouped convolution is several times slower than the same sum written as
     height·width shifted multiply-adds; on TPU it is the other way round (docs/performance.md), so
@@ -94,28 +111,31 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
         x: [batch, height, width, channels].
         kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
         stride: of both spatial axes.
+        padding: one of ``PADDINGS``.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
     """
+    pads = _pads(x, kernel, stride, padding)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _shifted_multiply_adds(x, kernel, stride),
+        cpu=lambda x, kernel: _shifted_multiply_adds(x, kernel, stride, pads),
         default=lambda x, kernel: lax.conv_general_dilated(
             x,
             kernel,
             (stride, stride),
-            "SAME",
+            pads,
             dimension_numbers=_DIMENSION_NUMBERS,
             feature_group_count=x.shape[-1],
         ),
     )
 
 
-def _shifted_multiply_adds(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    kernel_size, strides = kernel.shape[:2], (stride, stride)
-    pads = lax.padtype_to_pads(x.shape[1:3], kernel_size, strides, "SAME")
+def _shifted_multiply_adds(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: list[tuple[int, int]]
+) -> jax.Array:
+    kernel_size = kernel.shape[:2]
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows = list(_taps(kernel_size[0], stride, pads[0], height))
@@ -198,13 +218,14 @@ def dropout(
 
 
 class Conv(nnx.Module):
-    """A dense convolution with TensorFlow's SAME padding.
+    """A dense convolution.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: of both spatial axes.
         stride: of both spatial axes.
+        padding: one of ``PADDINGS``.
         use_bias: adds a bias, initialised to 0.
         dtype: of the computation; the kernel [k, k, in, out] stays float32.
         rngs: gives the ``params`` key.
@@ -217,6 +238,7 @@ class Conv(nnx.Module):
         *,
         kernel_size: int = 1,
         stride: int = 1,
+        padding: str = "same",
         use_bias: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -225,6 +247,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(conv_kernel_init(rngs.params(), shape))
         self.bias = nnx.Param(_full(out_channels, 0.0)) if use_bias else None
         self.stride = stride
+        self.padding = padding
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -235,20 +258,21 @@ class Conv(nnx.Module):
             # convolution on CPU.
             x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
         else:
-            strides = (self.stride, self.stride)
+            strides, pads = (self.stride,) * 2, _pads(x, kernel, self.stride, self.padding)
             x = lax.conv_general_dilated(
-                x, kernel, strides, "SAME", dimension_numbers=_DIMENSION_NUMBERS
+                x, kernel, strides, pads, dimension_numbers=_DIMENSION_NUMBERS
             )
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution (multiplier 1, no bias) with TensorFlow's SAME padding.
+    """A depthwise convolution (multiplier 1, no bias).
 
     Args:
         channels: of input and output.
         kernel_size: of both spatial axes.
         stride: of both spatial axes.
+        padding: one of ``PADDINGS``.
         dtype: of the computation; the kernel [k, k, 1, channels] stays float32.
         rngs: gives the ``params`` key.
     """
@@ -259,18 +283,20 @@ class DepthwiseConv(nnx.Module):
         *,
         kernel_size: int = 3,
         stride: int = 1,
+        padding: str = "same",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, 1, channels)
         self.kernel = nnx.Param(depthwise_kernel_init(rngs.params(), shape))
         self.stride = stride
+        self.padding = padding
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels]."""
         kernel = self.kernel[...].astype(self.dtype)
-        return depthwise_conv(x.astype(self.dtype), kernel, self.stride)
+        return depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
 
 
 class BatchNorm(nnx.Module):

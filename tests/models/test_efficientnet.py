@@ -52,7 +52,9 @@ OFFICIAL_PARAMETERS = {
     "efficientnet-b0": 5288548,
     "efficientnet-b1": 7794184,
     "efficientnet-b2": 9109994,
-    "efficientnet-b3": 12227212,
+    # Counted in keras.applications: the published weights have 24 filters in B3's first group,
+    # which the official model builds with 16.
+    "efficientnet-b3": 12233232,
     "efficientnet-b4": 19341616,
     "efficientnet-b5": 30389784,
     "efficientnet-b6": 43040704,
