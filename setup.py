@@ -18,13 +18,14 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
-    package_data={"effnetv2_jax": ["py.typed"]},
+    package_data={"effnetv2_jax": ["py.typed", "imagenet_classes.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",
         "etils>=1.9",
         "flax>=0.12.8",
+        "h5py>=3.11",
         # TFDS imports it without declaring it.
         "importlib_resources>=6.4",
         "jax>=0.10.2",
@@ -35,6 +36,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=11",
         "rich>=13.7",
+        "safetensors>=0.5",
         "scikit-learn>=1.5",
         # clu.metric_writers imports it, and TensorFlow no longer brings it along.
         "tensorboard>=2.20",

@@ -4,7 +4,16 @@ Importing this package imports neither TensorFlow, TFDS, clu nor orbax, and touc
 """
 
 from effnetv2_jax.models import create_model, list_models, model_info
+from effnetv2_jax.weights import load_model, load_weights, save_weights
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "create_model", "list_models", "model_info"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_model",
+    "load_weights",
+    "model_info",
+    "save_weights",
+]

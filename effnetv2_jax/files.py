@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the machine stops."""
+"""Files that are there whole or not at all, whenever the machine stops; the user's cache."""
 
 import os
 import pathlib
@@ -25,3 +25,11 @@ def write_atomically(path: pathlib.Path, text: str, *, errors: str = "strict") -
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> pathlib.Path:
+    """``$XDG_CACHE_HOME/effnetv2_jax``, by default under ``~/.cache``."""
+    # The specification has relative paths ignored.
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    base = pathlib.Path(root) if os.path.isabs(root) else pathlib.Path.home() / ".cache"
+    return base / "effnetv2_jax"

@@ -20,6 +20,7 @@ from effnetv2_jax.benchmarks.program_figures import (
 )
 from effnetv2_jax.benchmarks.step_programs import StepProgram, lower_train_step
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.files import cache_folder
 from effnetv2_jax.models import model_info
 
 GIB = 2**30
@@ -163,9 +164,9 @@ def test_a_folder_that_cannot_be_written_does_not_matter():
 
 def test_figures_are_kept_in_the_cache_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")
-    assert str(figures_cache.cache_folder()) == "/there/effnetv2_jax/tpu_compile"
+    assert str(cache_folder()) == "/there/effnetv2_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert figures_cache.cache_folder().is_absolute()
+    assert cache_folder().is_absolute()
 
 
 def lower_something(devices, *, model, image_size, batch_per_core):

@@ -12,14 +12,6 @@ from effnetv2_jax.benchmarks.program_figures import ProgramFigures
 _VERSION = 1
 
 
-def cache_folder() -> pathlib.Path:
-    """``$XDG_CACHE_HOME/effnetv2_jax/tpu_compile``, by default under ``~/.cache``."""
-    # The specification has relative paths ignored.
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    base = pathlib.Path(root) if os.path.isabs(root) else pathlib.Path.home() / ".cache"
-    return base / "effnetv2_jax" / "tpu_compile"
-
-
 def key_of(program_text: str, *compiler: str) -> str:
     """The name under which figures are kept.
 

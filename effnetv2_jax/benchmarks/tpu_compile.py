@@ -17,10 +17,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from effnetv2_jax.benchmarks import figures_cache
 from effnetv2_jax.benchmarks.collectives import Collectives
 from effnetv2_jax.benchmarks.program_figures import ProgramFigures
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.files import cache_folder
 
 # Not under TMPDIR: libtpu looks nowhere else.
 LOCK_FILE = pathlib.Path("/tmp/libtpu_lockfile")
@@ -123,7 +123,7 @@ def compile_train_step(
         fsdp: neighbouring cores that share one copy of the state.
         reduce_dtype: in which gradients are summed, ``float32`` or ``bfloat16``.
         mixing: with Mixup and CutMix.
-        cache: folder of the figures; None for ``figures_cache.cache_folder()``.
+        cache: folder of the figures; None for ``tpu_compile`` in the user's cache.
         use_cache: False reads and writes no figures.
         on_phase: is told what goes on, a few words at a time.
 
@@ -152,7 +152,7 @@ def compile_train_step(
     step = {"model": model, "image_size": image_size, "batch_per_core": batch_per_core}
     request = {
         "topology": topology,
-        "cache": str(cache or figures_cache.cache_folder()) if use_cache else None,
+        "cache": str(cache or cache_folder() / "tpu_compile") if use_cache else None,
         "arguments": step | options,
     }
     report = run_worker(request, on_phase)

@@ -24,6 +24,7 @@ from absl import logging
 from effnetv2_jax.bars import track
 from effnetv2_jax.data.source import Example, Split
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.files import cache_folder
 
 _HEADER_BYTES = 12
 _FRAME_BYTES = 16
@@ -216,8 +217,7 @@ def _cache_file(
     files: Sequence[str], stats: Sequence[tuple[int, int]], cache_dir: str | None
 ) -> str:
     if cache_dir is None:
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        cache_dir = os.path.join(caches, "effnetv2_jax")
+        cache_dir = os.fspath(cache_folder())
     key = hashlib.sha256(json.dumps([list(files), list(stats)]).encode()).hexdigest()
     return os.path.join(cache_dir, f"tfrecords-{key[:32]}.npz")
 

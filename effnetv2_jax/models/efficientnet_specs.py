@@ -312,6 +312,23 @@ _TINY = EfficientNetSpec(
     preprocessing="v2",
 )
 
+# timm's own: V2-S at 0.8 of the width and 0.9 of the depth, rounded as V1, trained in PyTorch.
+_RW_T = EfficientNetSpec(
+    name="efficientnetv2-rw-t",
+    groups=(
+        _fused(2, 1, 1, 24), _fused(4, 2, 4, 40), _fused(4, 2, 4, 48),
+        _mbconv(6, 2, 4, 104), _mbconv(9, 1, 6, 128), _mbconv(14, 2, 6, 208),
+    ),
+    stem_filters=24,
+    head_filters=1024,
+    train_size=224,
+    eval_size=288,
+    dropout_rate=0.2,
+    preprocessing="torch",
+    bn_epsilon=1e-5,
+    padding="symmetric",
+)  # fmt: skip
+
 _B4 = _v1("b4", 1.4, 1.8, 380, 0.4)
 
 SPECS: dict[str, EfficientNetSpec] = {
@@ -343,6 +360,7 @@ SPECS: dict[str, EfficientNetSpec] = {
         _fuse_first(_B4, 3),
         _fuse_first(_B4, 5),
         _fuse_first(_B4, 7),
+        _RW_T,
         _TINY,
     )
 }

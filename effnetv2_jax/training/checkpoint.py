@@ -12,7 +12,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.files import write_atomically
-from effnetv2_jax.training.packing import abstract_packed, pack, unpack
+from effnetv2_jax.training.packing import abstract_packed, pack, unpack, unpack_small
 from effnetv2_jax.training.state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -74,9 +74,8 @@ class Checkpoints:
         scores: dict[int, float] | None = None,
         read_only: bool = False,
     ):
-        # Orbax wants an absolute path.
-        self._workdir = pathlib.Path(workdir).expanduser().resolve()
-        self._directory = self._workdir / "checkpoints"
+        self._directory = _directory(workdir)
+        self._workdir = self._directory.parent
         self._keep = keep
         self.scores = {} if scores is None else scores
         self._read_only = read_only
@@ -307,16 +306,57 @@ def find_damage(folder: pathlib.Path) -> str | None:
     return None
 
 
-def read_record(workdir: str | pathlib.Path) -> dict[str, Any] | None:
-    """What the newest undamaged checkpoint of a run has beside the state; None without one.
+def newest_good(workdir: str | pathlib.Path) -> int | None:
+    """The step of a run's newest undamaged checkpoint, None without one; changes nothing."""
+    directory = _directory(workdir)
+    steps = reversed(_steps(directory))
+    return next((step for step in steps if find_damage(directory / str(step)) is None), None)
+
+
+def read_record(workdir: str | pathlib.Path, step: int | None = None) -> dict[str, Any] | None:
+    """What a checkpoint has beside the state.
 
     Args:
         workdir: of the run, where nothing is changed.
+        step: of the checkpoint; None for the newest undamaged one.
+
+    Returns:
+        What ``Checkpoints.save`` was given; None where there is no undamaged one.
     """
-    directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
-    folders = (directory / str(step) for step in reversed(_steps(directory)))
-    good = next((folder for folder in folders if find_damage(folder) is None), None)
-    return None if good is None else _read_record(good)
+    step = newest_good(workdir) if step is None else step
+    return None if step is None else _read_record(_directory(workdir) / str(step))
+
+
+def read_parts(
+    workdir: str | pathlib.Path, step: int, parts: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Parts of a checkpoint's state alone, such as the averaged parameters.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint.
+        parts: fields of ``TrainState``.
+
+    Returns:
+        Arrays by their path in the state, such as ``ema_params/stem/conv/kernel``.
+    """
+    folder = _directory(workdir) / str(step)
+    handler = ocp.PyTreeCheckpointHandler()
+    path = epath.Path(folder / "state")
+    tree = handler.metadata(path).tree
+    large = {name: tree["large"][name] for name in parts if name in tree["large"]}
+    wanted = {"large": large, "small": tree["small"]}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    arguments = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+    packed = handler.restore(path, args=arguments)
+    small = unpack_small(packed["small"], _read_record(folder)["small"])
+    arrays = ocp.tree.to_flat_dict(packed["large"], sep="/") | small
+    return {name: x for name, x in arrays.items() if name.partition("/")[0] in parts}
+
+
+def _directory(workdir: str | pathlib.Path) -> pathlib.Path:
+    # Orbax wants an absolute path.
+    return pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
 
 
 def _read_record(folder: pathlib.Path) -> dict[str, Any]:

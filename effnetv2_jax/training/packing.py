@@ -5,6 +5,7 @@ arrays of a network four fifths are small (batch norm, biases, squeeze-excite), 
 of the numbers, so they are written as one vector. Large arrays keep their names.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -71,10 +72,20 @@ def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -
         KeyError: where an array of the state is in neither.
     """
     large = ocp.tree.to_flat_dict(packed["large"], sep="/")
-    small = {}
-    for name, (dtype, offset, shape) in places.items():
-        size = int(np.prod(shape, dtype=np.int64))
-        small[name] = np.asarray(packed["small"][dtype])[offset : offset + size].reshape(shape)
-    arrays = large | meshes.shard_state(small, mesh)
+    arrays = large | meshes.shard_state(unpack_small(packed["small"], places), mesh)
     names = ocp.tree.to_flat_dict(shapes, sep="/")
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in names])
+
+
+def unpack_small(vectors: Mapping[str, Any], places: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The small arrays of what ``pack`` returned, by name.
+
+    Args:
+        vectors: of it, by dtype.
+        places: from ``pack``.
+    """
+    arrays = {}
+    for name, (dtype, offset, shape) in places.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.asarray(vectors[dtype])[offset : offset + size].reshape(shape)
+    return arrays

@@ -1,0 +1,10 @@
+"""Other people's weights, in and out.
+
+TensorFlow, Orbax and h5py are imported by what needs them; nothing here needs PyTorch.
+"""
+
+from effnetv2_jax.weights.loading import Loaded, load_model, load_weights
+from effnetv2_jax.weights.reading import Weights, read_weights
+from effnetv2_jax.weights.saving import save_weights
+
+__all__ = ["Loaded", "Weights", "load_model", "load_weights", "read_weights", "save_weights"]

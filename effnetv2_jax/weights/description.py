@@ -1,0 +1,56 @@
+"""What goes along with weights that we write: the network they are for, as JSON can hold it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import EfficientNetSpec, GroupSpec
+from effnetv2_jax.preprocessing import get_preprocessing
+
+KEY = "effnetv2_jax"
+"""Under which a description stands beside others'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file of ours says of its weights.
+
+    Attributes:
+        spec: of the network, with the preprocessing it expects.
+        num_classes: of its classifier.
+        class_names: one a class, in the order of the labels; None where unknown.
+        origin: where they come from, for people.
+    """
+
+    spec: EfficientNetSpec
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    origin: str
+
+    def to_json(self) -> str:
+        """As text; what the preprocessing is, is there for other people's programs."""
+        family = dataclasses.asdict(get_preprocessing(self.spec.preprocessing))
+        # JSON has no infinity.
+        family = {name: str(x) if x == float("inf") else x for name, x in family.items()}
+        return json.dumps(dataclasses.asdict(self) | {"preprocessing": family})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Description":
+        """The description in a text; raises UsageError where there is none."""
+        try:
+            values: Mapping[str, Any] = json.loads(text)
+            spec = dict(values["spec"])
+            groups = tuple(GroupSpec(**group) for group in spec.pop("groups"))
+            names = values["class_names"]
+            return cls(
+                spec=EfficientNetSpec(groups=groups, **spec),
+                num_classes=int(values["num_classes"]),
+                class_names=None if names is None else tuple(map(str, names)),
+                origin=str(values["origin"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                f"its description is not one that this version of effnetv2_jax writes ({error})"
+            ) from error

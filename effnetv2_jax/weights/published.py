@@ -1,0 +1,144 @@
+"""Names of published weights, such as ``efficientnetv2-s/imagenet21k-ft1k``.
+
+Nothing is downloaded: a file that is missing is named with the address it can be fetched from.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.files import cache_folder
+
+FOLDER_VARIABLE = "EFFNETV2_JAX_WEIGHTS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A file that somebody published.
+
+    Attributes:
+        model: that it is of, a name of ours.
+        url: where.
+        sha256: its sum in hexadecimal digits, or how it begins; empty where it is not known.
+        changes: fields of the spec that its network has otherwise than ours.
+    """
+
+    model: str
+    url: str
+    sha256: str = ""
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file's own name."""
+        return self.url.rpartition("/")[2]
+
+
+_GOOGLE = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
+_PYTORCH = "https://download.pytorch.org/models"
+_ADVPROP = {"preprocessing": "advprop"}
+
+# The names of torchvision's files begin to tell their SHA-256.
+_TORCHVISION = {
+    "efficientnet-b0": "efficientnet_b0_rwightman-7f5810bc.pth",
+    "efficientnet-b1": "efficientnet_b1_rwightman-bac287d4.pth",
+    "efficientnet-b2": "efficientnet_b2_rwightman-c35c1473.pth",
+    "efficientnet-b3": "efficientnet_b3_rwightman-b3899882.pth",
+    "efficientnet-b4": "efficientnet_b4_rwightman-23ab8bcd.pth",
+    "efficientnet-b5": "efficientnet_b5_lukemelas-1a07897c.pth",
+    "efficientnet-b6": "efficientnet_b6_lukemelas-24a108a5.pth",
+    "efficientnet-b7": "efficientnet_b7_lukemelas-c5b4e57e.pth",
+    "efficientnetv2-s": "efficientnet_v2_s-dd5fe13b.pth",
+    "efficientnetv2-m": "efficientnet_v2_m-dc08266a.pth",
+    "efficientnetv2-l": "efficientnet_v2_l-59c71312.pth",
+}
+
+
+def _all() -> Iterator[tuple[str, Published]]:
+    for size in ("b0", "b1", "b2", "b3", "s", "m", "l", "xl"):
+        model = f"efficientnetv2-{size}"
+        for name, ending in (
+            ("imagenet", ""),
+            ("imagenet21k", "-21k"),
+            ("imagenet21k-ft1k", "-21k-ft1k"),
+        ):
+            if (size, name) != ("xl", "imagenet"):
+                yield f"{model}/{name}", Published(model, f"{_GOOGLE}/v2/{model}{ending}.tgz")
+    for i in range(9):
+        model = f"efficientnet-b{i}"
+        file = f"{model}.tar.gz"
+        yield f"{model}/advprop", Published(model, f"{_GOOGLE}/advprop/{file}", changes=_ADVPROP)
+        if i < 8:
+            student = f"{_GOOGLE}/noisystudent/noisy_student_{file}"
+            yield f"{model}/noisy-student", Published(model, student)
+            yield f"{model}/autoaugment", Published(model, f"{_GOOGLE}/ckptsaug/{file}")
+    for name, pixels in (("efficientnet-l2", 800), ("efficientnet-l2_475", 475)):
+        student = f"{_GOOGLE}/noisystudent/noisy_student_{name}.tar.gz"
+        changes = {"eval_size": pixels}
+        yield f"{name}/noisy-student", Published("efficientnet-l2", student, changes=changes)
+    for i in range(5):
+        model = f"efficientnet-lite{i}"
+        yield f"{model}/imagenet", Published(model, f"{_GOOGLE}/lite/{model}.tar.gz")
+    for model, file in _TORCHVISION.items():
+        begins = pathlib.PurePosixPath(file).stem.rpartition("-")[2]
+        yield f"{model}/torchvision", Published(model, f"{_PYTORCH}/{file}", begins)
+
+
+PUBLISHED: dict[str, Published] = dict(_all())
+
+
+def weights_folder() -> pathlib.Path:
+    """``$EFFNETV2_JAX_WEIGHTS``, by default ``effnetv2_jax/weights`` in the user's cache."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return pathlib.Path(folder).expanduser() if folder else cache_folder() / "weights"
+
+
+def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
+    """Where weights are: a path as it is, or the place of a published name.
+
+    Args:
+        path_or_name: a file, a folder, the prefix of a TensorFlow checkpoint, or a name in
+            ``PUBLISHED``.
+
+    Returns:
+        The path, and what is known of the file where it is a published one.
+
+    Raises:
+        UsageError: if there is neither, or the file is not the one that was published.
+    """
+    path = pathlib.Path(path_or_name).expanduser()
+    if path.exists() or path.with_name(f"{path.name}.index").exists():
+        return path, None
+    if path_or_name not in PUBLISHED:
+        model, _, kind = path_or_name.partition("/")
+        kinds = {name for name in PUBLISHED if name.startswith(f"{model}/")}
+        if kinds and kind:
+            raise unknown_name("weights", path_or_name, kinds)
+        raise UsageError(
+            f"weights {path_or_name!r} are neither a file or folder nor a published name such as "
+            "'efficientnetv2-s/imagenet21k-ft1k'"
+        )
+    published = PUBLISHED[path_or_name]
+    path = weights_folder() / path_or_name / published.file
+    if not path.is_file():
+        raise UsageError(
+            f"the weights {path_or_name!r} are not here: fetch {published.url} and put it at {path}"
+        )
+    _check_sum(path, published.sha256)
+    return path, published
+
+
+def _check_sum(path: pathlib.Path, expected: str) -> None:
+    if not expected:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise UsageError(
+            f"{str(path)!r} is not the file that was published: its SHA-256 is {found}, which "
+            f"should begin with {expected}"
+        )

@@ -1,0 +1,230 @@
+"""From somebody's file to a network's weights in our names: whose it is, and whether it fits."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from effnetv2_jax import bars
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import EfficientNetSpec, get_spec
+from effnetv2_jax.models.efficientnet_specs import SPECS
+from effnetv2_jax.weights import description, published
+from effnetv2_jax.weights.description import Description
+from effnetv2_jax.weights.dialect import OURS, Dialect, Place
+from effnetv2_jax.weights.files import open_tensors
+from effnetv2_jax.weights.layout import CLASSIFIER
+from effnetv2_jax.weights.tensors import Tensors
+from effnetv2_jax.weights.torch import EFFICIENTNET_PYTORCH, TIMM, TORCHVISION
+
+Shape = tuple[int, ...]
+
+
+def _dialects() -> tuple[Dialect, ...]:
+    # With h5py, which a project that only builds models has no use for.
+    from effnetv2_jax.weights.keras import KERAS_NUMBERS, KERAS_V1, KERAS_V2
+    from effnetv2_jax.weights.tensorflow import GRAPH, OBJECTS
+
+    # V1's anchor first: V2's is a tensor of V1 too.
+    keras = (KERAS_V1, KERAS_V2, KERAS_NUMBERS)
+    return (OURS, TIMM, TORCHVISION, EFFICIENTNET_PYTORCH, *keras, GRAPH, OBJECTS)
+
+
+# What a file may say of a network beside its shapes: these fields of the spec are taken over …
+ADOPTED = ("padding", "bn_epsilon", "preprocessing", "train_size", "eval_size")
+# … and these have to be the same, as shapes do not show them.
+_COMPARED = ("groups", "activation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A network's weights.
+
+    Attributes:
+        spec: of the network that computes what these were trained for.
+        num_classes: of the classifier; 0 where there is none.
+        tensors: float32 by our names, as ``layout.shapes`` has them.
+        class_names: one a class; None where unknown.
+        origin: where they come from, for people.
+        changes: fields of the spec that the network was said to have otherwise.
+    """
+
+    spec: EfficientNetSpec
+    num_classes: int
+    tensors: Mapping[str, np.ndarray]
+    class_names: tuple[str, ...] | None
+    origin: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def description(self) -> Description:
+        return Description(self.spec, self.num_classes, self.class_names, self.origin)
+
+
+def read_weights(
+    path_or_name: str,
+    model: str | EfficientNetSpec | None = None,
+    *,
+    ema: bool = True,
+    architecture: str | None = None,
+) -> Weights:
+    """Reads somebody's weights.
+
+    Args:
+        path_or_name: as for ``load_weights``.
+        model: the network that they must fit, a name or a spec; None takes the one they look like.
+        ema: takes the moving averages where there are two.
+        architecture: timm's name of the network, where it is not told by the file or its folder.
+
+    Raises:
+        UsageError: where there is nothing, it cannot be read, or does not fit.
+    """
+    path, known = published.resolve(path_or_name)
+    spec = get_spec(model) if isinstance(model, str) else model
+    if spec is None and known is not None:
+        spec = get_spec(known.model)
+    with open_tensors(path, ema) as tensors:
+        dialect, prefix = _whose(tensors, ema)
+        found = _network_of(tensors, dialect, prefix)
+        about = None
+        if dialect is OURS:
+            about = _description(tensors)
+            if spec is None:
+                # As it is known by its name, if it is.
+                spec = SPECS.get(about.spec.name, about.spec)
+            _compare(about.spec, spec, path_or_name)
+        spec = spec or _look_alike(dialect, found, path_or_name)
+        num_classes = _classes(dialect, spec, found)
+        places = dialect.places(spec, num_classes)
+        if problem := _misfit(places, found):
+            raise UsageError(
+                f"{path_or_name!r} does not fit {spec.name}: {problem}; "
+                f"{_looks_like(dialect, found)}"
+            )
+        changes = _changes(dialect, spec.name, tensors, architecture, about, path_or_name)
+        changes |= known.changes if known else {}
+        arrays = {
+            name: place.to_ours(tensors.read(prefix + place.name))
+            for name, place in bars.track(places.items(), "reading weights", len(places))
+        }
+    changes = {name: x for name, x in changes.items() if getattr(spec, name) != x}
+    return Weights(
+        spec=dataclasses.replace(spec, **changes),
+        num_classes=num_classes,
+        tensors=arrays,
+        class_names=about.class_names if about else None,
+        origin=about.origin if about else f"{path_or_name} ({dialect.name})",
+        changes=changes,
+    )
+
+
+def _whose(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:
+    """The dialect of a file, and what stands before its names."""
+    for dialect in _dialects():
+        if prefixes := dialect.prefixes(tensors.shapes):
+            # A file may hold a network twice, as it is and averaged.
+            return dialect, sorted(prefixes, key=lambda prefix: ("ema" in prefix) != ema)[0]
+    names = ", ".join(repr(name) for name in list(tensors.shapes)[:3]) or "none"
+    known = ", ".join(dialect.name for dialect in _dialects())
+    raise UsageError(
+        f"{str(tensors.path)!r} holds no EfficientNet that is known: of its {len(tensors.shapes)} "
+        f"tensors ({names} …) none is named as in {known}"
+    )
+
+
+def _network_of(tensors: Tensors, dialect: Dialect, prefix: str) -> dict[str, Shape]:
+    """The shapes of what belongs to the network, by name without the prefix."""
+    inside = {
+        name.removeprefix(prefix): shape
+        for name, shape in tensors.shapes.items()
+        if name.startswith(prefix)
+    }
+    # A scalar is a counter, such as num_batches_tracked.
+    return {
+        name: shape for name, shape in inside.items() if shape and dialect.territory.fullmatch(name)
+    }
+
+
+def _classes(dialect: Dialect, spec: EfficientNetSpec, found: Mapping[str, Shape]) -> int:
+    bias = dialect.places(spec, 1)[f"{CLASSIFIER}.bias"]
+    return found[bias.name][0] if bias.name in found else 0
+
+
+def _misfit(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str | None:
+    """The first thing in which a file differs from a network; None where it fits."""
+    for place in places.values():
+        if place.name not in found:
+            return f"tensor {place.name} of shape {place.shape} is missing"
+        if found[place.name] != place.shape:
+            return (
+                f"tensor {place.name} has shape {found[place.name]} there and {place.shape} in the "
+                "model"
+            )
+    known = {place.name for place in places.values()}
+    for name, shape in found.items():
+        if name not in known:
+            return f"tensor {name} of shape {shape} has no place in the model"
+    return None
+
+
+def _fitting(dialect: Dialect, found: Mapping[str, Shape]) -> EfficientNetSpec | None:
+    """The first model that a file fits; None where there is none."""
+    for spec in SPECS.values():
+        try:
+            places = dialect.places(spec, _classes(dialect, spec, found))
+        except UsageError:  # a library has no names for some
+            continue
+        if _misfit(places, found) is None:
+            return spec
+    return None
+
+
+def _looks_like(dialect: Dialect, found: Mapping[str, Shape]) -> str:
+    spec = _fitting(dialect, found)
+    return f"it looks like {spec.name}" if spec else "it is none of the models here"
+
+
+def _look_alike(
+    dialect: Dialect, found: Mapping[str, Shape], path_or_name: str
+) -> EfficientNetSpec:
+    spec = _fitting(dialect, found)
+    if spec is None:
+        raise UsageError(
+            f"{path_or_name!r} has names as in {dialect.name}, but is none of the models here: "
+            "name a model to see where they differ"
+        )
+    return spec
+
+
+def _description(tensors: Tensors) -> Description:
+    try:
+        return Description.from_json(tensors.about.get(description.KEY, ""))
+    except UsageError as error:
+        raise UsageError(f"{str(tensors.path)!r}: {error}") from error
+
+
+def _compare(theirs: EfficientNetSpec, ours: EfficientNetSpec, path_or_name: str) -> None:
+    for field in _COMPARED:
+        if getattr(theirs, field) != getattr(ours, field):
+            raise UsageError(
+                f"{path_or_name!r} does not fit {ours.name}: it is for {theirs.name}, with {field} "
+                f"{getattr(theirs, field)} there and {getattr(ours, field)} in the model"
+            )
+
+
+def _changes(
+    dialect: Dialect,
+    model: str,
+    tensors: Tensors,
+    architecture: str | None,
+    about: Description | None,
+    path_or_name: str,
+) -> dict[str, Any]:
+    if about is not None:
+        return {field: getattr(about.spec, field) for field in ADOPTED}
+    try:
+        told = architecture or tensors.about.get("architecture")
+        return dict(dialect.changes(model, told))
+    except UsageError as error:
+        raise UsageError(f"{path_or_name!r}: {error}") from error
