@@ -14,7 +14,7 @@ import numpy as np
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec
-from effnetv2_jax.models.efficientnet_specs import BlockSpec, Op
+from effnetv2_jax.models.efficientnet_specs import SPECS, BlockSpec, Op
 from effnetv2_jax.weights import layout
 from effnetv2_jax.weights.layout import CLASSIFIER, Kind, Layer
 
@@ -57,6 +57,17 @@ class Place:
         return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
 
+TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
+"""How networks compute that were trained in TensorFlow."""
+
+
+def as_published(model: str, architecture: str | None) -> dict[str, Any]:
+    """``Dialect.trained`` of libraries whose networks are those of the papers."""
+    del architecture
+    family = {"preprocessing": SPECS[model].preprocessing} if model in SPECS else {}
+    return TENSORFLOW | family
+
+
 @dataclasses.dataclass(frozen=True)
 class Dialect:
     """One library's names.
@@ -70,8 +81,8 @@ class Dialect:
         axes: of kernels.
         separator: between a layer's name and its part.
         territory: matches the names of what belongs to a network; others are not looked at.
-        changes: of (name of the model, timm's name of the architecture or None) → fields of the
-            spec that such networks have otherwise than ours; UsageError where that is unknown.
+        trained: of (name of the model, timm's name of the architecture or None) → the fields of the
+            spec that say how such networks compute; UsageError where that is unknown.
     """
 
     name: str
@@ -81,7 +92,7 @@ class Dialect:
     axes: Axes
     separator: str
     territory: re.Pattern[str]
-    changes: Callable[[str, str | None], Mapping[str, Any]] = lambda model, architecture: {}
+    trained: Callable[[str, str | None], Mapping[str, Any]]
 
     def prefixes(self, names: Mapping[str, object]) -> list[str]:
         """What stands before this dialect's names in a file: once for every network in it."""
@@ -166,4 +177,5 @@ OURS = Dialect(
     axes=OUR_AXES,
     separator=".",
     territory=re.compile(rf"(stem|blocks|head|{CLASSIFIER})\..*"),
+    trained=as_published,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec
 from effnetv2_jax.weights import layout
-from effnetv2_jax.weights.dialect import Axes, BlockTable, Dialect, Leaves, by_table
+from effnetv2_jax.weights.dialect import Axes, BlockTable, Dialect, Leaves, as_published, by_table
 from effnetv2_jax.weights.layout import Kind
 from effnetv2_jax.weights.tensors import Tensors
 
@@ -60,6 +60,7 @@ def _named(version: str, anchor: str, depthwise: str) -> Dialect:
         axes=AXES,
         separator="/",
         territory=re.compile(r"(stem_|block\d|top_|predictions).*"),
+        trained=as_published,
     )
 
 
@@ -96,6 +97,7 @@ KERAS_NUMBERS = Dialect(
     axes=AXES,
     separator="/",
     territory=re.compile(rf"layers/({'|'.join(_CLASSES.values())})(_\d+)?/.*"),
+    trained=as_published,
 )
 
 

@@ -88,12 +88,15 @@ def read_weights(
         dialect, prefix = _whose(tensors, ema)
         found = _network_of(tensors, dialect, prefix)
         about = None
-        if dialect is OURS:
+        if dialect is OURS or description.KEY in tensors.about:
             about = _description(tensors)
-            if spec is None:
-                # As it is known by its name, if it is.
-                spec = SPECS.get(about.spec.name, about.spec)
-            _compare(about.spec, spec, path_or_name)
+            spec = spec or _known_as(about.spec)
+            if field := _different(about.spec, spec):
+                raise UsageError(
+                    f"{path_or_name!r} does not fit {spec.name}: it is for {about.spec.name}, with "
+                    f"{field} {getattr(about.spec, field)} there and {getattr(spec, field)} in the "
+                    "model"
+                )
         spec = spec or _look_alike(dialect, found, path_or_name)
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
@@ -102,13 +105,13 @@ def read_weights(
                 f"{path_or_name!r} does not fit {spec.name}: {problem}; "
                 f"{_looks_like(dialect, found)}"
             )
-        changes = _changes(dialect, spec.name, tensors, architecture, about, path_or_name)
-        changes |= known.changes if known else {}
+        trained = _trained(dialect, spec.name, tensors, architecture, about, path_or_name)
+        trained |= known.changes if known else {}
         arrays = {
             name: place.to_ours(tensors.read(prefix + place.name))
             for name, place in bars.track(places.items(), "reading weights", len(places))
         }
-    changes = {name: x for name, x in changes.items() if getattr(spec, name) != x}
+    changes = {name: x for name, x in trained.items() if getattr(spec, name) != x}
     return Weights(
         spec=dataclasses.replace(spec, **changes),
         num_classes=num_classes,
@@ -204,16 +207,19 @@ def _description(tensors: Tensors) -> Description:
         raise UsageError(f"{str(tensors.path)!r}: {error}") from error
 
 
-def _compare(theirs: EfficientNetSpec, ours: EfficientNetSpec, path_or_name: str) -> None:
-    for field in _COMPARED:
-        if getattr(theirs, field) != getattr(ours, field):
-            raise UsageError(
-                f"{path_or_name!r} does not fit {ours.name}: it is for {theirs.name}, with {field} "
-                f"{getattr(theirs, field)} there and {getattr(ours, field)} in the model"
-            )
+def _known_as(spec: EfficientNetSpec) -> EfficientNetSpec:
+    """The model of that name, or the spec where that is another network."""
+    known = SPECS.get(spec.name, spec)
+    return spec if _different(spec, known) else known
 
 
-def _changes(
+def _different(spec: EfficientNetSpec, other: EfficientNetSpec) -> str | None:
+    """A field in which two networks differ that shapes do not show; None where there is none."""
+    fields = (name for name in _COMPARED if getattr(spec, name) != getattr(other, name))
+    return next(fields, None)
+
+
+def _trained(
     dialect: Dialect,
     model: str,
     tensors: Tensors,
@@ -225,6 +231,6 @@ def _changes(
         return {field: getattr(about.spec, field) for field in ADOPTED}
     try:
         told = architecture or tensors.about.get("architecture")
-        return dict(dialect.changes(model, told))
+        return dict(dialect.trained(model, told))
     except UsageError as error:
         raise UsageError(f"{path_or_name!r}: {error}") from error

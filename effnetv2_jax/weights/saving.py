@@ -79,9 +79,9 @@ def _in_timms(weights: Weights) -> tuple[Mapping[str, np.ndarray], Mapping[str, 
     tensors = {
         places[name].name: places[name].to_theirs(array) for name, array in weights.tensors.items()
     }
-    # With a name of its own, for networks that timm has not.
-    name = timm_architecture(weights.spec) or weights.spec.name
-    return tensors, {"format": "pt", "architecture": name}
+    name = timm_architecture(weights.spec)
+    about = {"format": "pt", description.KEY: weights.description.to_json()}
+    return tensors, about | ({"architecture": name} if name else {})
 
 
 _NAMINGS = {"effnetv2_jax": _in_our_names, "timm": _in_timms}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.weights.dialect import Dialect, Leaves, by_table
+from effnetv2_jax.weights.dialect import Dialect, Leaves, as_published, by_table
 from effnetv2_jax.weights.keras import AXES
 from effnetv2_jax.weights.tensors import Tensors
 
@@ -70,6 +70,7 @@ GRAPH = Dialect(
     axes=AXES,
     separator="/",
     territory=re.compile(r"(stem|blocks_\d+|head)/.*"),
+    trained=as_published,
 )
 
 _SE_OBJECTS = {"se.reduce": "_se/_se_reduce", "se.expand": "_se/_se_expand"}
@@ -121,6 +122,7 @@ OBJECTS = Dialect(
     axes=AXES,
     separator="/",
     territory=re.compile(r"(_stem|_blocks|_head|_fc)/.*"),
+    trained=as_published,
 )
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"

@@ -8,8 +8,7 @@ from typing import Any
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec
-from effnetv2_jax.models.efficientnet_specs import SPECS
-from effnetv2_jax.weights.dialect import Axes, Dialect, Leaves, by_table
+from effnetv2_jax.weights.dialect import TENSORFLOW, Axes, Dialect, Leaves, as_published, by_table
 
 _LEAVES: Leaves = {
     "conv": {"kernel": "weight", "bias": "bias"},
@@ -26,13 +25,13 @@ _SYMMETRIC: dict[str, Any] = {"padding": "symmetric"}
 _TIMM_PREPROCESSING = (
     (r"tf_efficientnetv2_(s|m|l|xl)\b.*", "v2"),
     (r"tf_efficientnet_lite.*", "lite"),
-    (r"tf_efficientnet_.*[._]ap\b.*", "advprop"),
+    (r"tf_efficientnet_.*[._]ap([._].*)?", "advprop"),
     (r"tf_.*", "v1"),
     (r".*", "torch"),
 )
 
 
-def _timm_changes(model: str, architecture: str | None) -> dict[str, Any]:
+def _timm(model: str, architecture: str | None) -> dict[str, Any]:
     if architecture is None:
         raise UsageError(
             "its tensors have timm's names, which do not say whether the network pads as in "
@@ -41,9 +40,9 @@ def _timm_changes(model: str, architecture: str | None) -> dict[str, Any]:
         )
     name = architecture.replace("-", "_")
     family = next(x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, name))
-    # Where timm's networks were trained in PyTorch, its own epsilon is PyTorch's.
-    trained_there = {} if name.startswith("tf_") else _SYMMETRIC | {"bn_epsilon": 1e-5}
-    return trained_there | {"preprocessing": family}
+    # Where timm trained a network itself, the epsilon is PyTorch's too.
+    trained = TENSORFLOW if name.startswith("tf_") else _SYMMETRIC | {"bn_epsilon": 1e-5}
+    return trained | {"preprocessing": family}
 
 
 def timm_name(model: str, padding: str) -> str:
@@ -54,13 +53,18 @@ def timm_name(model: str, padding: str) -> str:
     return f"tf_{name}" if tensorflow else name
 
 
+_IN_TIMM = re.compile(
+    r"(tf_)?efficientnet_(b\d|l2|lite\d)|(tf_)?efficientnetv2_(s|m|l|xl)|tf_efficientnetv2_b\d"
+    "|efficientnetv2_rw_t"
+)
+
+
 def timm_architecture(spec: EfficientNetSpec) -> str | None:
     """The network of timm that computes what a spec says; None where there is none by name."""
     name = timm_name(spec.name, spec.padding)
-    epsilon = 1e-3 if name.startswith("tf_") else 1e-5
-    padding = "same" if name.startswith("tf_") else "symmetric"
-    same = (spec.padding, spec.bn_epsilon) == (padding, epsilon)
-    return name if same and spec.name in SPECS else None
+    trained = ("same", 1e-3) if name.startswith("tf_") else ("symmetric", 1e-5)
+    same = (spec.padding, spec.bn_epsilon) == trained
+    return name if same and _IN_TIMM.fullmatch(name) else None
 
 
 _SE_TIMM = {"se.reduce": "se.conv_reduce", "se.expand": "se.conv_expand"}
@@ -108,7 +112,7 @@ TIMM = Dialect(
     axes=_AXES,
     separator=".",
     territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
-    changes=_timm_changes,
+    trained=_timm,
 )
 
 # V2's are trained with 1e-3; B5 to B7 come from TensorFlow, with its epsilon but not its padding.
@@ -120,7 +124,7 @@ _TORCHVISION_PREPROCESSING = {
 }
 
 
-def _torchvision_changes(model: str, architecture: str | None) -> dict[str, Any]:
+def _torchvision(model: str, architecture: str | None) -> dict[str, Any]:
     del architecture
     epsilon = 1e-5 if model in _TORCHVISION_SMALL_EPSILON else 1e-3
     family = _TORCHVISION_PREPROCESSING.get(model, "torch")
@@ -171,7 +175,7 @@ TORCHVISION = Dialect(
     axes=_AXES,
     separator=".",
     territory=re.compile(r"(features|classifier)\..*"),
-    changes=_torchvision_changes,
+    trained=_torchvision,
 )
 
 _SE_PORT = {"se.reduce": "_se_reduce", "se.expand": "_se_expand"}
@@ -211,4 +215,5 @@ EFFICIENTNET_PYTORCH = Dialect(
     axes=_AXES,
     separator=".",
     territory=re.compile(r"(_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\..*"),
+    trained=as_published,
 )

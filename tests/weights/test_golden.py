@@ -1,0 +1,73 @@
+"""Other people's networks and ours compute the same from the same weights in their files.
+
+``tests/golden/make_logits.py`` filled theirs with ``drawn``'s weights and wrote down the logits.
+"""
+
+import pathlib
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from effnetv2_jax.models import get_spec
+from effnetv2_jax.weights import load_model
+from effnetv2_jax.weights.keras import KERAS_V1, KERAS_V2
+from effnetv2_jax.weights.torch import TIMM, TORCHVISION
+from tests.golden import drawn
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "logits.npz"
+TOLERANCE = 1e-4
+
+CASES = {
+    "timm/tf_efficientnetv2_b0": ("efficientnetv2-b0", TIMM),
+    "timm/tf_efficientnetv2_s": ("efficientnetv2-s", TIMM),
+    "timm/tf_efficientnetv2_l": ("efficientnetv2-l", TIMM),
+    "timm/tf_efficientnet_b0": ("efficientnet-b0", TIMM),
+    "timm/tf_efficientnet_b4": ("efficientnet-b4", TIMM),
+    "timm/tf_efficientnet_lite0": ("efficientnet-lite0", TIMM),
+    "timm/efficientnet_b0": ("efficientnet-b0", TIMM),
+    "timm/efficientnetv2_rw_t": ("efficientnetv2-rw-t", TIMM),
+    "torchvision/efficientnet_v2_s": ("efficientnetv2-s", TORCHVISION),
+    "torchvision/efficientnet_b0": ("efficientnet-b0", TORCHVISION),
+    "torchvision/efficientnet_b5": ("efficientnet-b5", TORCHVISION),
+    "keras/EfficientNetV2B0": ("efficientnetv2-b0", KERAS_V2),
+    "keras/EfficientNetV2S": ("efficientnetv2-s", KERAS_V2),
+    "keras/EfficientNetB0": ("efficientnet-b0", KERAS_V1),
+}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def write(path, library, tensors):
+    if library != "keras":
+        safetensors.numpy.save_file(tensors, path)
+        return
+    with h5py.File(path, "w") as file:
+        for name, array in tensors.items():
+            layer = name.partition("/")[0]
+            file[f"{layer}/{name}:0"] = array
+
+
+def test_every_golden_case_is_tested(golden):
+    assert {key for key in golden if not key.endswith("/names")} == CASES.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_theirs(golden, tmp_path, forward, case):
+    model, dialect = CASES[case]
+    library, name = case.split("/")
+    places = dialect.places(get_spec(model), 1000).values()
+    shapes = {place.name: place.shape for place in places}
+    assert drawn.digest(shapes) == str(golden[f"{case}/names"])
+    path = tmp_path / f"{name}.safetensors"
+    write(path, library, {name: drawn.draw(name, shape) for name, shape in shapes.items()})
+    network, loaded = load_model(str(path), model)
+    assert loaded.tensors == len(shapes)
+    logits, expected = forward(network, drawn.image()), golden[case]
+    assert expected.std() > 0.1
+    assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()

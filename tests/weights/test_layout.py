@@ -1,0 +1,34 @@
+"""Names and shapes from a spec are those of the model that is built from it."""
+
+import jax
+import pytest
+from flax import nnx
+
+from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.weights import layout
+
+# Every kind of block: with and without expansion, SE, fusion; scaled and not.
+MODELS = [
+    "efficientnetv2-tiny",
+    "efficientnetv2-b2",
+    "efficientnetv2-s",
+    "efficientnet-b3",
+    "efficientnet-lite1",
+    "efficientnet-b4-fused-1-5",
+    "efficientnetv2-rw-t",
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_shapes_are_those_of_the_model(name, num_classes):
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes))
+    shapes = {name: leaf.shape for name, leaf in layout.variables(model).items()}
+    assert layout.shapes(get_spec(name), num_classes) == shapes
+
+
+def test_tensors_are_the_models(tiny_model):
+    tensors = layout.tensors(tiny_model)
+    assert tensors["blocks.1.expand.norm.var"] is tiny_model.blocks[1].expand.norm.var[...]
+    leaves = jax.tree.leaves(nnx.state(tiny_model, (nnx.Param, nnx.BatchStat)))
+    assert len(tensors) == len(leaves)

@@ -1,0 +1,238 @@
+"""Into a model that is there: heads, what it takes over, and what does not fit."""
+
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import get_spec
+from effnetv2_jax.weights import load_model, load_weights, save_weights
+from effnetv2_jax.weights.dialect import OURS
+from effnetv2_jax.weights.torch import TIMM, TORCHVISION
+
+from .conftest import arrays, make_tiny, same_bits
+
+IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)
+
+
+def write(path, model, dialect, prefix="", dtype=np.float32):
+    """A model's weights in somebody's names."""
+    places = dialect.places(model.spec, 10)
+    tensors = {
+        prefix + places[name].name: places[name].to_theirs(array).astype(dtype)
+        for name, array in arrays(model).items()
+    }
+    safetensors.numpy.save_file(tensors, path)
+    return tensors
+
+
+@pytest.mark.parametrize("num_classes", [7, 0, 21843])
+def test_another_number_of_classes_keeps_the_backbone(tiny_model, tiny_file, num_classes):
+    model = make_tiny(seed=1, num_classes=num_classes)
+    before = arrays(model)
+    with pytest.raises(UsageError, match=rf"classifier.* \(10 classes there, {num_classes} in"):
+        load_weights(model, str(tiny_file), strict=True)
+    assert same_bits(arrays(model), before)
+    loaded = load_weights(model, str(tiny_file))
+    assert loaded.not_loaded == ("classifier.bias", "classifier.kernel")
+    assert "classifier.bias, classifier.kernel not loaded (10 classes there" in str(loaded)
+    assert loaded.class_names is None
+    assert loaded.num_classes == num_classes
+    expected = arrays(tiny_model) | {
+        name: x for name, x in before.items() if name.startswith("classifier")
+    }
+    if not num_classes:
+        expected = {name: x for name, x in expected.items() if not name.startswith("classifier")}
+    assert same_bits(arrays(model), expected)
+
+
+def test_a_head_of_imagenet21k_is_loaded(tmp_path):
+    model = make_tiny(num_classes=21843)
+    save_weights(model, tmp_path / "21k.safetensors")
+    other, loaded = load_model(str(tmp_path / "21k.safetensors"))
+    assert loaded.num_classes == 21843
+    assert same_bits(arrays(other), arrays(model))
+
+
+def test_weights_without_a_classifier(tmp_path):
+    features = make_tiny(num_classes=0)
+    save_weights(features, tmp_path / "features.safetensors")
+    model = make_tiny(seed=1)
+    loaded = load_weights(model, str(tmp_path / "features.safetensors"))
+    assert loaded.reason == "0 classes there, 10 in the model"
+    other, _ = load_model(str(tmp_path / "features.safetensors"))
+    assert other.classifier is None
+
+
+def test_a_model_takes_over_how_its_weights_were_trained(tmp_path, forward):
+    """Its own calls compute otherwise from then on, compiled ones too."""
+    trained = make_tiny(padding="symmetric", bn_epsilon=1e-5)
+    path = tmp_path / "efficientnetv2_tiny.safetensors"
+    write(path, trained, TIMM)
+    model = make_tiny(seed=1)
+    before = forward(model, IMAGES)
+    loaded = load_weights(model, str(path))
+    assert loaded.changes == {"padding": "symmetric", "bn_epsilon": 1e-5, "preprocessing": "torch"}
+    np.testing.assert_array_equal(forward(model, IMAGES), forward(trained, IMAGES))
+    assert not np.allclose(forward(model, IMAGES), before)
+    # It would not be the same with the padding that it had.
+    same = make_tiny()
+    assert not np.allclose(forward(same, IMAGES), forward(trained, IMAGES), rtol=1e-3)
+    # And back again.
+    write(path.with_name("tf_efficientnetv2_tiny.safetensors"), same, TIMM)
+    load_weights(model, str(path.with_name("tf_efficientnetv2_tiny.safetensors")))
+    np.testing.assert_array_equal(forward(model, IMAGES), forward(same, IMAGES))
+
+
+def test_timms_names_alone_do_not_say_how_to_pad(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    write(path, make_tiny(), TIMM)
+    with pytest.raises(UsageError, match=r"mine.safetensors': its tensors have timm's names"):
+        load_model(str(path))
+    _, loaded = load_model(str(path), architecture="tf_efficientnetv2_s")
+    assert loaded.spec.padding == "same"
+    _, loaded = load_model(str(path), architecture="efficientnetv2_s")
+    assert loaded.spec.padding == "symmetric"
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnetv2_rw_t"}))
+    _, loaded = load_model(str(path))
+    assert loaded.spec.padding == "symmetric"
+    # A folder as one gets it from Hugging Face.
+    path.rename(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_efficientnetv2_s"}))
+    _, loaded = load_model(str(tmp_path))
+    assert loaded.spec.padding == "same"
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocessing", "padding", "epsilon"),
+    [
+        ("tf_efficientnetv2_s.in21k", "v2", "same", 1e-3),
+        ("tf_efficientnetv2_xl.in21k_ft_in1k", "v2", "same", 1e-3),
+        ("tf_efficientnetv2_b0.in1k", "v1", "same", 1e-3),
+        ("tf_efficientnet_b4.ns_jft_in1k", "v1", "same", 1e-3),
+        ("tf_efficientnet_b4.ap_in1k", "advprop", "same", 1e-3),
+        ("tf_efficientnet_b4_ap", "advprop", "same", 1e-3),
+        ("tf_efficientnet_lite0.in1k", "lite", "same", 1e-3),
+        ("efficientnet_b0.ra_in1k", "torch", "symmetric", 1e-5),
+        ("efficientnetv2_rw_t.ra2_in1k", "torch", "symmetric", 1e-5),
+        ("efficientnet_lite0.ra_in1k", "torch", "symmetric", 1e-5),
+    ],
+)
+def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding, epsilon):
+    changes = dict(TIMM.trained("", name))
+    expected = {"padding": padding, "bn_epsilon": epsilon, "preprocessing": preprocessing}
+    assert changes == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "epsilon", "preprocessing"),
+    [
+        ("efficientnet-b0", 1e-5, "torch"),
+        ("efficientnet-b4", 1e-5, "torch"),
+        ("efficientnet-b5", 1e-3, "torch"),
+        ("efficientnet-b7", 1e-3, "torch"),
+        ("efficientnetv2-m", 1e-3, "torchvision_v2"),
+        ("efficientnetv2-l", 1e-3, "torchvision_v2_l"),
+    ],
+)
+def test_torchvisions_networks(model, epsilon, preprocessing):
+    assert TORCHVISION.trained(model, None) == {
+        "padding": "symmetric",
+        "bn_epsilon": epsilon,
+        "preprocessing": preprocessing,
+    }
+
+
+def test_averages_are_taken_where_a_file_has_both(tmp_path):
+    raw, average = make_tiny(seed=3), make_tiny(seed=4)
+    tensors = write(tmp_path / "a.safetensors", raw, TIMM, prefix="state_dict.module.")
+    tensors |= write(tmp_path / "b.safetensors", average, TIMM, prefix="state_dict_ema.module.")
+    path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    for ema, expected in ((True, average), (False, raw)):
+        model, _ = load_model(str(path), ema=ema)
+        assert same_bits(arrays(model), arrays(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_become_float32(tiny_model, tmp_path, dtype):
+    path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
+    write(path, tiny_model, TIMM, dtype=dtype)
+    model, _ = load_model(str(path))
+    expected = {name: x.astype(dtype).astype(np.float32) for name, x in arrays(tiny_model).items()}
+    assert same_bits(arrays(model), expected)
+
+
+def test_a_wrong_network_is_told_by_a_tensor_both_shapes_and_its_likeness(tmp_path):
+    path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
+    model = make_tiny(seed=1)
+    write(path, model, TIMM)
+    with pytest.raises(
+        UsageError,
+        match=r"does not fit efficientnet-b0: tensor conv_stem.weight has shape \(8, 3, 3, 3\) "
+        r"there and \(32, 3, 3, 3\) in the model; it looks like efficientnetv2-tiny",
+    ):
+        load_model(str(path), "efficientnet-b0")
+
+
+def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path):
+    """All that the shallower one has is there, and of the right shape."""
+    import dataclasses
+
+    groups = get_spec("efficientnetv2-tiny").groups
+    deeper = (*groups[:2], dataclasses.replace(groups[2], repeats=3))
+    path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
+    write(path, make_tiny(groups=deeper), TIMM)
+    model = make_tiny(seed=1)
+    before = arrays(model)
+    with pytest.raises(
+        UsageError, match=r"tensor blocks.2.2.* of shape .* has no place in the model; it is none"
+    ):
+        load_weights(model, str(path))
+    with pytest.raises(UsageError, match="is none of the models here"):
+        load_model(str(path))
+    write(path, make_tiny(), TIMM)
+    with pytest.raises(UsageError, match=r"blocks.2.2.* is missing; it looks like effici"):
+        load_weights(make_tiny(groups=deeper), str(path))
+    assert same_bits(arrays(model), before)
+
+
+def test_blocks_that_a_library_has_not_are_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"_conv_stem.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
+    with pytest.raises(UsageError, match="efficientnet_pytorch has no names for the blocks of"):
+        load_model(str(path), "efficientnetv2-tiny")
+
+
+def test_a_file_that_is_cut_short_changes_nothing(tiny_file):
+    whole = tiny_file.read_bytes()
+    model = make_tiny(seed=1)
+    before = arrays(model)
+    for length in (0, 5, 8, 100, len(whole) // 2, len(whole) - 1):
+        tiny_file.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"tiny.safetensors'"):
+            load_weights(model, str(tiny_file))
+    assert same_bits(arrays(model), before)
+
+
+def test_what_is_no_weights_is_named(tmp_path):
+    (tmp_path / "x.txt").write_text("hello, this is a text\nof two lines")
+    with pytest.raises(UsageError, match=r"x.txt' holds no weights that are known"):
+        load_model(str(tmp_path / "x.txt"))
+    with pytest.raises(UsageError, match="holds no weights: no checkpoints/ of a run"):
+        load_model(str(tmp_path))
+    safetensors.numpy.save_file({"a.b": np.ones(3)}, tmp_path / "y.safetensors")
+    with pytest.raises(UsageError, match=r"holds no EfficientNet .* 1 tensors \('a.b' …\)"):
+        load_model(str(tmp_path / "y.safetensors"))
+    with pytest.raises(UsageError, match=r"'nowhere.pth' are neither a file or folder nor a pub"):
+        load_model("nowhere.pth")
+
+
+def test_a_description_that_is_none_is_named(tiny_model, tmp_path):
+    write(tmp_path / "x.safetensors", tiny_model, OURS)
+    with pytest.raises(UsageError, match=r"x.safetensors': its description is not one that"):
+        load_model(str(tmp_path / "x.safetensors"))
