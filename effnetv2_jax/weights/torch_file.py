@@ -102,35 +102,23 @@ def open_torch(path: pathlib.Path) -> Iterator[Tensors]:
             file.seek(0)
             content, read_storage = (_legacy if legacy else _zip)(file)
             tensors = dict(_flatten(content, ""))
-        except _BROKEN as error:
+        except Exception as error:  # whatever bytes lead to that are not what they should be
             raise _broken(path, error) from error
 
         def read(name: str) -> np.ndarray:
             try:
                 return _view(tensors[name], read_storage(tensors[name].storage))
-            except _BROKEN as error:
+            except Exception as error:
                 raise _broken(path, error) from error
 
         yield Tensors(path, {name: x.shape for name, x in tensors.items()}, read)
 
 
-# What comes of reading bytes that are not what they should be.
-_BROKEN = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OSError,
-    EOFError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
-
 def _broken(path: pathlib.Path, error: Exception) -> UsageError:
     if isinstance(error, UsageError):
         return UsageError(f"{str(path)!r}: {error}")
-    return UsageError(f"{str(path)!r} is no file of PyTorch, or damaged: {error}")
+    reason = str(error) or type(error).__name__
+    return UsageError(f"{str(path)!r} is no file of PyTorch, or damaged: {reason}")
 
 
 def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, _Tensor]]:

@@ -103,8 +103,8 @@ def keras_cases() -> Iterator[Case]:
         options = {"weights": None, "classes": 1000, "classifier_activation": None}
         if "V2" in name:
             options["include_preprocessing"] = False
-        # input_shape may not be open where there is a classifier.
-        x = keras.Input((None, None, 3), dtype=dtype)
+        # V1 pads by the size that it is built for, and wrongly for odd sizes where that is open.
+        x = keras.Input(image().shape[1:], dtype=dtype)
         model = getattr(keras.applications, name)(input_tensor=x, **options)
         if "V2" not in name:
             # From the padding before the stem on: preprocessing is always in front.

@@ -7,7 +7,8 @@ No test runs it. From the repository's root, in an environment with torch:
 Made with torch 2.13.0 and NumPy 2.4.6.
 
     torch_zip.pth      a state dict in today's format, a ZIP file
-    torch_legacy.pth   the same in the format before torch 1.6, a row of pickles
+    torch_legacy.pth   the same in the format before torch 1.6, a row of pickles; it differs from
+                       run to run, as storages are named by their addresses
     torch_nested.pth   a training checkpoint around it, in today's format
     torch_files.npz    the tensors by name; bfloat16, which NumPy lacks, as float32
 """

@@ -1,0 +1,153 @@
+"""Files of torch.save, read without PyTorch: its own ones, broken ones, evil ones."""
+
+import collections
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.weights.torch_file import _MAGIC, open_torch
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(GOLDEN / "torch_files.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix"),
+    [("torch_zip.pth", ""), ("torch_legacy.pth", ""), ("torch_nested.pth", "state_dict.")],
+)
+def test_tensors_are_those_that_torch_saved(expected, file, prefix):
+    """Views with strides and offsets, halves, integers, parameters (make_torch_files.py)."""
+    with open_torch(GOLDEN / file) as tensors:
+        assert tensors.shapes.keys() == {prefix + name for name in expected}
+        for name, array in expected.items():
+            found = tensors.read(prefix + name)
+            assert found.shape == tensors.shapes[prefix + name] == array.shape
+            if found.dtype.name != "bfloat16":
+                assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found.astype(array.dtype), array)
+
+
+@pytest.mark.parametrize("file", ["torch_zip.pth", "torch_legacy.pth"])
+def test_a_file_that_is_cut_short_is_named(file, tmp_path):
+    data = (GOLDEN / file).read_bytes()
+    path = tmp_path / "x.pth"
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with (
+            pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch, or damaged"),
+            open_torch(path),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("file", ["torch_zip.pth", "torch_legacy.pth"])
+def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
+    """Any single byte: either it is noticed, or the numbers are other ones."""
+    data = (GOLDEN / file).read_bytes()
+    path = tmp_path / "x.pth"
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for place in rng.choice(len(data), 400, replace=False):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            with open_torch(path) as tensors:
+                for name in tensors.shapes:
+                    if np.prod(tensors.shapes[name]) < 1e4:
+                        tensors.read(name)
+        except UsageError:
+            noticed += 1
+    assert noticed > 50
+
+
+class Evil:
+    """What a pickle may do to whoever unpickles it."""
+
+    def __init__(self, called, *arguments):
+        self._does = (called, arguments)
+
+    def __reduce__(self):
+        return self._does
+
+
+def zip_file(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
+
+
+def legacy_file(path, content):
+    parts = (_MAGIC, 1001, {"little_endian": True})
+    data = b"".join(pickle.dumps(part, protocol=2) for part in parts)
+    path.write_bytes(data + content + pickle.dumps([], protocol=2))
+
+
+@pytest.mark.parametrize("write", [zip_file, legacy_file])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protocol):
+    proof = tmp_path / "proof"
+    content = {"conv_stem.weight": Evil(os.system, f"touch {proof}")}
+    data = pickle.dumps(content, protocol=protocol)
+    pickle.loads(data)
+    assert proof.exists()  # so it would do
+    proof.unlink()
+    write(tmp_path / "x.pth", data)
+    with (
+        pytest.raises(UsageError, match=r"x.pth': its pickle wants posix.system, .* is not run"),
+        open_torch(tmp_path / "x.pth"),
+    ):
+        pass
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "called", [eval, exec, getattr, np.frombuffer, pathlib.Path, collections.Counter]
+)
+def test_whatever_else_a_pickle_names_is_refused(tmp_path, called):
+    zip_file(tmp_path / "x.pth", pickle.dumps(Evil(called, "1"), protocol=4))
+    name = f"{called.__module__}.{called.__qualname__}"
+    with (
+        pytest.raises(UsageError, match=rf"its pickle wants {name}, which"),
+        open_torch(tmp_path / "x.pth"),
+    ):
+        pass
+
+
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
+    """PyTorch's own numbers, one of them changed: the size of a storage."""
+    with zipfile.ZipFile(GOLDEN / "torch_zip.pth") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = [name for name in files if name.endswith("data/0")]
+    for data in (files[name][:-4], files[name] + bytes(4)):
+        with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+            for other, content in files.items():
+                archive.writestr(other, data if other == name else content)
+        with (
+            open_torch(tmp_path / "x.pth") as tensors,
+            pytest.raises(UsageError, match=r"data/0 has \d+ of \d+ bytes"),
+        ):
+            for tensor in tensors.shapes:
+                tensors.read(tensor)
+
+
+def test_storages_of_the_old_format_are_counted(tmp_path):
+    data = (GOLDEN / "torch_legacy.pth").read_bytes()
+    # The first storage's numbers are counted before them.
+    place = data.index(struct.pack("<q", 12), len(data) // 2)
+    (tmp_path / "x.pth").write_bytes(data[:place] + struct.pack("<q", 11) + data[place + 8 :])
+    with (
+        pytest.raises(UsageError, match="has 11 numbers instead of 12"),
+        open_torch(tmp_path / "x.pth"),
+    ):
+        pass
