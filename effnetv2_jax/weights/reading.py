@@ -91,12 +91,6 @@ def read_weights(
         if dialect is OURS or description.KEY in tensors.about:
             about = _description(tensors)
             spec = spec or _known_as(about.spec)
-            if field := _different(about.spec, spec):
-                raise UsageError(
-                    f"{path_or_name!r} does not fit {spec.name}: it is for {about.spec.name}, with "
-                    f"{field} {getattr(about.spec, field)} there and {getattr(spec, field)} in the "
-                    "model"
-                )
         spec = spec or _look_alike(dialect, found, path_or_name)
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
@@ -104,6 +98,11 @@ def read_weights(
             raise UsageError(
                 f"{path_or_name!r} does not fit {spec.name}: {problem}; "
                 f"{_looks_like(dialect, found)}"
+            )
+        if about and (field := _different(about.spec, spec)):
+            raise UsageError(
+                f"{path_or_name!r} does not fit {spec.name}: it is for another {about.spec.name}, "
+                f"of the same shapes but with other {field}"
             )
         trained = _trained(dialect, spec.name, tensors, architecture, about, path_or_name)
         trained |= known.changes if known else {}
@@ -155,15 +154,16 @@ def _classes(dialect: Dialect, spec: EfficientNetSpec, found: Mapping[str, Shape
 
 
 def _misfit(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str | None:
-    """The first thing in which a file differs from a network; None where it fits."""
+    """Something in which a file differs from a network, a shape if any; None where it fits."""
     for place in places.values():
-        if place.name not in found:
-            return f"tensor {place.name} of shape {place.shape} is missing"
-        if found[place.name] != place.shape:
+        if found.get(place.name, place.shape) != place.shape:
             return (
                 f"tensor {place.name} has shape {found[place.name]} there and {place.shape} in the "
                 "model"
             )
+    for place in places.values():
+        if place.name not in found:
+            return f"tensor {place.name} of shape {place.shape} is missing"
     known = {place.name for place in places.values()}
     for name, shape in found.items():
         if name not in known:
