@@ -53,7 +53,7 @@ def test_the_config_has_to_remember_how_weights_were_trained(tmp_path):
     save_weights(create_model("efficientnetv2-tiny", padding="symmetric", bn_epsilon=1e-5), path)
     with pytest.raises(
         UsageError,
-        match=r"were trained otherwise, set --config.model.padding=symmetric --config.model.bn_epsilon=1e-05",
+        match=r"otherwise, set --config.model.padding=symmetric --config.model.bn_epsilon=1e-05",
     ):
         programs.build(config_for(path)).first_state()
     run = programs.build(config_for(path, padding="symmetric", bn_epsilon=1e-5))
