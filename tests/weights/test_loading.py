@@ -79,6 +79,7 @@ def test_a_model_takes_over_how_its_weights_were_trained(tmp_path, forward):
     before = forward(model, IMAGES)
     loaded = load_weights(model, str(path))
     assert loaded.changes == {"padding": "symmetric", "bn_epsilon": 1e-5, "preprocessing": "torch"}
+    assert model.spec == loaded.spec == dataclasses.replace(trained.spec, preprocessing="torch")
     np.testing.assert_array_equal(forward(model, IMAGES), forward(trained, IMAGES))
     assert not np.allclose(forward(model, IMAGES), before)
     # It would not be the same with the padding that it had.
