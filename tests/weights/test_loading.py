@@ -12,7 +12,7 @@ import safetensors.numpy
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
-from effnetv2_jax.weights import load_model, load_weights, save_weights
+from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.dialect import OURS
 from effnetv2_jax.weights.torch import TIMM, TORCHVISION
 
@@ -179,6 +179,8 @@ def test_other_floats_become_float32(tiny_model, tmp_path, dtype):
     path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
     write(path, tiny_model, TIMM, dtype=dtype)
     model, _ = load_model(str(path))
+    read = read_weights(str(path)).tensors.values()
+    assert {x.dtype for x in read} == {np.dtype(np.float32)}
     expected = {name: x.astype(dtype).astype(np.float32) for name, x in arrays(tiny_model).items()}
     assert same_bits(arrays(model), expected)
 
