@@ -337,8 +337,13 @@ def numbers_go_wrong(program: Program, reference: pathlib.Path, folder: pathlib.
     assert harness.steps(workdir) == [step]
 
 
-# A batch that eight devices divide.
-ON_EIGHT = ("--config.eval_batch_size=120",)
+# A batch that eight devices divide; and not AdamW, which makes whole steps of rounding errors where
+# a gradient is zero, as that of a bias before a batch norm.
+ON_EIGHT = (
+    "--config.eval_batch_size=120",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.05",
+)
 
 
 def eight_devices(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
