@@ -171,13 +171,10 @@ def test_evaluate_takes_another_split_size_checkpoint_and_the_raw_weights(finish
     assert "24 px, 1437 images" in result.stdout
 
 
+# tests/test_cli.py has those in flags.
 MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
-    "field": ("--config.epoch=3", "unknown config field 'epoch': did you mean \"epochs\""),
-    "type": ("--config.epochs=many", "many"),
     "config": ("--config=configs/none.py", "config file 'configs/none.py' does not exist"),
-    "recipe": ("--config=configs/efficientnetv2.py:q", "got 'q'"),
-    "argument": ("extra", "unexpected argument 'extra'"),
 }
 
 
@@ -187,15 +184,6 @@ def test_a_mistake_is_one_sentence(mistake, data_dir, tmp_path):
     result = start(data_dir, "train", *SMALL, argument, f"--workdir={tmp_path / 'run'}")
     assert_one_sentence(result, message)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_mistake_in_a_recipes_code_is_shown_where_it_is(data_dir, tmp_path):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text("def get_config():\n    return {}['epochs']\n")
-    result = start(data_dir, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
-    assert result.returncode != 0
-    assert f'File "{recipe}", line 2, in get_config' in result.stderr
-    assert "KeyError: 'epochs'" in result.stderr
 
 
 def assert_one_sentence(result, message):
