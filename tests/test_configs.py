@@ -5,12 +5,13 @@ import re
 import jax
 import numpy as np
 import pytest
+from abstract_models import abstract
 from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import count_parameters, create_model
+from effnetv2_jax.models import count_parameters
 from effnetv2_jax.training.mesh import shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
@@ -26,9 +27,7 @@ def test_each_recipe_builds(argument):
     stages = programs.make_stages(config, IMAGENET_TRAIN)
     assert stages[-1].end_step == int(350 * IMAGENET_TRAIN / 4096)
     assert stages[-1].image_size == config.schedule.image_size[1]
-    model = nnx.eval_shape(
-        lambda: create_model(config.model.name, bn_momentum=config.model.bn_momentum)
-    )
+    model = abstract(config.model.name, bn_momentum=config.model.bn_momentum)
     assert count_parameters(model) > 7e6
     optimizer, learning_rate = programs.make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -1,17 +1,18 @@
 """Where a run's numbers go: TensorBoard, the log, and JSON lines for reports and scripts.
 
-A disk that is full costs numbers, not the run: it is said once, and what could not be written to
-``metrics.jsonl`` is written when there is space again.
+A disk that is full costs TensorBoard's numbers, not the run: it is said once, and what could not be
+written to ``metrics.jsonl`` is written when there is space again.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from absl import logging
-from clu import asynclib, metric_writers, parameter_overview
+from clu import metric_writers, parameter_overview
 
 from effnetv2_jax.files import write_atomically
 
@@ -80,33 +81,51 @@ class JsonLinesWriter(metric_writers.MultiWriter):
 
 
 class ForgivingWriter(metric_writers.MultiWriter):
-    """A writer whose failures are logged, each kind once, and end nothing.
+    """A writer whose failures are logged, once until it works again, and end nothing.
+
+    One that has failed is given up, and the next flush makes another: TensorBoard reads no further
+    in a file where half an event was written. What comes in between is lost.
 
     Args:
-        writer: clu's, which raises in one call what went wrong in a call before.
+        make: of clu's writer, which raises in one call what went wrong in a call before.
     """
 
-    def __init__(self, writer: metric_writers.MetricWriter):
-        super().__init__([writer])
-        self._told: set[str] = set()
+    def __init__(self, make: Callable[[], metric_writers.MetricWriter]):
+        super().__init__([])
+        self._make = make
+        self._writer: metric_writers.MetricWriter | None = None
+        self._failing = False
+        self.flush()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._forgive(super().write_scalars, step, scalars)
+        with self._forgiving():
+            if self._writer is not None:
+                self._writer.write_scalars(step, scalars)
 
     def flush(self) -> None:
-        self._forgive(super().flush)
+        with self._forgiving():
+            if self._writer is None:
+                self._writer = self._make()
+            self._writer.flush()
+            if self._failing:
+                logging.info("TensorBoard's numbers go on; those in between are missing")
+            self._failing = False
 
     def close(self) -> None:
-        self._forgive(super().close)
+        with self._forgiving():
+            if self._writer is not None:
+                self._writer.close()
 
-    def _forgive(self, function, *arguments) -> None:
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
         try:
-            function(*arguments)
-        except (asynclib.AsyncError, OSError, RuntimeError) as error:
-            text = str(error.__cause__ or error)
-            if text not in self._told:
-                logging.error("TensorBoard's numbers are incomplete: %s", text)
-            self._told.add(text)
+            yield
+        except Exception as error:  # clu, TensorFlow and the system have no common one.
+            self._writer = None
+            if not self._failing:
+                reason = str(error.__cause__ or error).partition("\n")[0]
+                logging.error("TensorBoard's numbers cannot be written (%s), for now", reason)
+            self._failing = True
 
 
 def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWriter:
@@ -117,8 +136,16 @@ def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWrit
     """
     if workdir is None:
         return metric_writers.MultiWriter([])
+
+    def to_tensorboard() -> metric_writers.MetricWriter:
+        return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+
     return metric_writers.MultiWriter(
-        [ForgivingWriter(metric_writers.create_default_writer(workdir)), JsonLinesWriter(workdir)]
+        [
+            metric_writers.create_default_writer(just_logging=True),
+            ForgivingWriter(to_tensorboard),
+            JsonLinesWriter(workdir),
+        ]
     )
 
 

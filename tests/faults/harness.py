@@ -182,6 +182,12 @@ class Life:
         else:
             self.process.send_signal(number)
 
+    def stand_still(self) -> None:
+        """Stops it until SIGCONT; nothing in its workdir changes after that."""
+        self.send(signal.SIGSTOP)
+        # Of all its threads.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
     def kill(self) -> None:
         """Ends it with all that it started: a pod's processes would outlive it."""
         for pid in _children(self.process.pid):

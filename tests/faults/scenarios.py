@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -176,25 +177,39 @@ def fill(disk: pathlib.Path, files: bool = False) -> pathlib.Path:
     return filler
 
 
+def fill_between_checkpoints(life: harness.Life, disk: pathlib.Path, files: bool) -> pathlib.Path:
+    """``fill``, while the program stands still and writes no checkpoint, which it could finish."""
+    while True:
+        life.stand_still()
+        if not life.saving():
+            break
+        life.send(signal.SIGCONT)
+        time.sleep(0.01)
+    filler = fill(disk, files)
+    life.send(signal.SIGCONT)
+    return filler
+
+
 @as_root
 def full_for_a_while(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
-    """A save is lost, and nothing else: not even a line of the metrics."""
+    """Saves are lost, and nothing else: not even a line of the metrics."""
     disk = folder / "disk"
     with small_disk(disk):
         workdir = disk / "run"
-        harness.copy_until(reference, workdir, 44)
+        harness.copy_until(reference, workdir, 14)
         # Of two lines at most there is room.
         end_at_a_page(workdir / "metrics.jsonl", 1000)
+        # From the start, and two stages are left when there is space again: nothing here is a race.
+        filler = fill(disk)
         with program.started(workdir) as life:
-            assert life.wait_for(lambda: life.step() >= 46)
-            filler = fill(disk)
-            assert life.wait_for(lambda: "could not be written" in life.stderr)
+            for sign in ("checkpoint of step 15 could not be written", "metrics.jsonl cannot be"):
+                assert life.wait_for(lambda sign=sign: sign in life.stderr), life.stderr
             shutil.rmtree(filler)
             life.process.wait(300)
         assert life.exit_code == 0, life.stderr
-        assert "the checkpoint of step 50 could not be written" in life.stderr
         assert "training goes on without it" in life.stderr
         assert "metrics.jsonl could be written again, nothing is missing" in life.stderr
+        assert "TensorBoard's numbers go on" in life.stderr
         assert harness.differences(workdir, reference) == []
 
 
@@ -202,21 +217,25 @@ def _full_until_the_end(reference: pathlib.Path, folder: pathlib.Path, program, 
     disk = folder / "disk"
     with small_disk(disk):
         workdir = disk / "run"
-        harness.copy_until(reference, workdir, 44)
-        with program.started(workdir) as life:
-            assert life.wait_for(lambda: life.step() >= 46)
-            filler = fill(disk, files)
+        harness.copy_until(reference, workdir, 14)
+        # Those that are not kept are deleted, which gives space back.
+        with program.started(workdir, "--config.checkpoint.keep_newest=100") as life:
+            assert life.wait_for(lambda: max(harness.steps(workdir)) > 14), life.stderr
+            filler = fill_between_checkpoints(life, disk, files)
             assert life.wait_for(lambda: "the last step could not be saved" in life.stderr)
             # Nothing is left to wait for.
             assert life.seconds_to_end() < harness.STOP_SECONDS
-        assert "the checkpoint of step 50 could not be written" in life.stderr
-        assert "[59] eval/" in life.stderr
-        sentence = one_sentence(life)
-        assert "the last step could not be saved; the same command goes on from step 45" in sentence
+        saved = max(harness.steps(workdir))
+        assert f"the checkpoint of step {harness.STEPS} could not be written" in life.stderr
+        assert "training goes on without it" in life.stderr
+        assert f"[{harness.STEPS}] eval/" in life.stderr
+        assert one_sentence(life) == (
+            f"error: the last step could not be saved; the same command goes on from step {saved}"
+        )
         shutil.rmtree(filler)
         life = program.run(workdir)
         assert life.exit_code == 0, life.stderr
-        assert "resuming at step 45" in life.stderr
+        assert f"resuming at step {saved}" in life.stderr
         assert harness.differences(workdir, reference) == []
 
 
@@ -243,13 +262,11 @@ def full_from_the_start(program: Program, reference: pathlib.Path, folder: pathl
         harness.copy_until(reference, workdir, 55)
         filler = fill(disk)
         life = program.run(workdir)
-        assert life.exit_code == 2, life.stderr
-        assert "No space left on device" in life.stderr
-        assert "Traceback" not in life.stderr
-        last = life.stderr.splitlines()[-1]
-        assert last == (
+        assert one_sentence(life) == (
             "error: the last step could not be saved; the same command goes on from step 55"
         )
+        assert "TensorBoard's numbers cannot be written" in life.stderr
+        assert "[59] eval/" in life.stderr
         shutil.rmtree(filler)
         life = program.run(workdir)
         assert life.exit_code == 0, life.stderr
@@ -320,8 +337,13 @@ def numbers_go_wrong(program: Program, reference: pathlib.Path, folder: pathlib.
     assert harness.steps(workdir) == [step]
 
 
-# A batch that eight devices divide.
-ON_EIGHT = ("--config.eval_batch_size=120",)
+# A batch that eight devices divide; and not AdamW, which makes whole steps of rounding errors where
+# a gradient is zero, as that of a bias before a batch norm.
+ON_EIGHT = (
+    "--config.eval_batch_size=120",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.05",
+)
 
 
 def eight_devices(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:

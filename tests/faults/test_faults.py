@@ -27,6 +27,11 @@ def test_after_a_fault_a_run_is_what_it_would_have_been(name, program, reference
     scenarios.SCENARIOS[name](program, reference, tmp_path)
 
 
+def test_there_is_a_checkpoint_every_five_steps_and_at_the_end_of_every_stage(reference):
+    every = range(5, harness.STEPS, 5)
+    assert harness.steps(reference) == sorted({*every, *harness.BORDERS})
+
+
 def test_what_the_harness_compares_differs_where_runs_differ(reference, tmp_path):
     """Otherwise nothing here could fail."""
     same, other = tmp_path / "same", tmp_path / "other"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from abstract_models import abstract
 from flax import nnx
 from jax import lax
 
@@ -84,26 +85,6 @@ forward = nnx.jit(lambda model, x: model(x))
 train_step = nnx.jit(
     lambda model, x, key, rate: model(x, train=True, rngs=nnx.Rngs(dropout=key), dropout_rate=rate)
 )
-
-
-class OneKey:
-    """In place of nnx.Rngs, whose counting under a trace takes time quadratic in its calls."""
-
-    def __init__(self):
-        self.key = jax.random.key(0)
-
-    def params(self) -> jax.Array:
-        return self.key
-
-    dropout = params
-
-    def __contains__(self, stream: str) -> bool:
-        return True
-
-
-def abstract(name: str, **keywords) -> EfficientNet:
-    """The shapes of a model, of which initial values do not matter."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=OneKey(), **keywords))
 
 
 def arrays(model: nnx.Module, kind=VARIABLES) -> dict[tuple, np.ndarray]:

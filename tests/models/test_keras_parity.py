@@ -132,8 +132,6 @@ def relative_error(value, reference) -> float:
     value, reference = np.asarray(value), np.asarray(reference)
     assert value.shape == reference.shape
     assert np.isfinite(reference).all()
-    e = float(np.abs(value - reference).max() / np.abs(reference).max())
-    print("ERR", e)
     return float(np.abs(value - reference).max() / np.abs(reference).max())
 
 

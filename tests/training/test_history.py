@@ -6,9 +6,10 @@ import logging
 import os
 
 import pytest
+from clu import asynclib
 
 from effnetv2_jax.training import history
-from effnetv2_jax.training.history import JsonLines, JsonLinesWriter, rewind
+from effnetv2_jax.training.history import ForgivingWriter, JsonLines, JsonLinesWriter, rewind
 
 
 def rows(path):
@@ -92,23 +93,76 @@ def test_a_flush_writes_what_is_left(tmp_path, disk):
     assert (row["step"], row["loss"]) == (1, 0.5)
 
 
-def test_tensorboard_on_a_full_disk_ends_nothing(caplog):
-    class Full:
-        def write_scalars(self, step, scalars):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class Tensorboard:
+    """A writer that can be made and written to while there is space."""
 
-        def flush(self):
-            raise history.asynclib.AsyncError("Something failed") from ValueError("no space")
+    def __init__(self, disk):
+        self.steps = []
+        self._disk = disk
+        self._late = None
+        self._needs_space()
 
-        close = flush
+    def _needs_space(self):
+        if self._disk.room == 0:
+            # As TensorFlow's errors are, no OSError.
+            raise Exception("No space left on device\n\tCould not flush")
 
-    writer = history.ForgivingWriter(Full())
-    for step in range(3):
-        writer.write_scalars(step, {"loss": 1.0})
-        writer.flush()
-    writer.close()
-    assert caplog.text.count("TensorBoard's numbers are incomplete") == 2
-    assert "no space" in caplog.text
+    def write_scalars(self, step, scalars):
+        if self._late:
+            # clu's writer works in a thread, and raises what went wrong in a call before.
+            raise asynclib.AsyncError("Something failed") from self._late
+        try:
+            self._needs_space()
+            self.steps.append(step)
+        except Exception as error:
+            self._late = error
+
+    def flush(self):
+        self._needs_space()
+
+    close = flush
+
+
+def test_tensorboard_on_a_full_disk_ends_nothing_and_goes_on_in_another_file(disk, caplog):
+    """With and without space when the run starts."""
+    for room in (None, 0):
+        caplog.clear()
+        made = []
+
+        def make(made=made):
+            made.append(Tensorboard(disk))
+            return made[-1]
+
+        disk.room = room
+        with caplog.at_level(logging.INFO, logger="absl"):
+            writer = ForgivingWriter(make)
+            writer.write_scalars(1, {"loss": 1.0})
+            disk.room = 0
+            for step in (2, 3, 4):
+                writer.write_scalars(step, {"loss": 1.0})
+                writer.flush()
+            # Said once, without what comes after the first line.
+            assert caplog.text.count("cannot be written (No space left on device), for now") == 1
+            assert "go on" not in caplog.text
+            disk.room = None
+            writer.flush()
+            assert caplog.text.count("TensorBoard's numbers go on") == 1
+            writer.write_scalars(5, {"loss": 1.0})
+            assert [x.steps for x in made] == ([[1], [5]] if room is None else [[5]])
+            disk.room = 0
+            writer.close()
+        assert caplog.text.count("cannot be written") == 2
+
+
+def test_tensorboard_has_the_numbers_and_so_has_the_log(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        writer = history.make_writer(tmp_path)
+        writer.write_scalars(7, {"loss": 0.5})
+        writer.close()
+    assert "[7] loss=0.5" in caplog.text
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"loss" in events.read_bytes()
+    assert [row["loss"] for row in rows(tmp_path / "metrics.jsonl")] == [0.5]
 
 
 def test_rewinding_takes_back_later_steps_and_half_a_line(tmp_path):

@@ -1,7 +1,9 @@
-"""The loop around a step that costs nothing: rows of bad steps, and what the log says of them."""
+"""The loop around a step that costs nothing: when it saves, and what it makes of bad steps."""
 
 import dataclasses
 import json
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.training import loop as loop_module
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.bad_steps import BadSteps
 from effnetv2_jax.training.checkpoint import Checkpoints
@@ -37,6 +40,8 @@ def stages(*ends):
 class Step:
     """Its loss is its number; an example is right in every step."""
 
+    made = 0
+
     def __init__(self, bad):
         self._bad = bad
 
@@ -44,6 +49,7 @@ class Step:
     def compile_gradients(self, state, batch, scalars): ...
 
     def __call__(self, state, batch, scalars):
+        Step.made += 1
         step = int(state.step) + 1
         good = step not in self._bad
         sums = {
@@ -64,7 +70,7 @@ class Never:
     def worth_saving(self): ...
 
 
-def live(workdir, stages, bad=(), save_steps=100):
+def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
     """Starts the run or goes on with it; returns the state that it begins with, and its end."""
     mesh = placement.make_mesh(jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
@@ -89,7 +95,7 @@ def live(workdir, stages, bad=(), save_steps=100):
         checkpoints=checkpoints,
         bad_steps=BadSteps(LIMIT, record.get("bad_in_a_row", 0)),
         monitor=Monitor(JsonLinesWriter(workdir), LogProgress(), Status(None, stages), watch),
-        cadence=Cadence(LOG_STEPS, save_steps, 1e9),
+        cadence=Cadence(LOG_STEPS, save_steps, save_seconds),
         stop=Never(),
         record=record,
     )
@@ -107,6 +113,22 @@ def live(workdir, stages, bad=(), save_steps=100):
 def losses(workdir):
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row.get("train/loss") for row in rows if "train/learning_rate" in row}
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "save_seconds", "steps"),
+    [(100, 1e9, [8, 16]), (5, 1e9, [8, 10, 15, 16]), (100, 3, [8, 11, 15, 16])],
+    ids=["stages", "steps", "seconds"],
+)
+def test_a_run_is_saved_by_steps_by_the_clock_and_at_the_end_of_stages(
+    tmp_path, monkeypatch, save_steps, save_seconds, steps
+):
+    """By a clock of a second a step, seen two steps late; the last three stay, and the best."""
+    monkeypatch.setattr(Step, "made", 0)
+    clock = types.SimpleNamespace(monotonic=lambda: Step.made, perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop_module, "time", clock)
+    live(tmp_path, stages(8, 16), (), save_steps, save_seconds)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == steps
 
 
 @pytest.mark.parametrize("first_bad", range(1, 9))

@@ -33,9 +33,24 @@ FAMILY = {"mean": (128.0,) * 3, "std": (128.0,) * 3}
 OPTIMIZER = make_optimizer("momentum", lambda count: 0.05)
 
 
+# Of the setups, so that one is found however it is asked for: compiling is most of the time here.
+DEFAULTS = {
+    "devices": 1,
+    "fsdp": 1,
+    "bn_group_size": None,
+    "remat": "none",
+    "survival_prob": 1.0,
+    "mixing": False,
+}
+
+
+def setup(devices=1, **keywords):
+    """(mesh, initial state, training step, apply), made once."""
+    return _setup(**DEFAULTS | {"devices": devices} | keywords)
+
+
 @functools.cache
-def setup(devices=1, fsdp=1, bn_group_size=None, remat="none", survival_prob=1.0, **keywords):
-    """(mesh, initial state, training step, apply)."""
+def _setup(devices, fsdp, bn_group_size, remat, survival_prob, **keywords):
     mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
     model = EfficientNet(
         dataclasses.replace(SPEC, survival_prob=survival_prob),
