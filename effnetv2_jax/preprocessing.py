@@ -75,6 +75,28 @@ PREPROCESSING: dict[str, Preprocessing] = {
             min_object_covered=0.0,
             center_crop_below=0,
         ),
+        # ViT, with crops as its authors train it and evaluations as timm does, which end in the
+        # whole image, resized, at 384 px.
+        Preprocessing(
+            name="vit",
+            mean=(127.5,) * 3,
+            std=(127.5,) * 3,
+            interpolation="bicubic",
+            area_range=(0.05, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            min_object_covered=0.0,
+            center_crop_below=320,
+        ),
+        Preprocessing(
+            name="deit",
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            interpolation="bicubic",
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            min_object_covered=0.0,
+            center_crop_below=320,
+        ),
         # V1's crops with (x − 127) / 128: the Lite checkpoints are meant for quantised devices.
         Preprocessing(
             name="lite",

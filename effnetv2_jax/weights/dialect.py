@@ -14,7 +14,7 @@ import numpy as np
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec
-from effnetv2_jax.models.efficientnet_specs import SPECS, BlockSpec, Op
+from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS, BlockSpec, Op
 from effnetv2_jax.weights import layout
 from effnetv2_jax.weights.layout import CLASSIFIER, Kind, Layer
 
@@ -64,7 +64,11 @@ TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
 def as_published(model: str, architecture: str | None) -> dict[str, Any]:
     """``Dialect.trained`` of libraries whose networks are those of the papers."""
     del architecture
-    family = {"preprocessing": SPECS[model].preprocessing} if model in SPECS else {}
+    family = (
+        {"preprocessing": EFFICIENTNET_SPECS[model].preprocessing}
+        if model in EFFICIENTNET_SPECS
+        else {}
+    )
     return TENSORFLOW | family
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from effnetv2_jax import bars
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec, get_spec
-from effnetv2_jax.models.efficientnet_specs import SPECS
+from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS
 from effnetv2_jax.weights import description, published
 from effnetv2_jax.weights.description import Description
 from effnetv2_jax.weights.dialect import OURS, Dialect, Place
@@ -173,7 +173,7 @@ def _misfit(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str | No
 
 def _fitting(dialect: Dialect, found: Mapping[str, Shape]) -> EfficientNetSpec | None:
     """The first model that a file fits; None where there is none."""
-    for spec in SPECS.values():
+    for spec in EFFICIENTNET_SPECS.values():
         try:
             places = dialect.places(spec, _classes(dialect, spec, found))
         except UsageError:  # a library has no names for some
@@ -209,7 +209,7 @@ def _description(tensors: Tensors) -> Description:
 
 def _known_as(spec: EfficientNetSpec) -> EfficientNetSpec:
     """The model of that name, or the spec where that is another network."""
-    known = SPECS.get(spec.name, spec)
+    known = EFFICIENTNET_SPECS.get(spec.name, spec)
     return spec if _different(spec, known) else known
 
 
