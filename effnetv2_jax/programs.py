@@ -152,6 +152,14 @@ def build(config: ml_collections.ConfigDict) -> Run:
     augmentation = make_augmentation(config)
     share = pipeline.Share(jax.process_index(), jax.process_count())
     optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
+    # What a config says of models in general, as far as this kind has it.
+    overrides = {
+        "bn_momentum": config.model.bn_momentum,
+        "head_init_scale": config.model.head_init_scale,
+        "survival_prob": config.model.survival_prob,
+        # The only one that a ViT takes.
+        "eval_size": config.eval_image_size,
+    }
     make_model = functools.partial(
         create_model,
         config.model.name,
@@ -160,9 +168,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         axis_name=AXES,
         bn_group_size=config.model.bn_group_size or None,
         remat=config.model.remat,
-        bn_momentum=config.model.bn_momentum,
-        head_init_scale=config.model.head_init_scale,
-        survival_prob=config.model.survival_prob,
+        **{field: value for field, value in overrides.items() if field in vars(spec)},
     )
     apply, _, _ = functional(nnx.eval_shape(make_model))
 
