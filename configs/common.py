@@ -14,6 +14,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the computation: float32 or bfloat16. Parameters are float32.
     config.model.dtype = "bfloat16"
     config.model.bn_momentum = 0.99
+    # None means the model's own. Weights that were trained in PyTorch want "symmetric" and 1e-5.
+    config.model.padding = config_dict.placeholder(str)
+    config.model.bn_epsilon = config_dict.placeholder(float)
+    # Of a ViT's layer norm, likewise.
+    config.model.norm_epsilon = config_dict.placeholder(float)
     # On the official initial classifier; see EfficientNetSpec.
     config.model.head_init_scale = 1.0
     # Of the last block, in stochastic depth.
@@ -22,6 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.bn_group_size = 8
     # Computed anew in the backward pass to save memory: none, blocks or stages.
     config.model.remat = "none"
+
+    # What training begins with: a file, a folder or a published name (docs/weights.md), of which a
+    # classifier for other classes is left out; empty means random numbers.
+    config.init_weights = ""
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "synthetic"

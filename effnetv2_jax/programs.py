@@ -26,15 +26,20 @@ from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.files import write_atomically
-from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.models import Network, create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
 from effnetv2_jax.training.checkpoint import read_record
 from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
+from effnetv2_jax.weights import read_weights
+from effnetv2_jax.weights.loading import put
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Fields of the model that its weights were trained with, and cannot do without.
+AS_TRAINED = ("padding", "bn_epsilon", "norm_epsilon")
 
 CONFIG_FILE = "config.json"
 CLASS_NAMES_FILE = "class_names.txt"
@@ -110,7 +115,8 @@ class Run:
         stages: of the training.
         mesh: of all devices.
         apply: the model as a pure function.
-        initial_state: makes the state before the first step; traceable.
+        initial_state: makes the state before the first step, random; traceable.
+        first_state: makes the one that training begins with: random, or of ``init_weights``.
         train_step: of (state, batch, scalars).
         eval_step: compiled once per shape.
         learning_rate: of (step) → rate.
@@ -127,6 +133,7 @@ class Run:
     mesh: jax.sharding.Mesh
     apply: Apply
     initial_state: Callable[[], TrainState]
+    first_state: Callable[[], TrainState]
     train_step: step.TrainStep
     eval_step: evaluation.EvalStep
     learning_rate: optax.Schedule
@@ -159,7 +166,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         "survival_prob": config.model.survival_prob,
         # The only one that a ViT takes.
         "eval_size": config.eval_image_size,
-    }
+    } | {name: value for name in AS_TRAINED if (value := config.model.get(name)) is not None}
     make_model = functools.partial(
         create_model,
         config.model.name,
@@ -176,6 +183,13 @@ def build(config: ml_collections.ConfigDict) -> Run:
         _, params, batch_stats = functional(make_model(rngs=nnx.Rngs(config.seed)))
         return create_state(params, batch_stats, optimizer)
 
+    def first_state() -> TrainState:
+        model = make_model(rngs=nnx.Rngs(config.seed))
+        if config.init_weights:
+            begin_with(config.init_weights, model)
+        _, params, batch_stats = functional(model)
+        return create_state(params, batch_stats, optimizer)
+
     return Run(
         name=config.model.name,
         source=source,
@@ -184,6 +198,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         mesh=mesh,
         apply=apply,
         initial_state=initial_state,
+        first_state=first_state,
         train_step=step.make_train_step(
             apply,
             optimizer,
@@ -232,6 +247,26 @@ def build(config: ml_collections.ConfigDict) -> Run:
             count=config.batch_size,
         ),
     )
+
+
+def begin_with(init_weights: str, model: Network) -> None:
+    """Puts weights into a new model, and says in the log what was loaded.
+
+    Raises:
+        UsageError: as ``load_weights``, and where they were trained with another padding or epsilon
+            than the model has: the run's config has to remember that.
+    """
+    weights = read_weights(init_weights, model.spec)
+    others = [
+        f"--config.model.{name}={getattr(weights.spec, name)}"
+        for name in AS_TRAINED
+        if name in vars(model.spec) and getattr(weights.spec, name) != getattr(model.spec, name)
+    ]
+    if others:
+        raise UsageError(
+            f"init_weights {init_weights!r} were trained otherwise, set {' '.join(others)}"
+        )
+    logging.info("beginning with %s", put(weights, model))
 
 
 def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:

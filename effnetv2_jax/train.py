@@ -95,7 +95,7 @@ def _train(
         state = checkpoints.restore(abstract_state, run.mesh)
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
-        state = shard_state(run.initial_state(), run.mesh)
+        state = shard_state(run.first_state(), run.mesh)
     with hosts.first_alone("history"):
         if hosts.is_first():
             rewind(workdir, int(state.step))

@@ -76,6 +76,19 @@ def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
     return Source(name=f"folder:{path}", class_names=classes, split=split)
 
 
+def images_below(folder: str) -> Iterator[str]:
+    """Yields the paths of the images at any depth below a folder, as ``folder_source`` sees them.
+
+    Raises:
+        UsageError: where a folder cannot be read.
+    """
+    for name, is_folder in _entries(folder):
+        if is_folder:
+            yield from images_below(f"{folder}/{name}")
+        elif _is_image(name):
+            yield f"{folder}/{name}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Images:
     """The images below a folder.
@@ -113,8 +126,11 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
         raise UsageError(f"{folder} must have the same class folders as train/, but it {said}")
     # Threads, for folders behind a network.
     with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda name: sorted(_walk(folder, name)), classes)
-        files = dict(zip(classes, found, strict=True))
+        found = pool.map(lambda name: sorted(images_below(f"{folder}/{name}")), classes)
+        files = {
+            name: [path.removeprefix(f"{folder}/") for path in paths]
+            for name, paths in zip(classes, found, strict=True)
+        }
     empty = [name for name in classes if not files[name]]
     if empty:
         remedy = "put images in" if expected else "delete the folder or put images in"
@@ -123,15 +139,6 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
             f"{', '.join(ENDINGS)}"
         )
     return _Images(folder, files)
-
-
-def _walk(root: str, folder: str) -> Iterator[str]:
-    """Yields the images below a folder; it and they are relative to the root."""
-    for name, is_folder in _entries(f"{root}/{folder}"):
-        if is_folder:
-            yield from _walk(root, f"{folder}/{name}")
-        elif _is_image(name):
-            yield f"{folder}/{name}"
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:

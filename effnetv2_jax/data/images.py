@@ -148,11 +148,16 @@ def flip_and_augment(
 
 def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) -> tf.Tensor:
     """The central crop or the whole image, resized; as ``train_image`` without randomness."""
+    crops = image_size < preprocessing.center_crop_below
+    margin = preprocessing.crop_margin if crops else None
+    if preprocessing.antialias:
+        image = preprocess.decode_box(image, preprocess.whole_box)
+        return preprocess.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
     def choose_box(shape: tf.Tensor) -> preprocess.Box:
-        if image_size < preprocessing.center_crop_below:
-            return preprocess.central_box(shape, image_size)
-        return preprocess.whole_box(shape)
+        if margin is None:
+            return preprocess.whole_box(shape)
+        return preprocess.central_box(shape, image_size, margin)
 
     # At full size, as published accuracies were measured.
     image = preprocess.decode_box(image, choose_box)

@@ -87,11 +87,11 @@ def random_box(
     return tf.concat([begin[:2], size[:2]], axis=0)
 
 
-def central_box(shape: tf.Tensor, image_size: int) -> Box:
-    """The central square with image_size / (image_size + 32) of the short side."""
+def central_box(shape: tf.Tensor, image_size: int, margin: int = 32) -> Box:
+    """The central square with image_size / (image_size + margin) of the short side."""
     short_side = tf.cast(tf.reduce_min(shape), tf.float32)
-    # The margin suits ImageNet's photographs, but an image of a few pixels must keep one of them.
-    side = tf.maximum(tf.cast(short_side * (image_size / (image_size + 32)), tf.int32), 1)
+    # A margin suits ImageNet's photographs, but an image of a few pixels must keep one of them.
+    side = tf.maximum(tf.cast(short_side * (image_size / (image_size + margin)), tf.int32), 1)
     return tf.concat([(shape - side) // 2, [side, side]], axis=0)
 
 
@@ -108,6 +108,44 @@ def resize(image: tf.Tensor, image_size: int, interpolation: str) -> tf.Tensor:
     if interpolation != "bilinear":  # which stays within the range of its pixels
         image = tf.clip_by_value(image, 0.0, 255.0)
     image = tf.cast(image + 0.5, tf.uint8)
+    return tf.ensure_shape(image, (image_size, image_size, 3))
+
+
+# What tf.image.resize calls them where it antialiases; bicubic is Pillow's, a = −½.
+_KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+
+
+def resize_as_pillow(
+    image: tf.Tensor, image_size: int, interpolation: str, margin: int | None
+) -> tf.Tensor:
+    """torchvision's ``Resize`` with antialiasing, then its ``CenterCrop``, of an image in Pillow.
+
+    Args:
+        image: uint8 [height, width, 3].
+        image_size: px.
+        interpolation: ``bilinear`` or ``bicubic``.
+        margin: px; the image is resized to a short side of image_size + margin, keeping its shape,
+            and its centre is cut. None resizes all of it to a square.
+
+    Returns:
+        uint8 [image_size, image_size, 3], of which Pillow's differs by a level here and there, as
+        it rounds between rows and columns.
+    """
+    shape = tf.shape(image)[:2]
+    target = tf.constant([image_size, image_size])
+    if margin is not None:
+        target = (image_size + margin) * shape // tf.reduce_min(shape)
+    begin = tf.round((tf.cast(target, tf.float32) - image_size) / 2)
+    # Only what is cut is computed.
+    image = tf.raw_ops.ScaleAndTranslate(
+        images=image[tf.newaxis],
+        size=(image_size, image_size),
+        scale=tf.cast(target / shape, tf.float32),
+        translation=-begin,
+        kernel_type=_KERNELS[interpolation],
+        antialias=True,
+    )[0]
+    image = tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8)
     return tf.ensure_shape(image, (image_size, image_size, 3))
 
 

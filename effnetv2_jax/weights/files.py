@@ -44,7 +44,7 @@ def _opener(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[
         if not path.exists() and path.with_name(f"{path.name}.index").exists():
             return _open_checkpoint(path, ema)
         with path.open("rb") as file:
-            start = file.read(32)
+            start = file.read(_LONGEST_BEGINNING)
     except OSError as error:
         raise UsageError(f"weights {str(path)!r} cannot be read: {error.strerror}") from error
     for begins, opener in _BEGINNINGS:
@@ -154,5 +154,6 @@ _BEGINNINGS: tuple[
     (re.escape(torch_file.LEGACY_START), _open_torch),
     (rb"\x80[\x02-\x05]", _open_torch),
     (rb".{8}\{", _open_safetensors),
-    (rb"[^\0]+\0", _open_tar),
+    (rb".{257}ustar", _open_tar),
 )
+_LONGEST_BEGINNING = 262

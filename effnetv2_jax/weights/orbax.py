@@ -56,11 +56,14 @@ def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     }
     config, names = record["config"], record["class_names"]
     spec = get_spec(config["model"]["name"])
+    fields = {"padding", "bn_epsilon", "norm_epsilon"} & vars(spec).keys()
+    trained = {name: config["model"].get(name) for name in fields}
     about = Description(
         spec=dataclasses.replace(
             spec,
             preprocessing=config["data"]["preprocessing"] or spec.preprocessing,
             eval_size=config["eval_image_size"],
+            **{name: value for name, value in trained.items() if value is not None},
         ),
         num_classes=len(names),
         class_names=tuple(names),

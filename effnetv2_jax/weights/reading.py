@@ -108,14 +108,8 @@ def read_weights(
         about = None
         told = architecture or tensors.about.get("architecture")
         if dialect in (OURS, OURS_VIT) or description.KEY in tensors.about:
-            about = _description(tensors)
+            about = _description(tensors, dialect)
             spec = spec or _known_as(about.spec)
-            if field := _different(about.spec, spec):
-                raise UsageError(
-                    f"{path_or_name!r} does not fit {spec.name}: it is for {about.spec.name}, with "
-                    f"{field} {getattr(about.spec, field)} there and {getattr(spec, field)} in the "
-                    "model"
-                )
         asked = spec or _look_alike(dialect, found, told, path_or_name)
         spec = _sized(asked, dialect, found)
         num_classes = _classes(dialect, spec, found)
@@ -124,6 +118,11 @@ def read_weights(
             raise UsageError(
                 f"{path_or_name!r} does not fit {spec.name}: {problem}; "
                 f"{_looks_like(dialect, found)}"
+            )
+        if about and (field := _different(about.spec, asked)):
+            raise UsageError(
+                f"{path_or_name!r} does not fit {spec.name}: it is for another {about.spec.name}, "
+                f"of the same shapes but with other {field}"
             )
         trained = _trained(dialect, spec.name, told, about, path_or_name)
         trained.setdefault("eval_size", spec.eval_size)
@@ -185,15 +184,16 @@ def _classes(dialect: Dialect, spec: Spec, found: Mapping[str, Shape]) -> int:
 
 
 def _misfit(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str | None:
-    """The first thing in which a file differs from a network; None where it fits."""
+    """Something in which a file differs from a network, a shape if any; None where it fits."""
     for place in places.values():
-        if place.name not in found:
-            return f"tensor {place.name} of shape {place.shape} is missing"
-        if found[place.name] != place.shape:
+        if found.get(place.name, place.shape) != place.shape:
             return (
                 f"tensor {place.name} has shape {found[place.name]} there and {place.shape} in the "
                 "model"
             )
+    for place in places.values():
+        if place.name not in found:
+            return f"tensor {place.name} of shape {place.shape} is missing"
     known = {place.name for place in places.values()}
     for name, shape in found.items():
         if name not in known:
@@ -246,11 +246,14 @@ def _look_alike(
     return fitting[0]
 
 
-def _description(tensors: Tensors) -> Description:
+def _description(tensors: Tensors, dialect: Dialect) -> Description:
     try:
-        return Description.from_json(tensors.about.get(description.KEY, ""))
+        about = Description.from_json(tensors.about.get(description.KEY, ""))
     except UsageError as error:
         raise UsageError(f"{str(tensors.path)!r}: {error}") from error
+    if not isinstance(about.spec, dialect.network):
+        raise UsageError(f"{str(tensors.path)!r}: its description is not that of its tensors")
+    return about
 
 
 def _known_as(spec: Spec) -> Spec:

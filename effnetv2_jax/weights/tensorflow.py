@@ -5,7 +5,6 @@ whose variables have paths of attributes. Both may come with averages and an opt
 """
 
 import contextlib
-import os
 import pathlib
 import re
 import tarfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.quiet import hush_tensorflow
 from effnetv2_jax.weights.dialect import Dialect, Leaves, as_published, by_table
 from effnetv2_jax.weights.keras import AXES
 from effnetv2_jax.weights.tensors import Tensors
@@ -143,7 +143,7 @@ def open_checkpoint(prefix: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     Raises:
         UsageError: if it is broken.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up chatter
+    hush_tensorflow(2)
     import tensorflow as tf  # seconds, and only this needs it
 
     # TensorFlow raises all of these for files that are cut short.

@@ -115,20 +115,31 @@ TIMM = Dialect(
     trained=_timm,
 )
 
-# V2's are trained with 1e-3; B5 to B7 come from TensorFlow, with its epsilon but not its padding.
-_TORCHVISION_SMALL_EPSILON = tuple(f"efficientnet-b{i}" for i in range(5))
-_TORCHVISION_PREPROCESSING = {
-    "efficientnetv2-s": "torchvision_v2",
-    "efficientnetv2-m": "torchvision_v2",
-    "efficientnetv2-l": "torchvision_v2_l",
+# Epsilon and preprocessing of torchvision's networks, and B2's evaluation size. B5 to B7 come from
+# TensorFlow, with its epsilon but not its padding.
+_TORCHVISION: dict[str, dict[str, Any]] = {
+    "efficientnet-b0": {"bn_epsilon": 1e-5, "preprocessing": "torch"},
+    "efficientnet-b1": {"bn_epsilon": 1e-5, "preprocessing": "torch_16"},
+    "efficientnet-b2": {"bn_epsilon": 1e-5, "preprocessing": "torch_0", "eval_size": 288},
+    "efficientnet-b3": {"bn_epsilon": 1e-5, "preprocessing": "torch_20"},
+    "efficientnet-b4": {"bn_epsilon": 1e-5, "preprocessing": "torch_4"},
+    "efficientnet-b5": {"bn_epsilon": 1e-3, "preprocessing": "torch_0"},
+    "efficientnet-b6": {"bn_epsilon": 1e-3, "preprocessing": "torch_0"},
+    "efficientnet-b7": {"bn_epsilon": 1e-3, "preprocessing": "torch_0"},
+    "efficientnetv2-s": {"bn_epsilon": 1e-3, "preprocessing": "torchvision_v2"},
+    "efficientnetv2-m": {"bn_epsilon": 1e-3, "preprocessing": "torchvision_v2"},
+    "efficientnetv2-l": {"bn_epsilon": 1e-3, "preprocessing": "torchvision_v2_l"},
 }
 
 
 def _torchvision(model: str, architecture: str | None) -> dict[str, Any]:
     del architecture
-    epsilon = 1e-5 if model in _TORCHVISION_SMALL_EPSILON else 1e-3
-    family = _TORCHVISION_PREPROCESSING.get(model, "torch")
-    return _SYMMETRIC | {"bn_epsilon": epsilon, "preprocessing": family}
+    if model not in _TORCHVISION:
+        raise UsageError(
+            f"its tensors have torchvision's names, but torchvision has no {model}: it has "
+            f"{', '.join(_TORCHVISION)}"
+        )
+    return _SYMMETRIC | _TORCHVISION[model]
 
 
 TORCHVISION = Dialect(

@@ -115,6 +115,9 @@ def test_bfloat16_computes_nearly_the_same(images):
     expected = forward(make(), images)
     half = make(dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.float32.dtype}
+    tokens = half.embed(images)
+    assert tokens.dtype == half.blocks[0].attention(tokens).dtype == jnp.bfloat16
+    assert half.blocks[0].mlp(half.norm(tokens)).dtype == jnp.bfloat16
     logits = forward(half, images)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, atol=0.03 * float(np.abs(expected).max()))

@@ -42,7 +42,7 @@ def tiny_model():
 def tiny_file(tiny_model, tmp_path):
     """Its weights in our names."""
     path = tmp_path / "tiny.safetensors"
-    save_weights(tiny_model, path)
+    save_weights(tiny_model, path, class_names=tuple("abcdefghij"))
     return path
 
 

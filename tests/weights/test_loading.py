@@ -1,5 +1,6 @@
 """Into a model that is there: heads, what it takes over, and what does not fit."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import safetensors.numpy
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
-from effnetv2_jax.weights import load_model, load_weights, save_weights
+from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.dialect import OURS
 from effnetv2_jax.weights.torch import TIMM, TORCHVISION
 
@@ -77,6 +79,7 @@ def test_a_model_takes_over_how_its_weights_were_trained(tmp_path, forward):
     before = forward(model, IMAGES)
     loaded = load_weights(model, str(path))
     assert loaded.changes == {"padding": "symmetric", "bn_epsilon": 1e-5, "preprocessing": "torch"}
+    assert model.spec == loaded.spec == dataclasses.replace(trained.spec, preprocessing="torch")
     np.testing.assert_array_equal(forward(model, IMAGES), forward(trained, IMAGES))
     assert not np.allclose(forward(model, IMAGES), before)
     # It would not be the same with the padding that it had.
@@ -129,22 +132,35 @@ def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding,
 
 
 @pytest.mark.parametrize(
-    ("model", "epsilon", "preprocessing"),
+    ("model", "epsilon", "resize", "crop", "interpolation"),
     [
-        ("efficientnet-b0", 1e-5, "torch"),
-        ("efficientnet-b4", 1e-5, "torch"),
-        ("efficientnet-b5", 1e-3, "torch"),
-        ("efficientnet-b7", 1e-3, "torch"),
-        ("efficientnetv2-m", 1e-3, "torchvision_v2"),
-        ("efficientnetv2-l", 1e-3, "torchvision_v2_l"),
+        ("efficientnet-b0", 1e-5, 256, 224, "bicubic"),
+        ("efficientnet-b1", 1e-5, 256, 240, "bicubic"),
+        ("efficientnet-b2", 1e-5, 288, 288, "bicubic"),
+        ("efficientnet-b3", 1e-5, 320, 300, "bicubic"),
+        ("efficientnet-b4", 1e-5, 384, 380, "bicubic"),
+        ("efficientnet-b5", 1e-3, 456, 456, "bicubic"),
+        ("efficientnet-b6", 1e-3, 528, 528, "bicubic"),
+        ("efficientnet-b7", 1e-3, 600, 600, "bicubic"),
+        ("efficientnetv2-s", 1e-3, 384, 384, "bilinear"),
+        ("efficientnetv2-m", 1e-3, 480, 480, "bilinear"),
+        ("efficientnetv2-l", 1e-3, 480, 480, "bicubic"),
     ],
 )
-def test_torchvisions_networks(model, epsilon, preprocessing):
-    assert TORCHVISION.trained(model, None) == {
-        "padding": "symmetric",
-        "bn_epsilon": epsilon,
-        "preprocessing": preprocessing,
-    }
+def test_torchvisions_networks(model, epsilon, resize, crop, interpolation):
+    """With what torchvision 0.28 says of the first weights of each."""
+    spec = dataclasses.replace(get_spec(model), **TORCHVISION.trained(model, None))
+    family = get_preprocessing(spec.preprocessing)
+    assert (spec.padding, spec.bn_epsilon) == ("symmetric", epsilon)
+    assert (spec.eval_size, spec.eval_size + family.crop_margin) == (crop, resize)
+    assert family.interpolation == interpolation
+    assert family.antialias
+    assert family.mean[0] == pytest.approx(127.5 if model.endswith("-l") else 0.485 * 255)
+
+
+def test_torchvision_has_no_other_networks():
+    with pytest.raises(UsageError, match="torchvision has no efficientnet-b8: it has efficientnet"):
+        TORCHVISION.trained("efficientnet-b8", None)
 
 
 def test_averages_are_taken_where_a_file_has_both(tmp_path):
@@ -163,6 +179,8 @@ def test_other_floats_become_float32(tiny_model, tmp_path, dtype):
     path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
     write(path, tiny_model, TIMM, dtype=dtype)
     model, _ = load_model(str(path))
+    read = read_weights(str(path)).tensors.values()
+    assert {x.dtype for x in read} == {np.dtype(np.float32)}
     expected = {name: x.astype(dtype).astype(np.float32) for name, x in arrays(tiny_model).items()}
     assert same_bits(arrays(model), expected)
 
@@ -181,8 +199,6 @@ def test_a_wrong_network_is_told_by_a_tensor_both_shapes_and_its_likeness(tmp_pa
 
 def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path):
     """All that the shallower one has is there, and of the right shape."""
-    import dataclasses
-
     groups = get_spec("efficientnetv2-tiny").groups
     deeper = (*groups[:2], dataclasses.replace(groups[2], repeats=3))
     path = tmp_path / "tf_efficientnetv2_tiny.safetensors"

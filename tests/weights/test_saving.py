@@ -63,8 +63,22 @@ def test_a_network_of_ones_own_comes_back_without_being_named(tmp_path):
     again, _ = load_model(str(tmp_path / "own.safetensors"))
     assert again.spec == model.spec
     assert same_bits(arrays(again), arrays(model))
-    with pytest.raises(UsageError, match=r"does not fit efficientnetv2-tiny: it is for .* groups"):
+    with pytest.raises(UsageError, match=r"does not fit efficientnetv2-tiny: tensor "):
         load_weights(make_tiny(), str(tmp_path / "own.safetensors"))
+
+
+@pytest.mark.parametrize("field", ["activation", "groups"])
+def test_what_shapes_do_not_show_has_to_be_the_same(tmp_path, field):
+    groups = get_spec("efficientnetv2-tiny").groups
+    other = {
+        "activation": "relu6",
+        "groups": (dataclasses.replace(groups[0], stride=2), *groups[1:]),
+    }
+    save_weights(make_tiny(**{field: other[field]}), tmp_path / "x.safetensors")
+    message = f"does not fit efficientnetv2-tiny: .* same shapes but with other {field}"
+    with pytest.raises(UsageError, match=message):
+        load_weights(make_tiny(), str(tmp_path / "x.safetensors"))
+    assert getattr(load_model(str(tmp_path / "x.safetensors"))[0].spec, field) == other[field]
 
 
 def test_others_find_the_preprocessing_in_the_metadata(tiny_file):

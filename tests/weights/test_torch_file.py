@@ -1,10 +1,13 @@
 """Files of torch.save, read without PyTorch: its own ones, broken ones, evil ones."""
 
 import collections
+import io
 import os
 import pathlib
 import pickle
 import struct
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -124,7 +127,77 @@ def test_whatever_else_a_pickle_names_is_refused(tmp_path, called):
         pass
 
 
-def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
+STORAGE = object()
+
+
+class Tensor:
+    """Pickled as PyTorch pickles a view of a storage of four numbers."""
+
+    def __init__(self, rebuild, offset, shape, strides):
+        self._does = (
+            rebuild,
+            (STORAGE, offset, shape, strides, False, collections.OrderedDict()),
+        )
+
+    def __reduce__(self):
+        return self._does
+
+
+@pytest.fixture
+def pickle_tensor(monkeypatch):
+    """Of (offset, shape, strides) → the pickle that PyTorch would write."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch.FloatStorage = type("FloatStorage", (), {"__module__": "torch"})
+
+    def rebuild(): ...
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = rebuild
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing):
+            return ("storage", torch.FloatStorage, "0", "cpu", 4) if thing is STORAGE else None
+
+    def dumps(*view):
+        file = io.BytesIO()
+        Pickler(file, protocol=2).dump({"x": Tensor(rebuild, *view)})
+        return file.getvalue()
+
+    return dumps
+
+
+@pytest.mark.parametrize(
+    ("view", "fits"),
+    [
+        ((0, (2, 2), (2, 1)), True),
+        ((1, (3,), (1,)), True),
+        ((4, (0,), (1,)), True),
+        ((1, (4,), (1,)), False),
+        ((0, (2, 2), (4, 1)), False),
+        ((3, (2,), (-1,)), False),
+        ((-1, (2,), (1,)), False),
+        ((0, (2,), (1, 1)), False),
+        ((0, (2.0,), (1,)), False),
+    ],
+)
+def test_a_view_lies_within_its_storage(tmp_path, pickle_tensor, view, fits):
+    path = tmp_path / "x.pth"
+    zip_file(path, pickle_tensor(*view))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
+    if not fits:
+        with pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch"), open_torch(path):
+            pass
+        return
+    offset, shape, _ = view
+    with open_torch(path) as tensors:
+        expected = np.arange(offset, offset + np.prod(shape)).reshape(shape)
+        np.testing.assert_array_equal(tensors.read("x"), expected)
+
+
+def test_a_storage_of_another_size_is_refused(tmp_path):
     """PyTorch's own numbers, one of them changed: the size of a storage."""
     with zipfile.ZipFile(GOLDEN / "torch_zip.pth") as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

@@ -1,0 +1,135 @@
+"""Images and what a network sees in them, as one picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+from effnetv2_jax.data.named_images import printable, small_copy
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.predictions.prediction import Prediction
+from effnetv2_jax.training.report import BLUE, GLYPH_WIDTH, GREY, INK, POINTS_PER_INCH
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_IMAGES = 64
+MAX_GUESSES = 5
+
+# A cell, in inches: the image in a square, and right of it a row for every guess.
+_SQUARE, _GAP, _ROWS = 1.6, 0.15, 2.8
+_CELL_WIDTH, _CELL_HEIGHT = _SQUARE + _GAP + _ROWS, 0.24 + _SQUARE
+_BETWEEN, _MARGIN, _TITLE = 0.3, 0.15, 0.35
+_BAR = 0.07
+_TRACK = "#ECECEC"
+_NAME_POINTS, _TITLE_POINTS = 8.5, 10.0
+_DPI = 150
+# Enough for the square in print, whatever the size of the file.
+_SIDE = round(_SQUARE * 2 * _DPI)
+_PAGE = 297 / 210  # A4, height over width
+
+
+def check_picture(path: str) -> None:
+    """Raises UsageError for a name whose ending matplotlib does not know."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    allowed = FigureCanvasBase.get_supported_filetypes()
+    if os.path.splitext(path)[1].removeprefix(".").lower() not in allowed:
+        endings = ", ".join(f".{name}" for name in sorted(allowed))
+        raise UsageError(f"picture {path!r} must end in one of {endings}")
+
+
+def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
+    """Draws every image whole, in its own shape, beside bars of its likeliest classes.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        predictions: at least one; of each, the first MAX_GUESSES guesses are drawn.
+
+    Raises:
+        UsageError: where the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    columns = _columns(len(predictions))
+    rows = math.ceil(len(predictions) / columns)
+    width = 2 * _MARGIN + columns * (_CELL_WIDTH + _BETWEEN) - _BETWEEN
+    height = _TITLE + rows * (_CELL_HEIGHT + _BETWEEN)
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    _write(figure, _MARGIN, height - _TITLE / 2, title, size=_TITLE_POINTS, weight="bold")
+    for number, prediction in enumerate(predictions):
+        row, column = divmod(number, columns)
+        left = _MARGIN + column * (_CELL_WIDTH + _BETWEEN)
+        top = height - _TITLE - row * (_CELL_HEIGHT + _BETWEEN)
+        _draw_cell(figure, left, top, prediction)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"picture {path!r} cannot be written: {error}") from error
+
+
+def _columns(count: int) -> int:
+    """As few as make a page that is no taller than one of A4."""
+    row = _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)
+    return math.ceil(math.sqrt(count * row))
+
+
+def _draw_cell(figure: Figure, left: float, top: float, prediction: Prediction) -> None:
+    """Draws one image with its guesses, the upper left corner at so many inches of the figure."""
+    name = _end_of(printable(prediction.image.name), _CELL_WIDTH)
+    _write(figure, left, top - 0.12, name, size=_NAME_POINTS, color=GREY)
+    bottom = top - _CELL_HEIGHT
+    axes = figure.add_axes(_share(figure, left, bottom, _SQUARE, _SQUARE), anchor="NW")
+    axes.imshow(small_copy(prediction.image, _SIDE).numpy())
+    axes.set_axis_off()
+    left, step = left + _SQUARE + _GAP, _SQUARE / MAX_GUESSES
+    for number, guess in enumerate(prediction.guesses[:MAX_GUESSES]):
+        height = bottom + _SQUARE - number * step
+        style = {"size": _NAME_POINTS, "color": INK, "weight": "normal" if number else "bold"}
+        percent = f"{100 * guess.probability:.1f} %"
+        room = _ROWS - _width(f"  {percent}")
+        _write(figure, left, height - 0.1, _beginning_of(printable(guess.name), room), **style)
+        _write(figure, left + _ROWS, height - 0.1, percent, ha="right", **style)
+        for length, colour in ((1.0, _TRACK), (guess.probability, BLUE)):
+            _bar(figure, left, height - 0.2 - _BAR, _ROWS * length, colour)
+
+
+def _bar(figure: Figure, left: float, bottom: float, width: float, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    x, y, w, h = _share(figure, left, bottom, width, _BAR)
+    figure.add_artist(Rectangle((x, y), w, h, color=colour, linewidth=0))
+
+
+def _write(figure: Figure, left: float, middle: float, text: str, **style) -> None:
+    x, y, _, _ = _share(figure, left, middle, 0, 0)
+    # A dollar in a name is a dollar.
+    figure.text(x, y, text, va="center_baseline", parse_math=False, **{"color": INK} | style)
+
+
+def _share(
+    figure: Figure, left: float, bottom: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """Inches as shares of the figure."""
+    across, up = figure.get_size_inches()
+    return left / across, bottom / up, width / across, height / up
+
+
+def _width(text: str) -> float:
+    """Of a text at the size of names, in inches; hardly ever less than it really is."""
+    return GLYPH_WIDTH * _NAME_POINTS / POINTS_PER_INCH * len(text)
+
+
+def _beginning_of(text: str, room: float) -> str:
+    """Shortened at its end where it is wider than so many inches."""
+    letters = int(room / _width("x"))
+    return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
+
+
+def _end_of(text: str, room: float) -> str:
+    """Shortened at its beginning, as of a path the end says more."""
+    letters = int(room / _width("x"))
+    return text if len(text) <= letters else f"…{text[1 - letters :].lstrip()}"

@@ -1,0 +1,141 @@
+"""Images → the classes that a network finds likeliest, batch after batch."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax import lax
+
+from effnetv2_jax.data import pipeline
+from effnetv2_jax.data.named_images import NamedImage, named_source
+from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import Network
+from effnetv2_jax.preprocessing import Preprocessing
+from effnetv2_jax.training.feed import Feed
+from effnetv2_jax.training.state import Apply, PyTree, functional
+from effnetv2_jax.training.step import normalize
+
+# (params, batch_stats, images uint8 [batch, size, size, 3]) → probabilities float32 [batch, top]
+# and classes int32 [batch, top].
+PredictStep = Callable[[PyTree, PyTree, np.ndarray], tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A class that an image may be of.
+
+    Attributes:
+        number: of the class, from 0.
+        name: of the class.
+        probability: in 0 … 1.
+    """
+
+    number: int
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network says about an image.
+
+    Attributes:
+        image: that was looked at.
+        guesses: the likeliest first.
+    """
+
+    image: NamedImage
+    guesses: tuple[Guess, ...]
+
+
+def predict(
+    model: Network,
+    images: list[NamedImage],
+    *,
+    preprocessing: Preprocessing,
+    image_size: int,
+    class_names: tuple[str, ...],
+    batch_size: int = 32,
+    top: int = 5,
+) -> Iterator[Prediction]:
+    """Yields a prediction of every image that can be decoded, in their order; the log names others.
+
+    Images are prepared as an evaluation does it, by threads that begin before the one program is
+    compiled. It runs on JAX's default device.
+
+    Args:
+        model: in evaluation mode or not.
+        images: at least one.
+        preprocessing: the input family.
+        image_size: side in px.
+        class_names: one a class.
+        batch_size: images that the device works on at a time.
+        top: guesses for an image, at most the number of classes.
+
+    Raises:
+        UsageError: while iterating, where the network's outputs are not finite.
+    """
+    batch_size = min(batch_size, len(images))
+    batches = pipeline.eval_batches(
+        named_source(images),
+        "all",
+        image_size=image_size,
+        batch_size=batch_size,
+        preprocessing=preprocessing,
+        max_bad_fraction=1.0,
+    )
+    feed = Feed(batches)
+    apply, params, batch_stats = functional(model)
+    predict_step = make_predict_step(apply, mean=preprocessing.mean, std=preprocessing.std, top=top)
+    try:
+        for begin in range(0, len(images), batch_size):
+            batch = feed.next()
+            assert batch is not None  # nobody gives up
+            arrays = jax.device_get(predict_step(params, batch_stats, batch["image"]))
+            # The last batch may be longer than what is left of the images.
+            rows = zip(images[begin:], batch["mask"], *arrays, strict=False)
+            for image, mask, probabilities, classes in rows:
+                if mask:
+                    yield Prediction(image, _guesses(probabilities, classes, class_names))
+    finally:
+        feed.close()
+
+
+def make_predict_step(
+    apply: Apply,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    top: int,
+) -> PredictStep:
+    """Builds the step, which compiles once per shape.
+
+    Args:
+        apply: from ``state.functional``.
+        mean: of the input family.
+        std: of the input family.
+        top: classes of each image, the likeliest first.
+    """
+
+    @jax.jit
+    def predict_step(params: PyTree, batch_stats: PyTree, images: jax.Array):
+        logits, _ = apply(params, batch_stats, normalize(images, mean, std), train=False)
+        probabilities, classes = lax.top_k(jax.nn.softmax(logits), top)
+        return probabilities, classes
+
+    return predict_step
+
+
+def _guesses(
+    probabilities: np.ndarray, classes: np.ndarray, class_names: tuple[str, ...]
+) -> tuple[Guess, ...]:
+    if not np.isfinite(probabilities).all():
+        raise UsageError(
+            "the network's outputs are not finite numbers: its weights are damaged, or are meant "
+            "for another network"
+        )
+    return tuple(
+        Guess(number, class_names[number], probability)
+        for number, probability in zip(classes.tolist(), probabilities.tolist(), strict=True)
+    )

@@ -1,0 +1,49 @@
+"""The program that converts weights."""
+
+import subprocess
+import sys
+
+import pytest
+
+from effnetv2_jax.models import create_model
+from effnetv2_jax.weights import save_weights
+
+
+def convert(*flags):
+    command = [sys.executable, "-m", "effnetv2_jax.convert", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert")
+    model = create_model("efficientnetv2-tiny", num_classes=10, padding="symmetric")
+    save_weights(model, folder / "a.safetensors", naming="timm")
+    return folder
+
+
+def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
+    result = convert(f"--from={folder}/a.safetensors", f"--to={folder}/orbax")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "efficientnetv2-tiny with 10 classes, 65 tensors, 18,220 numbers, from efficientnetv2-tiny",
+        "padding symmetric, bn_epsilon 0.001, preprocessing v2, 32 px",
+        f"written to {folder}/orbax",
+    ]
+    back = convert(f"--from={folder}/orbax", f"--to={folder}/b.safetensors", "--naming=timm")
+    assert back.stdout.endswith(
+        f"written to {folder}/b.safetensors in timm's names, of which timm has no network just "
+        "like it\n"
+    )
+    assert (folder / "b.safetensors").read_bytes() == (folder / "a.safetensors").read_bytes()
+
+
+def test_a_mistake_is_one_sentence(folder):
+    result = convert(
+        f"--from={folder}/a.safetensors", f"--to={folder}/c", "--model=efficientnetv2-s"
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "tensor conv_stem.weight has shape (8, 3, 3, 3) there and" in result.stderr
+    assert result.stderr.endswith("it looks like efficientnetv2-tiny\n")
+    assert not (folder / "c").exists()
