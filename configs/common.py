@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     # None means the model's own. Weights that were trained in PyTorch want "symmetric" and 1e-5.
     config.model.padding = config_dict.placeholder(str)
     config.model.bn_epsilon = config_dict.placeholder(float)
+    # Of a ViT's layer norm, likewise.
+    config.model.norm_epsilon = config_dict.placeholder(float)
     # On the official initial classifier; see EfficientNetSpec.
     config.model.head_init_scale = 1.0
     # Of the last block, in stochastic depth.

@@ -8,7 +8,8 @@ from absl import flags
 
 from effnetv2_jax import cli
 from effnetv2_jax.weights import read_weights, save_weights
-from effnetv2_jax.weights.torch import timm_architecture
+from effnetv2_jax.weights.reading import ADOPTED
+from effnetv2_jax.weights.saving import in_timm
 
 MODEL = flags.DEFINE_string("model", None, "That they must fit; by default the one they do.")
 FROM = flags.DEFINE_string(
@@ -37,12 +38,14 @@ def main() -> None:
         f"{spec.name} with {weights.num_classes} classes, {len(weights.tensors)} tensors, "
         f"{numbers:,} numbers, from {weights.origin}"
     )
+    computes = (name for name in ADOPTED[type(spec)] if not name.endswith("_size"))
     print(
-        f"padding {spec.padding}, bn_epsilon {spec.bn_epsilon:g}, preprocessing "
-        f"{spec.preprocessing}, {spec.eval_size} px"
+        ", ".join(f"{name} {getattr(spec, name)}" for name in computes),
+        f"{spec.eval_size} px",
+        sep=", ",
     )
     if NAMING.value == "timm":
-        name = timm_architecture(spec)
+        name = in_timm(spec)
         print(
             f"written to {TO.value} in timm's names, "
             + (f"for timm's {name}" if name else "of which timm has no network just like it")

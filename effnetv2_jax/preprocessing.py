@@ -56,6 +56,15 @@ _V1_GEOMETRY: dict[str, Any] = {
     "center_crop_below": float("inf"),
 }
 
+_VIT_GEOMETRY: dict[str, Any] = {
+    "interpolation": "bicubic",
+    "aspect_ratio_range": (3 / 4, 4 / 3),
+    "min_object_covered": 0.0,
+    "center_crop_below": 320,
+    "crop_margin": 24,
+    "antialias": True,
+}
+
 PREPROCESSING: dict[str, Preprocessing] = {
     family.name: family
     for family in (
@@ -85,6 +94,22 @@ PREPROCESSING: dict[str, Preprocessing] = {
             aspect_ratio_range=(0.75, 1.33),
             min_object_covered=0.0,
             center_crop_below=0,
+        ),
+        # ViT and DeiT: random crops as their authors train with, evaluation as timm's, 90 % of the
+        # short side at 224 px and the whole image, resized, at 384 px.
+        Preprocessing(
+            name="vit",
+            mean=(127.5,) * 3,
+            std=(127.5,) * 3,
+            area_range=(0.05, 1.0),
+            **_VIT_GEOMETRY,
+        ),
+        Preprocessing(
+            name="deit",
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            area_range=(0.08, 1.0),
+            **_VIT_GEOMETRY,
         ),
         # V1's crops with (x − 127) / 128: the Lite checkpoints are meant for quantised devices.
         Preprocessing(

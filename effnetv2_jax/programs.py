@@ -26,7 +26,7 @@ from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.files import write_atomically
-from effnetv2_jax.models import EfficientNet, create_model, get_spec
+from effnetv2_jax.models import Network, create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
@@ -39,7 +39,7 @@ from effnetv2_jax.weights.loading import put
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Fields of the model that its weights were trained with, and cannot do without.
-AS_TRAINED = ("padding", "bn_epsilon")
+AS_TRAINED = ("padding", "bn_epsilon", "norm_epsilon")
 
 CONFIG_FILE = "config.json"
 CLASS_NAMES_FILE = "class_names.txt"
@@ -159,6 +159,14 @@ def build(config: ml_collections.ConfigDict) -> Run:
     augmentation = make_augmentation(config)
     share = pipeline.Share(jax.process_index(), jax.process_count())
     optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
+    # What a config says of models in general, as far as this kind has it.
+    overrides = {
+        "bn_momentum": config.model.bn_momentum,
+        "head_init_scale": config.model.head_init_scale,
+        "survival_prob": config.model.survival_prob,
+        # The only one that a ViT takes.
+        "eval_size": config.eval_image_size,
+    } | {name: value for name in AS_TRAINED if (value := config.model.get(name)) is not None}
     make_model = functools.partial(
         create_model,
         config.model.name,
@@ -167,10 +175,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         axis_name=AXES,
         bn_group_size=config.model.bn_group_size or None,
         remat=config.model.remat,
-        bn_momentum=config.model.bn_momentum,
-        head_init_scale=config.model.head_init_scale,
-        survival_prob=config.model.survival_prob,
-        **{name: config.model[name] for name in AS_TRAINED if config.model[name] is not None},
+        **{field: value for field, value in overrides.items() if field in vars(spec)},
     )
     apply, _, _ = functional(nnx.eval_shape(make_model))
 
@@ -244,7 +249,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     )
 
 
-def begin_with(init_weights: str, model: EfficientNet) -> None:
+def begin_with(init_weights: str, model: Network) -> None:
     """Puts weights into a new model, and says in the log what was loaded.
 
     Raises:
@@ -255,7 +260,7 @@ def begin_with(init_weights: str, model: EfficientNet) -> None:
     others = [
         f"--config.model.{name}={getattr(weights.spec, name)}"
         for name in AS_TRAINED
-        if getattr(weights.spec, name) != getattr(model.spec, name)
+        if name in vars(model.spec) and getattr(weights.spec, name) != getattr(model.spec, name)
     ]
     if others:
         raise UsageError(

@@ -67,3 +67,17 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     config = config_for(tmp_path / "x.safetensors", name="efficientnet-b0")
     with pytest.raises(UsageError, match="does not fit efficientnet-b0"):
         programs.build(config).first_state()
+
+
+def test_a_vit_begins_with_weights_for_other_images(tmp_path):
+    path = tmp_path / "x.safetensors"
+    saved = create_model("deit-ti", num_classes=3, eval_size=48)
+    save_weights(saved, path)
+    state = programs.build(config_for(path, name="deit-ti")).first_state()
+    assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
+    kernel = state.params["blocks"][3]["mlp"]["expand"]["kernel"]
+    assert np.array_equal(kernel, saved.blocks[3].mlp.expand.kernel[...])
+    save_weights(create_model("deit-ti", eval_size=32, norm_epsilon=1e-5), path, overwrite=True)
+    with pytest.raises(UsageError, match=r"otherwise, set --config.model.norm_epsilon=1e-05"):
+        programs.build(config_for(path, name="deit-ti")).first_state()
+    programs.build(config_for(path, name="deit-ti", norm_epsilon=1e-5)).first_state()

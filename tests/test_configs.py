@@ -151,6 +151,18 @@ def test_the_fields_for_many_devices_reach_the_step():
     assert "checkpoint" in program or "remat" in program
 
 
+def test_a_vit_is_made_for_the_images_of_evaluation():
+    """Of what a config says of models in general it takes what it has."""
+    fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
+    run = programs.build(small_config(**fields))
+    state = jax.eval_shape(run.initial_state)
+    assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
+    assert state.batch_stats == {}
+    batch = next(run.eval_batches("test", 32))
+    sums = run.eval_step.eval_shape(state.params, state.batch_stats, batch)
+    assert sums["top1"].shape == ()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

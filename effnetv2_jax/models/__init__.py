@@ -5,11 +5,15 @@ from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
 from effnetv2_jax.models.registry import (
     ModelInfo,
+    Network,
+    Spec,
     create_model,
     get_spec,
     list_models,
     model_info,
 )
+from effnetv2_jax.models.vit import VisionTransformer
+from effnetv2_jax.models.vit_specs import VisionTransformerSpec
 
 __all__ = [
     "EfficientNet",
@@ -18,6 +22,10 @@ __all__ = [
     "GroupSpec",
     "MBConv",
     "ModelInfo",
+    "Network",
+    "Spec",
+    "VisionTransformer",
+    "VisionTransformerSpec",
     "count_multiply_adds",
     "count_parameters",
     "create_model",

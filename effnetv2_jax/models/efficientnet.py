@@ -18,6 +18,7 @@ from effnetv2_jax.models.layers import (
     Conv,
     DepthwiseConv,
     SqueezeExcite,
+    check_images,
     dense_kernel_init,
     dropout,
     stochastic_depth,
@@ -394,17 +395,7 @@ class EfficientNet(nnx.Module):
     def _body(
         self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise UsageError(
-                f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
-            )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
-        if index is not None and index.shape != images.shape[:1]:
-            raise UsageError(
-                f"index must have the batch's shape {list(images.shape[:1])}, "
-                f"got {list(index.shape)}"
-            )
+        check_images(images, index)
         x = self.stem(images, train=training)
         reductions: dict[str, jax.Array] = {}
 

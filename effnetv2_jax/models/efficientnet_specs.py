@@ -110,6 +110,11 @@ class EfficientNetSpec:
     padding: str = "same"
 
     @property
+    def num_features(self) -> int:
+        """Of a pooled image, that the classifier sees."""
+        return self.head_filters
+
+    @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """Every block of the body, in order."""
         blocks: list[BlockSpec] = []
@@ -331,7 +336,7 @@ _RW_T = EfficientNetSpec(
 
 _B4 = _v1("b4", 1.4, 1.8, 380, 0.4)
 
-SPECS: dict[str, EfficientNetSpec] = {
+EFFICIENTNET_SPECS: dict[str, EfficientNetSpec] = {
     spec.name: spec
     for spec in (
         _v2_b(0, 1.0, 1.0, 192, 224, 0.2),

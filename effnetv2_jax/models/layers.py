@@ -90,6 +90,28 @@ def dense_kernel_init(
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def small_normal_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Normal with standard deviation 0.02: all kernels and embeddings of a DeiT.
+
+    Its code truncates at ±2, which is 100 standard deviations away.
+    """
+    return _normal(key, shape, 0.02).astype(dtype)
+
+
+def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
+    """Raises UsageError for what no network takes as [batch, height, width, 3] and [batch]."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UsageError(
+            f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
+    if index is not None and index.shape != images.shape[:1]:
+        raise UsageError(
+            f"index must have the batch's shape {list(images.shape[:1])}, got {list(index.shape)}"
+        )
+
+
 def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> list[tuple[int, int]]:
     """Pixels of padding before and after, of height and width."""
     if padding == "symmetric":

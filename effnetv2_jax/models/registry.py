@@ -3,6 +3,8 @@
 import dataclasses
 import fnmatch
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,21 @@ from flax import nnx
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.efficientnet import EfficientNet
-from effnetv2_jax.models.efficientnet_specs import SPECS, EfficientNetSpec
+from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS, EfficientNetSpec
 from effnetv2_jax.models.layers import AxisName
+from effnetv2_jax.models.vit import VisionTransformer
+from effnetv2_jax.models.vit_specs import VIT_SPECS, VisionTransformerSpec
+
+Spec = EfficientNetSpec | VisionTransformerSpec
+Network = EfficientNet | VisionTransformer
+
+SPECS: dict[str, Spec] = {**EFFICIENTNET_SPECS, **VIT_SPECS}
+
+_NETWORKS: dict[type[Spec], Callable[..., Network]] = {
+    EfficientNetSpec: EfficientNet,
+    VisionTransformerSpec: VisionTransformer,
+}
+"""What builds a network from a spec; all take the same arguments beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +54,10 @@ class ModelInfo:
     train_size: int
     eval_size: int
     preprocessing: str
-    spec: EfficientNetSpec
+    spec: Spec
 
 
-def get_spec(name: str) -> EfficientNetSpec:
+def get_spec(name: str) -> Spec:
     """The frozen spec of a model; raises UsageError with the near names for an unknown one."""
     if name not in SPECS:
         raise unknown_name("model", name, SPECS)
@@ -59,7 +74,7 @@ def create_model(
     remat: str = "none",
     rngs: nnx.Rngs | None = None,
     **overrides,
-) -> EfficientNet:
+) -> Network:
     """Builds a model with freshly initialised parameters, in evaluation mode.
 
     Args:
@@ -67,13 +82,13 @@ def create_model(
         num_classes: of the classifier; 0 gives pooled features.
         dtype: of the computation, float32 or bfloat16; parameters are float32.
         axis_name: mesh axis, or axes, over whose devices batch norm averages its statistics in
-            training.
+            training; of no meaning where there is none.
         bn_group_size: neighbouring devices that do so together, at most all; None for all.
         remat: what training computes anew in the backward pass to save memory: ``none``,
             ``blocks`` or ``stages``.
         rngs: keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
-        **overrides: fields of the ``EfficientNetSpec`` to change, e.g. ``bn_momentum=0.9`` or
-            ``survival_prob=1.0``.
+        **overrides: fields of the model's spec to change, e.g. ``survival_prob=1.0`` or
+            ``bn_momentum=0.9``; for a ViT of another image size ``eval_size=224``.
 
     Returns:
         The Flax NNX module.
@@ -83,19 +98,22 @@ def create_model(
     """
     spec = get_spec(name)
     for field in overrides:
-        if not hasattr(spec, field):
-            raise unknown_name("field of EfficientNetSpec", field, vars(spec))
-    spec = dataclasses.replace(spec, **overrides)
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    return EfficientNet(
-        spec,
+        if field not in vars(spec):
+            raise unknown_name(f"field of {type(spec).__name__}", field, vars(spec))
+    return build(
+        dataclasses.replace(spec, **overrides),
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
         bn_group_size=bn_group_size,
         remat=remat,
-        rngs=rngs,
+        rngs=nnx.Rngs(0) if rngs is None else rngs,
     )
+
+
+def build(spec: Spec, **arguments: Any) -> Network:
+    """The network of a spec, whatever its kind; see ``create_model`` for the arguments."""
+    return _NETWORKS[type(spec)](spec, **arguments)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -111,6 +129,7 @@ def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = N
         name: one of ``list_models()``.
         num_classes: of the classifier.
         image_size: side in px at which multiply-adds are counted; None means the evaluation size.
+            A ViT is counted as one that is made for it, of which the position embedding is part.
 
     Raises:
         UsageError: for an unknown name or an image size below 1.
@@ -119,7 +138,9 @@ def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = N
     image_size = spec.eval_size if image_size is None else image_size
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 px, got {image_size}")
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes))
+    model = nnx.eval_shape(
+        lambda: create_model(name, num_classes=num_classes, eval_size=image_size)
+    )
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return ModelInfo(

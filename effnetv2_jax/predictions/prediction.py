@@ -10,7 +10,7 @@ from jax import lax
 from effnetv2_jax.data import pipeline
 from effnetv2_jax.data.named_images import NamedImage, named_source
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNet
+from effnetv2_jax.models import Network
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.state import Apply, PyTree, functional
@@ -50,7 +50,7 @@ class Prediction:
 
 
 def predict(
-    model: EfficientNet,
+    model: Network,
     images: list[NamedImage],
     *,
     preprocessing: Preprocessing,

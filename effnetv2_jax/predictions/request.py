@@ -11,7 +11,7 @@ from effnetv2_jax import bars
 from effnetv2_jax.data.named_images import find_images
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.imagenet_classes import imagenet_ids, imagenet_names
-from effnetv2_jax.models import EfficientNet
+from effnetv2_jax.models import Network
 from effnetv2_jax.predictions.picture import MAX_IMAGES, check_picture, write_picture
 from effnetv2_jax.predictions.prediction import Prediction, predict
 from effnetv2_jax.predictions.printing import FORMATS, column_width
@@ -38,7 +38,7 @@ class Request:
         UsageError: for a value that cannot be used.
     """
 
-    load_model: Callable[[], tuple[EfficientNet, Loaded]]
+    load_model: Callable[[], tuple[Network, Loaded]]
     image_size: int | None = None
     preprocessing: str | None = None
     batch_size: int = 32

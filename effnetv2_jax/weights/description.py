@@ -2,15 +2,26 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNetSpec, GroupSpec
+from effnetv2_jax.models import EfficientNetSpec, GroupSpec, Spec, VisionTransformerSpec
 from effnetv2_jax.preprocessing import get_preprocessing
 
 KEY = "effnetv2_jax"
 """Under which a description stands beside others'."""
+
+
+def _efficientnet(groups: list[dict[str, Any]], **fields: Any) -> EfficientNetSpec:
+    return EfficientNetSpec(groups=tuple(GroupSpec(**group) for group in groups), **fields)
+
+
+_SPECS: dict[str, Callable[..., Spec]] = {
+    "efficientnet": _efficientnet,
+    "vit": VisionTransformerSpec,
+}
+_KINDS: dict[type[Spec], str] = {EfficientNetSpec: "efficientnet", VisionTransformerSpec: "vit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Description:
         origin: where they come from, for people.
     """
 
-    spec: EfficientNetSpec
+    spec: Spec
     num_classes: int
     class_names: tuple[str, ...] | None
     origin: str
@@ -34,18 +45,19 @@ class Description:
         family = dataclasses.asdict(get_preprocessing(self.spec.preprocessing))
         # JSON has no infinity.
         family = {name: str(x) if x == float("inf") else x for name, x in family.items()}
-        return json.dumps(dataclasses.asdict(self) | {"preprocessing": family})
+        more = {"kind": _KINDS[type(self.spec)], "preprocessing": family}
+        return json.dumps(dataclasses.asdict(self) | more)
 
     @classmethod
     def from_json(cls, text: str) -> "Description":
         """The description in a text; raises UsageError where there is none."""
         try:
             values: Mapping[str, Any] = json.loads(text)
-            spec = dict(values["spec"])
-            groups = tuple(GroupSpec(**group) for group in spec.pop("groups"))
+            # There was one kind when the first files were written.
+            make_spec = _SPECS[values.get("kind", "efficientnet")]
             names = values["class_names"]
             return cls(
-                spec=EfficientNetSpec(groups=groups, **spec),
+                spec=make_spec(**values["spec"]),
                 num_classes=int(values["num_classes"]),
                 class_names=None if names is None else tuple(map(str, names)),
                 origin=str(values["origin"]),

@@ -1,4 +1,4 @@
-"""How a library names and lays out the tensors of an EfficientNet, as tables.
+"""How a library names and lays out the tensors of a kind of network, as tables.
 
 A table gives the name of each of our layers (``layout.layers``) in the other library, and a dialect
 says what its parts are called and in which order a kernel's axes lie. It serves both directions:
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNetSpec
-from effnetv2_jax.models.efficientnet_specs import SPECS, BlockSpec, Op
+from effnetv2_jax.models import EfficientNetSpec, Spec, VisionTransformerSpec
+from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS, BlockSpec, Op
 from effnetv2_jax.weights import layout
 from effnetv2_jax.weights.layout import CLASSIFIER, Kind, Layer
+from effnetv2_jax.weights.positions import POSITIONS
 
 # Our kernels' axes in those of theirs: theirs.transpose(axes) is ours.
 Axes = Mapping[Kind, tuple[int, ...]]
@@ -64,42 +65,47 @@ TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
 def as_published(model: str, architecture: str | None) -> dict[str, Any]:
     """``Dialect.trained`` of libraries whose networks are those of the papers."""
     del architecture
-    family = {"preprocessing": SPECS[model].preprocessing} if model in SPECS else {}
-    return TENSORFLOW | family
+    spec = EFFICIENTNET_SPECS.get(model)
+    return TENSORFLOW | ({"preprocessing": spec.preprocessing} if spec else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """One library's names.
+    """One library's names of one kind of network.
 
     Attributes:
         name: of the library, for people.
         anchor: a tensor that all of its networks have. What stands before it in a file
             (``module.``, ``efficientnetv2-s/``) stands before all the others too.
-        layer_names: of (spec) → our layer's name → theirs.
+        layer_names: of (spec) → our layer's name → theirs; empty where only its parts have one.
         leaves: of (kind of layer) → our part of it → theirs.
         axes: of kernels.
         separator: between a layer's name and its part.
         territory: matches the names of what belongs to a network; others are not looked at.
         trained: of (name of the model, timm's name of the architecture or None) → the fields of the
             spec that say how such networks compute; UsageError where that is unknown.
+        network: the kind, as the type of its specs.
+        model_of: of (timm's name of the architecture) → our model's name, where that tells more
+            than shapes do; None where it does not.
     """
 
     name: str
     anchor: str
-    layer_names: Callable[[EfficientNetSpec], Mapping[str, str]]
+    layer_names: Callable[[Any], Mapping[str, str]]
     leaves: Leaves
     axes: Axes
     separator: str
     territory: re.Pattern[str]
     trained: Callable[[str, str | None], Mapping[str, Any]]
+    network: type[Spec] = EfficientNetSpec
+    model_of: Callable[[str], str | None] = lambda architecture: None
 
     def prefixes(self, names: Mapping[str, object]) -> list[str]:
         """What stands before this dialect's names in a file: once for every network in it."""
         before = re.compile(rf"(.*[./])?{re.escape(self.anchor)}")
         return [match[1] or "" for name in names if (match := before.fullmatch(name))]
 
-    def places(self, spec: EfficientNetSpec, num_classes: int) -> dict[str, Place]:
+    def places(self, spec: Spec, num_classes: int) -> dict[str, Place]:
         """Where the tensors of a network are, by our names, without what stands before.
 
         Args:
@@ -125,7 +131,8 @@ class Dialect:
         shape = layer.shapes[leaf]
         axes = self.axes[layer.kind] if leaf == "kernel" else tuple(range(len(shape)))
         theirs = tuple(shape[i] for i in np.argsort(axes))
-        return Place(f"{name}{self.separator}{self.leaves[layer.kind][leaf]}", theirs, axes)
+        parts = filter(None, (name, self.leaves[layer.kind][leaf]))
+        return Place(self.separator.join(parts), theirs, axes)
 
 
 def by_table(
@@ -163,7 +170,7 @@ def _fill(prefix: str, number: int, block: BlockSpec) -> str:
     )
 
 
-def our_names(spec: EfficientNetSpec) -> Mapping[str, str]:
+def our_names(spec: Spec) -> Mapping[str, str]:
     return {layer.name: layer.name for layer in layout.layers(spec, num_classes=1)}
 
 
@@ -178,4 +185,20 @@ OURS = Dialect(
     separator=".",
     territory=re.compile(rf"(stem|blocks|head|{CLASSIFIER})\..*"),
     trained=as_published,
+)
+
+OURS_VIT = Dialect(
+    name=OURS.name,
+    anchor=POSITIONS,
+    layer_names=our_names,
+    leaves={
+        "embedding": {name: name for name in ("class_token", "positions")},
+        **dict.fromkeys(("conv", "layer_norm", "dense"), _SAME_LEAVES),
+    },
+    axes=OUR_AXES,
+    separator=".",
+    territory=re.compile(rf"(embed|blocks|norm|{CLASSIFIER})\..*"),
+    # Not asked for: our files have a description.
+    trained=lambda model, architecture: {},
+    network=VisionTransformerSpec,
 )

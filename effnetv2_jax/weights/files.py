@@ -15,7 +15,9 @@ from effnetv2_jax.weights.tensors import Tensors
 
 # What Hugging Face calls the weights in a repository.
 _IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
-_TIMM_NAME = re.compile(r"((?:tf_)?efficientnet(?:v2)?_[a-z0-9]+(?:[._][a-z0-9]+)*)")
+_TIMM_NAME = re.compile(
+    r"(((?:tf_)?efficientnet(?:v2)?|(?<![a-z0-9])(?:vit|deit))_[a-z0-9]+(?:[._][a-z0-9]+)*)"
+)
 
 
 @contextlib.contextmanager

@@ -5,16 +5,17 @@ Names are the attributes of the module that lead to a tensor, joined by dots:
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 
-from effnetv2_jax.models import EfficientNetSpec
+from effnetv2_jax.models import EfficientNetSpec, Spec, VisionTransformerSpec
 from effnetv2_jax.models.efficientnet_specs import BlockSpec
 
-Kind = Literal["conv", "depthwise", "norm", "dense"]
+# ``norm`` is batch norm; an embedding's parts have no layer but the one that they are added in.
+Kind = Literal["conv", "depthwise", "norm", "dense", "layer_norm", "embedding"]
 
 CLASSIFIER = "classifier"
 
@@ -34,27 +35,24 @@ class Layer:
     shapes: dict[str, tuple[int, ...]]
 
 
-def layers(spec: EfficientNetSpec, num_classes: int) -> list[Layer]:
-    """All layers with weights, from the stem to the classifier.
+def layers(spec: Spec, num_classes: int) -> list[Layer]:
+    """All layers with weights, from the image to the classifier.
 
     Args:
         spec: of the network.
         num_classes: of the classifier; 0 for none.
     """
-    found = [
-        _conv("stem.conv", 3, 3, spec.stem_filters),
-        _norm("stem.norm", spec.stem_filters),
-    ]
+    found = list(_BODIES[type(spec)](spec))
+    return found + ([_dense(CLASSIFIER, spec.num_features, num_classes)] if num_classes else [])
+
+
+def _efficientnet(spec: EfficientNetSpec) -> Iterator[Layer]:
+    yield _conv("stem.conv", 3, 3, spec.stem_filters)
+    yield _norm("stem.norm", spec.stem_filters)
     for number, block in enumerate(spec.blocks):
-        found += _block(f"blocks.{number}", block)
-    found += [
-        _conv("head.conv", 1, spec.blocks[-1].filters, spec.head_filters),
-        _norm("head.norm", spec.head_filters),
-    ]
-    if num_classes:
-        shapes = {"kernel": (spec.head_filters, num_classes), "bias": (num_classes,)}
-        found.append(Layer(CLASSIFIER, "dense", shapes))
-    return found
+        yield from _block(f"blocks.{number}", block)
+    yield _conv("head.conv", 1, spec.blocks[-1].filters, spec.head_filters)
+    yield _norm("head.norm", spec.head_filters)
 
 
 def _block(name: str, block: BlockSpec) -> Iterator[Layer]:
@@ -86,7 +84,41 @@ def _norm(name: str, channels: int) -> Layer:
     return Layer(name, "norm", dict.fromkeys(("scale", "bias", "mean", "var"), (channels,)))
 
 
-def shapes(spec: EfficientNetSpec, num_classes: int) -> dict[str, tuple[int, ...]]:
+def _vit(spec: VisionTransformerSpec) -> Iterator[Layer]:
+    width, inside = spec.width, spec.width * spec.mlp_ratio
+    yield _conv("embed.patches", spec.patch_size, 3, width, bias=True)
+    tokens: dict[str, tuple[int, ...]] = {
+        "class_token": (1, 1, width),
+        "positions": (1, 1 + spec.grid**2, width),
+    }
+    yield Layer("embed", "embedding", tokens)
+    for number in range(spec.depth):
+        block = f"blocks.{number}"
+        yield _layer_norm(f"{block}.attention_norm", width)
+        yield _dense(f"{block}.attention.qkv", width, 3 * width)
+        yield _dense(f"{block}.attention.project", width, width)
+        yield _layer_norm(f"{block}.mlp_norm", width)
+        yield _dense(f"{block}.mlp.expand", width, inside)
+        yield _dense(f"{block}.mlp.project", inside, width)
+    yield _layer_norm("norm", width)
+
+
+def _dense(name: str, inputs: int, outputs: int) -> Layer:
+    return Layer(name, "dense", {"kernel": (inputs, outputs), "bias": (outputs,)})
+
+
+def _layer_norm(name: str, channels: int) -> Layer:
+    return Layer(name, "layer_norm", dict.fromkeys(("scale", "bias"), (channels,)))
+
+
+_BODIES: Mapping[type[Spec], Callable[[Any], Iterator[Layer]]] = {
+    EfficientNetSpec: _efficientnet,
+    VisionTransformerSpec: _vit,
+}
+"""All but the classifier, by the kind of network."""
+
+
+def shapes(spec: Spec, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by its name; all are float32."""
     return {
         f"{layer.name}.{leaf}": shape

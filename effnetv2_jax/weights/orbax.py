@@ -56,7 +56,8 @@ def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     }
     config, names = record["config"], record["class_names"]
     spec = get_spec(config["model"]["name"])
-    trained = {name: config["model"].get(name) for name in ("padding", "bn_epsilon")}
+    fields = {"padding", "bn_epsilon", "norm_epsilon"} & vars(spec).keys()
+    trained = {name: config["model"].get(name) for name in fields}
     about = Description(
         spec=dataclasses.replace(
             spec,

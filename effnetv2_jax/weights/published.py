@@ -40,6 +40,7 @@ class Published:
 
 _GOOGLE = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
 _PYTORCH = "https://download.pytorch.org/models"
+_FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 _ADVPROP = {"preprocessing": "advprop"}
 
 # The names of torchvision's files begin to tell their SHA-256.
@@ -55,6 +56,15 @@ _TORCHVISION = {
     "efficientnetv2-s": "efficientnet_v2_s-dd5fe13b.pth",
     "efficientnetv2-m": "efficientnet_v2_m-dc08266a.pth",
     "efficientnetv2-l": "efficientnet_v2_l-59c71312.pth",
+}
+
+
+# As do those of DeiT's.
+_DEIT = {
+    "deit-ti": "deit_tiny_patch16_224-a1311bcf.pth",
+    "deit-s": "deit_small_patch16_224-cd65a155.pth",
+    "deit-b": "deit_base_patch16_224-b5f2ef4d.pth",
+    "deit-b-384": "deit_base_patch16_384-8de9b5d1.pth",
 }
 
 
@@ -86,6 +96,9 @@ def _all() -> Iterator[tuple[str, Published]]:
     for model, file in _TORCHVISION.items():
         begins = pathlib.PurePosixPath(file).stem.rpartition("-")[2]
         yield f"{model}/torchvision", Published(model, f"{_PYTORCH}/{file}", begins)
+    for model, file in _DEIT.items():
+        begins = pathlib.PurePosixPath(file).stem.rpartition("-")[2]
+        yield f"{model}/imagenet", Published(model, f"{_FACEBOOK}/{file}", begins)
 
 
 PUBLISHED: dict[str, Published] = dict(_all())

@@ -8,15 +8,17 @@ import numpy as np
 
 from effnetv2_jax import bars
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNetSpec, get_spec
-from effnetv2_jax.models.efficientnet_specs import SPECS
+from effnetv2_jax.models import EfficientNetSpec, Spec, VisionTransformerSpec, get_spec
+from effnetv2_jax.models.registry import SPECS
 from effnetv2_jax.weights import description, published
 from effnetv2_jax.weights.description import Description
-from effnetv2_jax.weights.dialect import OURS, Dialect, Place
+from effnetv2_jax.weights.dialect import OURS, OURS_VIT, Dialect, Place
 from effnetv2_jax.weights.files import open_tensors
 from effnetv2_jax.weights.layout import CLASSIFIER
+from effnetv2_jax.weights.positions import POSITIONS, grid_of
 from effnetv2_jax.weights.tensors import Tensors
 from effnetv2_jax.weights.torch import EFFICIENTNET_PYTORCH, TIMM, TORCHVISION
+from effnetv2_jax.weights.torch_vit import TIMM_VIT
 
 Shape = tuple[int, ...]
 
@@ -28,13 +30,21 @@ def _dialects() -> tuple[Dialect, ...]:
 
     # V1's anchor first: V2's is a tensor of V1 too.
     keras = (KERAS_V1, KERAS_V2, KERAS_NUMBERS)
-    return (OURS, TIMM, TORCHVISION, EFFICIENTNET_PYTORCH, *keras, GRAPH, OBJECTS)
+    torch = (TIMM, TIMM_VIT, TORCHVISION, EFFICIENTNET_PYTORCH)
+    return (OURS, OURS_VIT, *torch, *keras, GRAPH, OBJECTS)
 
 
 # What a file may say of a network beside its shapes: these fields of the spec are taken over …
-ADOPTED = ("padding", "bn_epsilon", "preprocessing", "train_size", "eval_size")
+ADOPTED: Mapping[type[Spec], tuple[str, ...]] = {
+    EfficientNetSpec: ("padding", "bn_epsilon", "preprocessing", "train_size", "eval_size"),
+    # Its eval_size shows in the shape of the position embedding.
+    VisionTransformerSpec: ("norm_epsilon", "preprocessing"),
+}
 # … and these have to be the same, as shapes do not show them.
-_COMPARED = ("groups", "activation")
+_COMPARED: Mapping[type[Spec], tuple[str, ...]] = {
+    EfficientNetSpec: ("groups", "activation"),
+    VisionTransformerSpec: ("num_heads",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Weights:
         changes: fields of the spec that the network was said to have otherwise.
     """
 
-    spec: EfficientNetSpec
+    spec: Spec
     num_classes: int
     tensors: Mapping[str, np.ndarray]
     class_names: tuple[str, ...] | None
@@ -64,12 +74,15 @@ class Weights:
 
 def read_weights(
     path_or_name: str,
-    model: str | EfficientNetSpec | None = None,
+    model: str | Spec | None = None,
     *,
     ema: bool = True,
     architecture: str | None = None,
 ) -> Weights:
     """Reads somebody's weights.
+
+    Of a ViT they are as they are there, with the ``eval_size`` that their position embedding is
+    for, whatever the model's.
 
     Args:
         path_or_name: as for ``load_weights``.
@@ -87,11 +100,18 @@ def read_weights(
     with open_tensors(path, ema) as tensors:
         dialect, prefix = _whose(tensors, ema)
         found = _network_of(tensors, dialect, prefix)
+        if spec is not None and not isinstance(spec, dialect.network):
+            raise UsageError(
+                f"{path_or_name!r} does not fit {spec.name}: it is another kind of network; "
+                f"{_looks_like(dialect, found)}"
+            )
         about = None
-        if dialect is OURS or description.KEY in tensors.about:
-            about = _description(tensors)
+        told = architecture or tensors.about.get("architecture")
+        if dialect in (OURS, OURS_VIT) or description.KEY in tensors.about:
+            about = _description(tensors, dialect)
             spec = spec or _known_as(about.spec)
-        spec = spec or _look_alike(dialect, found, path_or_name)
+        asked = spec or _look_alike(dialect, found, told, path_or_name)
+        spec = _sized(asked, dialect, found)
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
         if problem := _misfit(places, found):
@@ -99,20 +119,21 @@ def read_weights(
                 f"{path_or_name!r} does not fit {spec.name}: {problem}; "
                 f"{_looks_like(dialect, found)}"
             )
-        if about and (field := _different(about.spec, spec)):
+        if about and (field := _different(about.spec, asked)):
             raise UsageError(
                 f"{path_or_name!r} does not fit {spec.name}: it is for another {about.spec.name}, "
                 f"of the same shapes but with other {field}"
             )
-        trained = _trained(dialect, spec.name, tensors, architecture, about, path_or_name)
+        trained = _trained(dialect, spec.name, told, about, path_or_name)
+        trained.setdefault("eval_size", spec.eval_size)
         trained |= known.changes if known else {}
         arrays = {
             name: place.to_ours(tensors.read(prefix + place.name))
             for name, place in bars.track(places.items(), "reading weights", len(places))
         }
-    changes = {name: x for name, x in trained.items() if getattr(spec, name) != x}
+    changes = {name: x for name, x in trained.items() if getattr(asked, name) != x}
     return Weights(
-        spec=dataclasses.replace(spec, **changes),
+        spec=dataclasses.replace(asked, **changes),
         num_classes=num_classes,
         tensors=arrays,
         class_names=about.class_names if about else None,
@@ -128,10 +149,10 @@ def _whose(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:
             # A file may hold a network twice, as it is and averaged.
             return dialect, sorted(prefixes, key=lambda prefix: ("ema" in prefix) != ema)[0]
     names = ", ".join(repr(name) for name in list(tensors.shapes)[:3]) or "none"
-    known = ", ".join(dialect.name for dialect in _dialects())
+    known = ", ".join(dict.fromkeys(dialect.name for dialect in _dialects()))
     raise UsageError(
-        f"{str(tensors.path)!r} holds no EfficientNet that is known: of its {len(tensors.shapes)} "
-        f"tensors ({names} …) none is named as in {known}"
+        f"{str(tensors.path)!r} holds no EfficientNet and no ViT that is known: of its "
+        f"{len(tensors.shapes)} tensors ({names} …) none is named as in {known}"
     )
 
 
@@ -148,7 +169,16 @@ def _network_of(tensors: Tensors, dialect: Dialect, prefix: str) -> dict[str, Sh
     }
 
 
-def _classes(dialect: Dialect, spec: EfficientNetSpec, found: Mapping[str, Shape]) -> int:
+def _sized(spec: Spec, dialect: Dialect, found: Mapping[str, Shape]) -> Spec:
+    """A spec with the image size that a file's position embedding is for, where it has one."""
+    place = dialect.places(spec, 0).get(POSITIONS)
+    if not isinstance(spec, VisionTransformerSpec) or place is None:
+        return spec
+    grid = grid_of(found.get(place.name, ()))
+    return dataclasses.replace(spec, eval_size=grid * spec.patch_size) if grid else spec
+
+
+def _classes(dialect: Dialect, spec: Spec, found: Mapping[str, Shape]) -> int:
     bias = dialect.places(spec, 1)[f"{CLASSIFIER}.bias"]
     return found[bias.name][0] if bias.name in found else 0
 
@@ -171,66 +201,84 @@ def _misfit(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str | No
     return None
 
 
-def _fitting(dialect: Dialect, found: Mapping[str, Shape]) -> EfficientNetSpec | None:
-    """The first model that a file fits; None where there is none."""
+def _fitting(dialect: Dialect, found: Mapping[str, Shape]) -> list[Spec]:
+    """The models that a file fits, whatever the size of images."""
+    fitting = []
     for spec in SPECS.values():
+        if not isinstance(spec, dialect.network):
+            continue
         try:
-            places = dialect.places(spec, _classes(dialect, spec, found))
+            sized = _sized(spec, dialect, found)
+            places = dialect.places(sized, _classes(dialect, spec, found))
         except UsageError:  # a library has no names for some
             continue
         if _misfit(places, found) is None:
-            return spec
-    return None
+            fitting.append(spec)
+    return fitting
+
+
+def _names(specs: list[Spec]) -> str:
+    return " or ".join(spec.name for spec in specs)
 
 
 def _looks_like(dialect: Dialect, found: Mapping[str, Shape]) -> str:
-    spec = _fitting(dialect, found)
-    return f"it looks like {spec.name}" if spec else "it is none of the models here"
+    fitting = _fitting(dialect, found)
+    return f"it looks like {_names(fitting)}" if fitting else "it is none of the models here"
 
 
 def _look_alike(
-    dialect: Dialect, found: Mapping[str, Shape], path_or_name: str
-) -> EfficientNetSpec:
-    spec = _fitting(dialect, found)
-    if spec is None:
+    dialect: Dialect, found: Mapping[str, Shape], architecture: str | None, path_or_name: str
+) -> Spec:
+    fitting = _fitting(dialect, found)
+    if not fitting:
         raise UsageError(
             f"{path_or_name!r} has names as in {dialect.name}, but is none of the models here: "
             "name a model to see where they differ"
         )
-    return spec
+    named = dialect.model_of(architecture) if architecture else None
+    if len(fitting) > 1 and named:
+        fitting = [spec for spec in fitting if spec.name == named] or fitting
+    if len(fitting) > 1:
+        raise UsageError(
+            f"{path_or_name!r} may be {_names(fitting)}, which differ in what they expect alone: "
+            "name the model, or give timm's name of it as architecture"
+        )
+    return fitting[0]
 
 
-def _description(tensors: Tensors) -> Description:
+def _description(tensors: Tensors, dialect: Dialect) -> Description:
     try:
-        return Description.from_json(tensors.about.get(description.KEY, ""))
+        about = Description.from_json(tensors.about.get(description.KEY, ""))
     except UsageError as error:
         raise UsageError(f"{str(tensors.path)!r}: {error}") from error
+    if not isinstance(about.spec, dialect.network):
+        raise UsageError(f"{str(tensors.path)!r}: its description is not that of its tensors")
+    return about
 
 
-def _known_as(spec: EfficientNetSpec) -> EfficientNetSpec:
+def _known_as(spec: Spec) -> Spec:
     """The model of that name, or the spec where that is another network."""
     known = SPECS.get(spec.name, spec)
     return spec if _different(spec, known) else known
 
 
-def _different(spec: EfficientNetSpec, other: EfficientNetSpec) -> str | None:
+def _different(spec: Spec, other: Spec) -> str | None:
     """A field in which two networks differ that shapes do not show; None where there is none."""
-    fields = (name for name in _COMPARED if getattr(spec, name) != getattr(other, name))
+    compared = _COMPARED[type(spec)]
+    fields = (name for name in compared if getattr(spec, name) != getattr(other, name))
     return next(fields, None)
 
 
 def _trained(
     dialect: Dialect,
     model: str,
-    tensors: Tensors,
     architecture: str | None,
     about: Description | None,
     path_or_name: str,
 ) -> dict[str, Any]:
     if about is not None:
-        return {field: getattr(about.spec, field) for field in ADOPTED}
+        return {field: getattr(about.spec, field) for field in ADOPTED[type(about.spec)]}
     try:
-        told = architecture or tensors.about.get("architecture")
-        return dict(dialect.trained(model, told))
+        return dict(dialect.trained(model, architecture))
     except UsageError as error:
         raise UsageError(f"{path_or_name!r}: {error}") from error

@@ -2,22 +2,25 @@
 
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models import EfficientNet
+from effnetv2_jax.models import EfficientNetSpec, Network, Spec, VisionTransformerSpec
 from effnetv2_jax.weights import description, layout, orbax
+from effnetv2_jax.weights.dialect import Dialect
 from effnetv2_jax.weights.layout import CLASSIFIER
 from effnetv2_jax.weights.reading import Weights
 from effnetv2_jax.weights.torch import TIMM, timm_architecture
+from effnetv2_jax.weights.torch_vit import TIMM_VIT, timm_vit_architecture
 
 _ENDING = ".safetensors"
 
 
 def save_weights(
-    model: EfficientNet | Weights,
+    model: Network | Weights,
     path: str | pathlib.Path,
     *,
     naming: str = "effnetv2_jax",
@@ -61,7 +64,7 @@ def save_weights(
         raise UsageError(f"{str(path)!r} cannot be written: {error}") from error
 
 
-def _weights(model: EfficientNet, class_names: tuple[str, ...] | None) -> Weights:
+def _weights(model: Network, class_names: tuple[str, ...] | None) -> Weights:
     tensors = {name: np.asarray(x) for name, x in layout.tensors(model).items()}
     bias = tensors.get(f"{CLASSIFIER}.bias")
     num_classes = 0 if bias is None else bias.shape[0]
@@ -74,12 +77,25 @@ def _in_our_names(weights: Weights) -> tuple[Mapping[str, np.ndarray], Mapping[s
     return weights.tensors, {"format": "flax", description.KEY: weights.description.to_json()}
 
 
+# timm's names of the tensors, and what it calls the network.
+_TIMM: dict[type[Spec], tuple[Dialect, Callable[[Any], str | None]]] = {
+    EfficientNetSpec: (TIMM, timm_architecture),
+    VisionTransformerSpec: (TIMM_VIT, timm_vit_architecture),
+}
+
+
+def in_timm(spec: Spec) -> str | None:
+    """The network of timm that computes what a spec says; None where there is none by name."""
+    return _TIMM[type(spec)][1](spec)
+
+
 def _in_timms(weights: Weights) -> tuple[Mapping[str, np.ndarray], Mapping[str, str]]:
-    places = TIMM.places(weights.spec, weights.num_classes)
+    dialect, _ = _TIMM[type(weights.spec)]
+    places = dialect.places(weights.spec, weights.num_classes)
     tensors = {
         places[name].name: places[name].to_theirs(array) for name, array in weights.tensors.items()
     }
-    name = timm_architecture(weights.spec)
+    name = in_timm(weights.spec)
     about = {"format": "pt", description.KEY: weights.description.to_json()}
     return tensors, about | ({"architecture": name} if name else {})
 

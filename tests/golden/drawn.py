@@ -44,6 +44,9 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return 1 + np.float32(0.1) * normal
     if ending in ("bias", "beta", "running_mean", "moving_mean"):
         return np.float32(0.1) * normal
+    if ending in ("cls_token", "pos_embed"):
+        # As large as what the patches of a picture of noise become.
+        return normal
     raise ValueError(f"no rule for {name} of shape {shape}")
 
 
@@ -77,9 +80,12 @@ def _place_in_stage(name: str) -> int:
     return 0
 
 
-def image() -> np.ndarray:
-    """float32 [1, 96, 75, 3]; one side is odd, so that every kind of padding shows."""
-    return np.random.default_rng(0).normal(size=(1, 96, 75, 3)).astype(np.float32)
+def image(height: int = 96, width: int = 75) -> np.ndarray:
+    """float32 [1, height, width, 3]; one side is odd, so that every kind of padding shows.
+
+    A ViT has none, and takes images of its own size alone.
+    """
+    return np.random.default_rng(0).normal(size=(1, height, width, 3)).astype(np.float32)
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:

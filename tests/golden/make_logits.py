@@ -31,6 +31,8 @@ TIMM = (
     "efficientnet_b0",
     "efficientnetv2_rw_t",
 )
+# With the side in px of the images that they take.
+TIMM_VIT = {"deit_small_patch16_224": 224, "vit_base_patch32_384": 384}
 TORCHVISION = ("efficientnet_v2_s", "efficientnet_b0", "efficientnet_b5")
 KERAS = ("EfficientNetV2B0", "EfficientNetV2S", "EfficientNetB0")
 
@@ -51,7 +53,8 @@ class Case(NamedTuple):
     logits_32: np.ndarray
 
 
-def torch_cases() -> Iterator[Case]:
+def import_timm():
+    """torch, timm and torchvision, where the latter may be one that does not fit the first."""
     import torch
 
     torch.set_num_threads(1)
@@ -69,9 +72,14 @@ def torch_cases() -> Iterator[Case]:
     import timm
     import torchvision
 
-    x = torch.from_numpy(image().transpose(0, 3, 1, 2).copy())
+    return torch, timm, torchvision
 
-    def case(key: str, model: torch.nn.Module) -> Case:
+
+def torch_cases() -> Iterator[Case]:
+    torch, timm, torchvision = import_timm()
+
+    def case(key: str, model, picture: np.ndarray) -> Case:
+        x = torch.from_numpy(picture.transpose(0, 3, 1, 2).copy())
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         weights = {name: torch.from_numpy(draw(name, shape)) for name, shape in shapes.items()}
         model.load_state_dict(weights)
@@ -82,9 +90,13 @@ def torch_cases() -> Iterator[Case]:
         return Case(key, shapes, logits, logits_32)
 
     for name in TIMM:
-        yield case(f"timm/{name}", timm.create_model(name, pretrained=False))
+        yield case(f"timm/{name}", timm.create_model(name, pretrained=False), image())
+    for name, size in TIMM_VIT.items():
+        model = timm.create_model(name, pretrained=False)
+        yield case(f"timm/{name}", model, image(size, size))
     for name in TORCHVISION:
-        yield case(f"torchvision/{name}", getattr(torchvision.models, name)(weights=None))
+        model = getattr(torchvision.models, name)(weights=None)
+        yield case(f"torchvision/{name}", model, image())
 
 
 def keras_cases() -> Iterator[Case]:

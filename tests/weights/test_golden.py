@@ -11,10 +11,11 @@ import pytest
 import safetensors.numpy
 from golden import drawn
 
-from effnetv2_jax.models import get_spec
+from effnetv2_jax.models import Spec, VisionTransformerSpec, get_spec
 from effnetv2_jax.weights import load_model
 from effnetv2_jax.weights.keras import KERAS_V1, KERAS_V2
 from effnetv2_jax.weights.torch import TIMM, TORCHVISION
+from effnetv2_jax.weights.torch_vit import TIMM_VIT
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "logits.npz"
 # Exchanging any one tensor moves the logits by 7e-5 at the least; errors are 2e-6 at the most.
@@ -29,6 +30,8 @@ CASES = {
     "timm/tf_efficientnet_lite0": ("efficientnet-lite0", TIMM),
     "timm/efficientnet_b0": ("efficientnet-b0", TIMM),
     "timm/efficientnetv2_rw_t": ("efficientnetv2-rw-t", TIMM),
+    "timm/deit_small_patch16_224": ("deit-s", TIMM_VIT),
+    "timm/vit_base_patch32_384": ("vit-b-32", TIMM_VIT),
     "torchvision/efficientnet_v2_s": ("efficientnetv2-s", TORCHVISION),
     "torchvision/efficientnet_b0": ("efficientnet-b0", TORCHVISION),
     "torchvision/efficientnet_b5": ("efficientnet-b5", TORCHVISION),
@@ -54,6 +57,12 @@ def write(path, library, tensors):
             file[f"{layer}/{name}:0"] = array
 
 
+def picture(spec: Spec) -> np.ndarray:
+    """A ViT takes images of its own size alone."""
+    sizes = (spec.eval_size,) * 2 if isinstance(spec, VisionTransformerSpec) else ()
+    return drawn.image(*sizes)
+
+
 def test_every_golden_case_is_tested(golden):
     assert {key for key in golden if not key.endswith("/names")} == CASES.keys()
 
@@ -75,6 +84,6 @@ def test_logits_are_theirs(golden, tmp_path, forward, case):
     write(path, library, {name: drawn.draw(name, shape) for name, shape in shapes.items()})
     network, loaded = load_model(str(path), model)
     assert loaded.tensors == len(shapes)
-    logits, expected = forward(network, drawn.image()), golden[case]
+    logits, expected = forward(network, picture(network.spec)), golden[case]
     assert expected.std() > 0.1
     assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()

@@ -7,7 +7,7 @@ from flax import nnx
 from effnetv2_jax.models import create_model, get_spec
 from effnetv2_jax.weights import layout
 
-# Every kind of block: with and without expansion, SE, fusion; scaled and not.
+# Every kind of network and block: with and without expansion, SE, fusion; scaled and not.
 MODELS = [
     "efficientnetv2-tiny",
     "efficientnetv2-b2",
@@ -15,6 +15,8 @@ MODELS = [
     "efficientnet-lite1",
     "efficientnet-b4-fused-1-5",
     "efficientnetv2-rw-t",
+    "deit-ti",
+    "vit-b-32",
 ]
 
 
