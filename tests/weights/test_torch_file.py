@@ -102,9 +102,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protoc
     proof = tmp_path / "proof"
     content = {"conv_stem.weight": Evil(os.system, f"touch {proof}")}
     data = pickle.dumps(content, protocol=protocol)
-    pickle.loads(data)
-    assert proof.exists()  # so it would do
-    proof.unlink()
+    assert b"posix" in data and b"touch" in data
     write(tmp_path / "x.pth", data)
     with (
         pytest.raises(UsageError, match=r"x.pth': its pickle wants posix.system, .* is not run"),
