@@ -8,6 +8,7 @@ import sys
 
 from absl import app, flags
 
+from effnetv2_jax.cli import refuse
 from effnetv2_jax.errors import UsageError, unknown_name
 
 # Modules with a ``main``; imported when asked for, as only ``input`` needs TensorFlow.
@@ -26,7 +27,7 @@ def main() -> None:
         print(f"{__doc__}\nNAME is one of: {', '.join(BENCHMARKS)}")
         return
     if name not in BENCHMARKS:
-        sys.exit(f"error: {unknown_name('benchmark', name, BENCHMARKS)}")
+        refuse(str(unknown_name("benchmark", name, BENCHMARKS)))
     module = importlib.import_module(BENCHMARKS[name])
     if set(HELP) & set(arguments):
         print(f"{module.__doc__}\n{flags.FLAGS.module_help(module)}")
@@ -34,11 +35,11 @@ def main() -> None:
 
     def guarded(argv: list[str]) -> None:
         if argv[1:]:
-            sys.exit(f"error: unexpected argument {argv[1]!r}: every argument is a --flag")
+            refuse(f"unexpected argument {argv[1]!r}: every argument is a --flag")
         try:
             module.main()
         except UsageError as error:
-            sys.exit(f"error: {error}")
+            refuse(str(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)  # 128 + SIGINT, as shells count

@@ -4,6 +4,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -34,15 +35,15 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
         except (AttributeError, KeyError) as error:
             if _is_a_recipes_own(error):
                 raise
-            sys.exit(f"error: unknown config field {_one_line(error)}")
+            refuse(f"unknown config field {_one_line(error)}")
         except OSError as error:
             if _is_a_recipes_own(error):
                 raise
-            sys.exit(f"error: {unreadable_config(error)}")
+            refuse(unreadable_config(error))
         except (flags.Error, TypeError, ValueError, ImportError) as error:
-            sys.exit(f"error: {_one_line(error)}")
+            refuse(_one_line(error))
         if rest[1:] and not takes_arguments:
-            sys.exit(f"error: unexpected argument {rest[1]!r}: every argument is a --flag")
+            refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_is_ours_or_serious)
         return rest
@@ -65,6 +66,12 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             leave(1)
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Ends the program for what its user can mend."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _is_ours_or_serious(record) -> bool:

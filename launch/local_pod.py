@@ -280,10 +280,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Returns the program's name and the arguments of the program that is to be run."""
     try:
         return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        sys.exit(f"error: {error}; the program's own flags come after --")
     except flags.Error as error:
-        sys.exit(f"error: {error}")
+        unknown = isinstance(error, flags.UnrecognizedFlagError)
+        hint = "; the program's own flags come after --" if unknown else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
