@@ -305,7 +305,7 @@ def test_names_are_shortened_where_they_say_least():
 
 def test_a_picture_has_so_many_images_at_most(model, folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(request, "MAX_IMAGES", 2)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     path = tmp_path / "picture.png"
     code, text = answered(model, sorted(folder.glob("*.jpg")), picture=str(path), top=1)
     assert (code, len(text.splitlines())) == (0, 5)
