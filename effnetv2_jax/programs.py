@@ -34,12 +34,10 @@ from effnetv2_jax.training.checkpoint import read_record
 from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 from effnetv2_jax.weights import read_weights
+from effnetv2_jax.weights.description import AS_TRAINED
 from effnetv2_jax.weights.loading import put
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# Fields of the model that its weights were trained with, and cannot do without.
-AS_TRAINED = ("padding", "bn_epsilon", "norm_epsilon")
 
 CONFIG_FILE = "config.json"
 CLASS_NAMES_FILE = "class_names.txt"

@@ -12,6 +12,9 @@ from effnetv2_jax.preprocessing import get_preprocessing
 KEY = "effnetv2_jax"
 """Under which a description stands beside others'."""
 
+AS_TRAINED = ("padding", "bn_epsilon", "norm_epsilon")
+"""Fields of specs, as far as they have them, without which weights compute something else."""
+
 
 def _efficientnet(groups: list[dict[str, Any]], **fields: Any) -> EfficientNetSpec:
     return EfficientNetSpec(groups=tuple(GroupSpec(**group) for group in groups), **fields)

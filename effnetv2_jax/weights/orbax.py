@@ -49,15 +49,12 @@ def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     assert record is not None  # as there is such a step
     parts = ("ema_params", "ema_batch_stats") if ema else ("params", "batch_stats")
     state = checkpoint.read_parts(workdir, step, parts)
-    arrays = {
-        name.partition("/")[2].replace("/", "."): array
-        for name, array in state.items()
-        if name.partition("/")[0] in parts
-    }
+    arrays = {name.partition("/")[2].replace("/", "."): array for name, array in state.items()}
     config, names = record["config"], record["class_names"]
     spec = get_spec(config["model"]["name"])
-    fields = {"padding", "bn_epsilon", "norm_epsilon"} & vars(spec).keys()
-    trained = {name: config["model"].get(name) for name in fields}
+    trained = {
+        name: config["model"].get(name) for name in description.AS_TRAINED if name in vars(spec)
+    }
     about = Description(
         spec=dataclasses.replace(
             spec,
