@@ -209,6 +209,8 @@ def test_v2_b0_pads_odd_and_oblong_images_as_keras(keras_v2_b0, v2_b0):
     assert relative_error(forward(v2_b0, x), keras_v2_b0(x)) < TOLERANCE
 
 
+# The golden logits of both are in tests/weights.
+@pytest.mark.slow
 def test_v2_s_logits_equal_keras():
     keras = import_keras()
     keras_model = keras.applications.EfficientNetV2S(
@@ -224,6 +226,7 @@ def test_v2_s_logits_equal_keras():
     assert relative_error(forward(model, x), keras_model(x)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_v1_b0_logits_equal_keras():
     keras = import_keras()
     whole = keras.applications.EfficientNetB0(

@@ -68,7 +68,12 @@ def test_every_golden_case_is_tested(golden):
 
 
 # Up to half a minute; the others hold the same blocks.
-SLOW = ("timm/tf_efficientnetv2_l", "timm/tf_efficientnet_b4", "torchvision/efficientnet_b5")
+SLOW = (
+    "timm/tf_efficientnetv2_l",
+    "timm/tf_efficientnet_b4",
+    "timm/vit_base_patch32_384",
+    "torchvision/efficientnet_b5",
+)
 
 
 @pytest.mark.parametrize(
