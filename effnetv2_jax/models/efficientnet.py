@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
+from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
     ACTIVATIONS,
     BATCH_STATISTICS,
@@ -43,11 +43,10 @@ class ConvNorm(nnx.Module):
 def _squeeze_excite(
     in_filters: int, expanded: int, se_ratio: float, activation: str, dtype, rngs: nnx.Rngs
 ) -> SqueezeExcite | None:
-    """SE on the expanded channels, its bottleneck measured by the block's *input* filters."""
-    if se_ratio <= 0:
+    """SE on the expanded channels; None where a block has none."""
+    if not (squeezed := squeezed_filters(in_filters, se_ratio)):
         return None
-    reduced = max(1, int(in_filters * se_ratio))
-    return SqueezeExcite(expanded, reduced, activation=activation, dtype=dtype, rngs=rngs)
+    return SqueezeExcite(expanded, squeezed, activation=activation, dtype=dtype, rngs=rngs)
 
 
 class _Residual(nnx.Module):

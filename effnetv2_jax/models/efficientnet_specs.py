@@ -34,6 +34,11 @@ class GroupSpec:
     se_ratio: float
 
 
+def squeezed_filters(in_filters: int, se_ratio: float) -> int:
+    """Channels of SE's bottleneck, measured by the block's *input* filters; 0 without SE."""
+    return max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """One block of a network.
@@ -67,8 +72,8 @@ class BlockSpec:
 
     @property
     def squeezed_filters(self) -> int:
-        """Channels of SE's bottleneck, measured by the block's *input* filters; 0 without SE."""
-        return max(1, int(self.in_filters * self.se_ratio)) if self.se_ratio > 0 else 0
+        """Channels of SE's bottleneck; 0 without SE."""
+        return squeezed_filters(self.in_filters, self.se_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
