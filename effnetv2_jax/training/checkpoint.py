@@ -7,6 +7,7 @@ once, and is complete if its files are still those.
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import pathlib
@@ -167,7 +168,7 @@ class Checkpoints:
 
         Args:
             state: of the run.
-            record: of what JSON can hold.
+            record: of what JSON can hold; like the state, it may change once this returns.
         """
         self.finish()
         self._saving = int(state.step)
@@ -178,6 +179,8 @@ class Checkpoints:
             if self._saving in self._manager.all_steps():
                 return
             packed, places = pack(state)
+            # A copy: Orbax writes it while the caller goes on appending to its lists.
+            record = copy.deepcopy(dict(record))
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(packed),
                 record=ocp.args.JsonSave({**record, "small": places}),

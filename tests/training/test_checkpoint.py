@@ -133,6 +133,17 @@ def test_the_state_may_change_as_soon_as_save_returns(tmp_path, devices):
         shutil.rmtree(folder(tmp_path, step))
 
 
+def test_the_record_may_change_as_soon_as_save_returns(tmp_path):
+    """The next step's sums are appended to the rows, while the checkpoint is being written."""
+    record = record_of(1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_at(1), record)
+    record["interval"].append({"loss": 0.5, "finite": 1.0})
+    record["config"]["seed"] = 1
+    checkpoints.close()
+    assert_resumes_at(tmp_path, 1)
+
+
 @pytest.mark.parametrize(
     ("written", "read"), [((8, 2), (1, 1)), ((1, 1), (8, 4)), ((8, 2), (4, 4))]
 )
