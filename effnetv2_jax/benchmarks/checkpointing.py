@@ -12,7 +12,7 @@ import time
 import jax
 from absl import flags, logging
 
-from effnetv2_jax.benchmarks import train_step as training
+from effnetv2_jax.benchmarks import train_step as flags_of_step
 from effnetv2_jax.training.agreement import STEPS_BEHIND
 from effnetv2_jax.training.checkpoint import Checkpoints
 
@@ -22,12 +22,14 @@ EVERY = flags.DEFINE_integer(
     "every", 100, "Steps between two checkpoints, in the share that is printed.", lower_bound=1
 )
 
-flags.adopt_module_key_flags(training)
+flags.adopt_module_key_flags(flags_of_step)
 
 
 def main() -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much about itself
-    step, state, batch, scalars = training.prepare()
+    model_step, batch_size = flags_of_step.model_step()
+    step, state = model_step.train_step, model_step.state()
+    batch, scalars = model_step.batch(batch_size), model_step.scalars()
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(folder)
 

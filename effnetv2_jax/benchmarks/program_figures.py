@@ -77,17 +77,25 @@ def compile_and_measure(lowered: jax.stages.Lowered) -> ProgramFigures:
     return ProgramFigures(
         refused=False,
         arguments=memory.argument_size_in_bytes,
-        memory=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        memory=memory_of(compiled),
         memory_limit=None,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
         seconds=_estimated_seconds(cost, text),
         collectives=collectives_of(text),
         compile_seconds=seconds,
+    )
+
+
+def memory_of(compiled: jax.stages.Compiled) -> int:
+    """Bytes on a device: arguments, results that take no argument's place, temporaries, code."""
+    memory: Any = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
 
 
