@@ -64,6 +64,6 @@ def main() -> None:
     if peak_flops(jax.devices()[0].device_kind) is None:
         of = f"the {measured_peak_flops() / 1e9:.0f} GFLOP/s of a float32 matrix product"
     print(
-        f"MFU {100 * found.mfu:.1f} % of {of}; "
-        f"{found.bytes_per_image / 1e6:.1f} MB moved an image, {found.memory / 2**30:.2f} GiB a device"
+        f"MFU {100 * found.mfu:.1f} % of {of}; {found.memory / 2**30:.2f} GiB a device, "
+        f"{found.bytes_per_image / 1e6:.1f} MB moved an image"
     )
