@@ -5,7 +5,6 @@ ConfigDicts end here: everything below takes plain arguments.
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import pathlib
@@ -26,7 +25,7 @@ from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.files import write_atomically
-from effnetv2_jax.models import Network, create_model, get_spec
+from effnetv2_jax.models import Network, abstract_model, create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
@@ -165,24 +164,24 @@ def build(config: ml_collections.ConfigDict) -> Run:
         # The only one that a ViT takes.
         "eval_size": config.eval_image_size,
     } | {name: value for name in AS_TRAINED if (value := config.model.get(name)) is not None}
-    make_model = functools.partial(
-        create_model,
-        config.model.name,
-        num_classes=source.num_classes,
-        dtype=dtype,
-        axis_name=AXES,
-        bn_group_size=config.model.bn_group_size or None,
-        remat=config.model.remat,
-        **{field: value for field, value in overrides.items() if field in vars(spec)},
-    )
-    apply, _, _ = functional(nnx.eval_shape(make_model))
+    arguments: dict[str, Any] = {
+        "num_classes": source.num_classes,
+        "dtype": dtype,
+        "axis_name": AXES,
+        "bn_group_size": config.model.bn_group_size or None,
+        "remat": config.model.remat,
+    } | {field: value for field, value in overrides.items() if field in vars(spec)}
+    apply, _, _ = functional(abstract_model(config.model.name, **arguments))
+
+    def make_model() -> Network:
+        return create_model(config.model.name, rngs=nnx.Rngs(config.seed), **arguments)
 
     def initial_state() -> TrainState:
-        _, params, batch_stats = functional(make_model(rngs=nnx.Rngs(config.seed)))
+        _, params, batch_stats = functional(make_model())
         return create_state(params, batch_stats, optimizer)
 
     def first_state() -> TrainState:
-        model = make_model(rngs=nnx.Rngs(config.seed))
+        model = make_model()
         if config.init_weights:
             begin_with(config.init_weights, model)
         _, params, batch_stats = functional(model)

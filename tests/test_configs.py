@@ -5,12 +5,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from abstract_models import abstract
 from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import abstract_model as abstract
 from effnetv2_jax.models import count_parameters
 from effnetv2_jax.training.mesh import shard_batch, shard_state
 

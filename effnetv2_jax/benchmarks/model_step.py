@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from effnetv2_jax.errors import unknown_name
-from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.models import abstract_model, create_model, get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.training import mesh as meshes
 from effnetv2_jax.training.optimizers import make_optimizer
@@ -114,22 +114,20 @@ def make_model_step(
     # The paper's, whose rates change no program.
     transformation = make_optimizer(optimizer, optax.constant_schedule(0.256), weight_decay=1e-5)
 
-    def make_module() -> nnx.Module:
-        return create_model(
-            model,
-            num_classes=num_classes,
-            dtype=jnp.dtype(dtype),
-            axis_name=meshes.AXES,
-            bn_group_size=bn_group_size,
-            remat=remat,
-            eval_size=image_size,
-        )
+    arguments: dict[str, Any] = {
+        "num_classes": num_classes,
+        "dtype": jnp.dtype(dtype),
+        "axis_name": meshes.AXES,
+        "bn_group_size": bn_group_size,
+        "remat": remat,
+        "eval_size": image_size,
+    }
 
     def make_state() -> TrainState:
-        _, params, batch_stats = functional(make_module())
+        _, params, batch_stats = functional(create_model(model, **arguments))
         return create_state(params, batch_stats, transformation)
 
-    apply, params, batch_stats = functional(nnx.eval_shape(make_module))
+    apply, params, batch_stats = functional(abstract_model(model, **arguments))
     train_step = make_train_step(
         apply,
         transformation,

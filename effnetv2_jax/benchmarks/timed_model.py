@@ -1,7 +1,6 @@
 """Times a model on the devices that are there: its training step, and its inference."""
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -10,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from effnetv2_jax.benchmarks.measure import Timing, interleave, measured_peak_flops, peak_flops
 from effnetv2_jax.benchmarks.model_step import make_model_step
 from effnetv2_jax.benchmarks.program_figures import memory_of, refused_sizes
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models import create_model, model_info
+from effnetv2_jax.models import abstract_model, create_model, model_info
 from effnetv2_jax.training import mesh as meshes
 from effnetv2_jax.training.state import functional
 
@@ -220,10 +218,12 @@ def prepare_inference(
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     info = model_info(model, num_classes=num_classes, image_size=image_size)
-    build = functools.partial(
-        create_model, model, num_classes=num_classes, dtype=jnp.dtype(dtype), eval_size=image_size
-    )
-    apply, params, batch_stats = functional(nnx.eval_shape(build))
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "dtype": jnp.dtype(dtype),
+        "eval_size": image_size,
+    }
+    apply, params, batch_stats = functional(abstract_model(model, **options))
     images = jnp.asarray(
         np.random.default_rng(0).standard_normal((batch_size, image_size, image_size, 3)), dtype
     )
@@ -240,7 +240,7 @@ def prepare_inference(
         return [jax.jit(infer).lower(shapes, batch_stats, images).compile()]
 
     def start(programs: list[jax.stages.Compiled]) -> Callable[[], Any]:
-        _, params, batch_stats = functional(build())
+        _, params, batch_stats = functional(create_model(model, **options))
         arguments = jax.jit(halved)(params), batch_stats, images
         return lambda: programs[0](*arguments)
 

@@ -111,6 +111,38 @@ def create_model(
     )
 
 
+class _OneKey:
+    """In place of ``nnx.Rngs``, whose counting under a trace takes time quadratic in its calls."""
+
+    def __init__(self):
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        return self._key
+
+    dropout = params
+
+    def __contains__(self, stream: str) -> bool:
+        return True
+
+
+def abstract_model(name: str, **arguments: Any) -> Network:
+    """The shapes of a model (``nnx.eval_shape``), of any size in a moment.
+
+    Args:
+        name: as for ``create_model``.
+        **arguments: likewise, without ``rngs``.
+
+    Returns:
+        The module with a ``jax.ShapeDtypeStruct`` in place of every array.
+
+    Raises:
+        UsageError: as ``create_model``.
+    """
+    rngs: Any = _OneKey
+    return nnx.eval_shape(lambda: create_model(name, rngs=rngs(), **arguments))
+
+
 def build(spec: Spec, **arguments: Any) -> Network:
     """The network of a spec, whatever its kind; see ``create_model`` for the arguments."""
     return _NETWORKS[type(spec)](spec, **arguments)
@@ -138,9 +170,7 @@ def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = N
     image_size = spec.eval_size if image_size is None else image_size
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 px, got {image_size}")
-    model = nnx.eval_shape(
-        lambda: create_model(name, num_classes=num_classes, eval_size=image_size)
-    )
+    model = abstract_model(name, num_classes=num_classes, eval_size=image_size)
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return ModelInfo(

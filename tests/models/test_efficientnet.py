@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from abstract_models import abstract
 from flax import nnx
 from jax import lax
 
@@ -29,6 +28,7 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
+from effnetv2_jax.models import abstract_model as abstract
 from effnetv2_jax.models.layers import (
     BatchNorm,
     conv_kernel_init,

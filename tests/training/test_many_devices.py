@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from abstract_models import abstract
 from flax import nnx
 from jax.sharding import PartitionSpec
 from test_step import (
@@ -30,6 +29,7 @@ from test_step import (
 from effnetv2_jax.benchmarks.collectives import collectives_of
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNet
+from effnetv2_jax.models import abstract_model as abstract
 from effnetv2_jax.models.layers import BatchNorm
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
