@@ -18,7 +18,10 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
-    package_data={"effnetv2_jax": ["py.typed", "imagenet_classes.txt"]},
+    package_data={
+        "effnetv2_jax": ["py.typed", "imagenet_classes.txt"],
+        "effnetv2_jax.benchmarks": ["compiled_figures/*.json"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -158,6 +158,13 @@ def test_a_broken_file_of_figures_is_none(tmp_path, content):
     assert figures_cache.read(tmp_path, "key") is None
 
 
+def test_figures_that_come_with_the_package_are_found_and_whole(tmp_path):
+    shipped = list(figures_cache.SHIPPED.glob("*.json"))
+    assert len(shipped) > 40
+    for path in shipped:
+        assert figures_cache.read(tmp_path, path.stem).compile_seconds > 0
+
+
 def test_a_folder_that_cannot_be_written_does_not_matter():
     figures_cache.write(figures_cache.pathlib.Path("/proc/nowhere"), "key", FIGURES)
 

@@ -11,6 +11,9 @@ from effnetv2_jax.benchmarks.program_figures import ProgramFigures
 # Of the figures' meaning; what was written under another is not found any more.
 _VERSION = 1
 
+SHIPPED = pathlib.Path(__file__).with_name("compiled_figures")
+"""Figures that come with the package, of the programs behind docs/tpu_compile.md; read only."""
+
 
 def key_of(program_text: str, *compiler: str) -> str:
     """The name under which figures are kept.
@@ -24,11 +27,17 @@ def key_of(program_text: str, *compiler: str) -> str:
 
 
 def read(folder: pathlib.Path, key: str) -> ProgramFigures | None:
-    """The figures under a key; None where there are none, or a file that does not hold any."""
-    try:
-        return ProgramFigures.from_json(json.loads((folder / f"{key}.json").read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    """The figures under a key, from the folder or the package.
+
+    Returns:
+        None where there are none, or only a file that does not hold any.
+    """
+    for place in (folder, SHIPPED):
+        try:
+            return ProgramFigures.from_json(json.loads((place / f"{key}.json").read_text()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return None
 
 
 def write(folder: pathlib.Path, key: str, figures: ProgramFigures) -> None:
