@@ -56,7 +56,6 @@ def prepare(
             "train_on_batch": lambda: _train_on_batch(network(), images, labels),
             "fit": lambda: _fit(network(), images, labels),
         }
-    # predict_on_batch adds to this, step by step, what a Keras function call costs.
     call = {"jax": ("jax.jit", _jax_call), "tensorflow": ("tf.function", _tensorflow_call)}
     name, make = call[BACKEND]
     return {
@@ -144,11 +143,6 @@ def _tensorflow_call(network, images: np.ndarray) -> Steps:
 def _jax_call(network, images: np.ndarray) -> Steps:
     import jax
 
-    state = [
-        [variable.value for variable in variables]
-        for variables in (network.trainable_variables, network.non_trainable_variables)
-    ]
-
     @jax.jit
     def infer(trainable, rest, images):
         return network.stateless_call(trainable, rest, images, training=False)[0]
@@ -156,6 +150,9 @@ def _jax_call(network, images: np.ndarray) -> Steps:
     batch = jax.device_put(images)
 
     def steps(number: int) -> None:
+        # Read anew, as predict_on_batch puts others in their place.
+        kinds = (network.trainable_variables, network.non_trainable_variables)
+        state = [[variable.value for variable in variables] for variables in kinds]
         for _ in range(number):
             logits = infer(*state, batch)
         jax.block_until_ready(logits)

@@ -38,7 +38,7 @@ class PeerProcess:
     """
 
     def __init__(self, contender: Contender, *, python: str, cores: Sequence[int], cache: str):
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         arguments = {
             "cores": list(cores),
             "file": str(contender.file),

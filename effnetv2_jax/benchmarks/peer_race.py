@@ -144,7 +144,7 @@ def race(
                 if isinstance(outcome, str):
                     reasons[name][what] = outcome
                 else:
-                    results[name][what] = _result(prepared[name], outcome, turns)
+                    results[name][what] = _result(prepared[name], outcome)
     return {
         name: Entry(contender.title, facts[name], results[name], reasons[name])
         for name, contender in contenders.items()
@@ -185,20 +185,12 @@ def _check_platform(facts: Mapping[str, Mapping[str, Any]], name: str) -> None:
         raise NotRun(f"it finds no {first} here, only a {facts[name]['platform']}")
 
 
-def _result(
-    prepared: Mapping[str, Any], turns: list[Turn], everybody: Mapping[str, list[Turn] | str]
-) -> Result:
+def _result(prepared: Mapping[str, Any], turns: list[Turn]) -> Result:
     steps = prepared["steps"]
-    # Between its first turn and its last, everybody else had a turn for each of its own but one.
-    others = [taken for taken in everybody.values() if taken is not turns]
-    waited = sum(
-        turn["seconds"] for taken in others if not isinstance(taken, str) for turn in taken
-    )
-    idle = sum(turn["idle_cpu"] for turn in turns)
     return Result(
         way=prepared["way"],
         first_seconds=prepared["first_seconds"],
         steps=steps,
         timing=Timing(tuple(turn["seconds"] / steps for turn in turns)),
-        idle_share=idle / waited if waited else 0.0,
+        idle_share=sum(t["idle_cpu"] for t in turns) / sum(t["waited"] for t in turns),
     )

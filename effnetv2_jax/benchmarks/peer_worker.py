@@ -16,7 +16,10 @@ import time
 from typing import Any
 
 TRIALS = 3
-"""Turns of each way of running a contender before the fastest is taken."""
+"""Short turns of each way of running a contender before the fastest is taken."""
+
+TRIAL_SECONDS = 0.3
+"""About how long such a short turn takes."""
 
 TURN_SECONDS = 1.0
 """About how long a turn takes, where nobody says how many steps it has."""
@@ -51,7 +54,7 @@ class Contender:
     def __init__(self, file: str, libraries: list[str], options: dict[str, Any]):
         self._file, self._libraries, self._options = file, libraries, options
         self._run: Any = None
-        self._cpu = 0.0
+        self._rest()
 
     def load(self) -> dict[str, Any]:
         """Imports what it needs; returns its ``platform``, ``device`` and ``versions``."""
@@ -86,16 +89,10 @@ class Contender:
             run = make()
             run(1)
             found[way] = (time.perf_counter() - started, run)
-        trials: dict[str, list[float]] = {way: [] for way in found}
-        for number in range(TRIALS):
-            # Whoever comes first is not always the same.
-            for way in list(found) if number % 2 else reversed(list(found)):
-                found[way][1](1)
-                trials[way].append(_seconds(found[way][1], 1))
-        step = {way: statistics.median(seconds) for way, seconds in trials.items()}
+        step = _step_seconds({way: run for way, (_, run) in found.items()})
         way = min(step, key=lambda way: step[way])
         first, self._run = found[way]
-        self._cpu = time.process_time()
+        self._rest()
         return {
             "way": way,
             "first_seconds": first,
@@ -106,15 +103,30 @@ class Contender:
         """Runs some steps.
 
         Returns:
-            ``seconds`` that they took, and ``idle_cpu``, the seconds of a core that this process
-            took since its turn before, when it should have taken none.
+            ``seconds`` that they took; ``waited``, the seconds since this process last ran, and
+            ``idle_cpu``, the seconds of a core that it took in them, when it should have taken none.
         """
-        idle_cpu = time.process_time() - self._cpu
+        waited, idle_cpu = time.perf_counter() - self._rested, time.process_time() - self._cpu
         # Caches are full of what others did.
         self._run(1)
         seconds = _seconds(self._run, steps)
-        self._cpu = time.process_time()
-        return {"seconds": seconds, "idle_cpu": idle_cpu}
+        self._rest()
+        return {"seconds": seconds, "waited": waited, "idle_cpu": idle_cpu}
+
+    def _rest(self) -> None:
+        self._rested, self._cpu = time.perf_counter(), time.process_time()
+
+
+def _step_seconds(runs: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step of each; every ``run`` has done its first."""
+    steps = {way: max(1, round(TRIAL_SECONDS / _seconds(run, 1))) for way, run in runs.items()}
+    trials: dict[str, list[float]] = {way: [] for way in runs}
+    for number in range(TRIALS):
+        # Whoever comes first is not always the same.
+        for way in list(runs) if number % 2 else reversed(list(runs)):
+            runs[way](1)
+            trials[way].append(_seconds(runs[way], steps[way]) / steps[way])
+    return {way: statistics.median(seconds) for way, seconds in trials.items()}
 
 
 def _seconds(run: Any, steps: int) -> float:
