@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimiser would import, and takes seconds
 
 CLASSES = 1000
 # What timm's importing of torchvision asks for, and nothing here calls.

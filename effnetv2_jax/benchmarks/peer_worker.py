@@ -89,22 +89,21 @@ class Contender:
             run = make()
             run(1)
             found[way] = (time.perf_counter() - started, run)
-        step = _step_seconds({way: run for way, (_, run) in found.items()})
-        way = min(step, key=lambda way: step[way])
+        way = next(iter(found))
+        if len(found) > 1 or steps is None:
+            tried = _step_seconds({way: run for way, (_, run) in found.items()})
+            way = min(tried, key=lambda way: tried[way])
+            steps = steps or max(1, round(TURN_SECONDS / tried[way]))
         first, self._run = found[way]
         self._rest()
-        return {
-            "way": way,
-            "first_seconds": first,
-            "steps": steps or max(1, round(TURN_SECONDS / step[way])),
-        }
+        return {"way": way, "first_seconds": first, "steps": steps}
 
     def turn(self, steps: int) -> dict[str, float]:
         """Runs some steps.
 
         Returns:
-            ``seconds`` that they took; ``waited``, the seconds since this process last ran, and
-            ``idle_cpu``, the seconds of a core that it took in them, when it should have taken none.
+            ``seconds`` that they took; ``waited``, the seconds since it last ran, and
+            ``idle_cpu``, the seconds of a core that it took in them and should not have.
         """
         waited, idle_cpu = time.perf_counter() - self._rested, time.process_time() - self._cpu
         # Caches are full of what others did.
