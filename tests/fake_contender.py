@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -13,10 +14,14 @@ def facts():
     return FACTS
 
 
-def prepare(what, *, log, name, fail="", ways=("fast",), spins=False, model, threads, **task):
+def prepare(
+    what, *, log, name, fail="", ways=("fast",), spins=False, child="", model, threads, **task
+):
     if fail == f"prepare {what}":
         raise RuntimeError(f"no {what}\n| at all")
     calls = 0
+    if child:
+        subprocess.Popen(["sleep", child])
     if spins:
         threading.Thread(target=_spin, daemon=True).start()
 

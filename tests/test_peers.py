@@ -142,12 +142,15 @@ def wait_until_dead(pid, seconds=10.0):
     return not is_alive(pid)
 
 
-def test_leaving_ends_the_process(tmp_path):
-    with PeerProcess(fake(tmp_path, "a"), python=sys.executable, cores=[0], cache="") as process:
+def test_leaving_ends_the_process_and_what_it_has_started(tmp_path):
+    contender = fake(tmp_path, "a", child="600")
+    with PeerProcess(contender, python=sys.executable, cores=[0], cache="") as process:
         assert process.ask("load")["device"] == "a fake"
+        process.ask("prepare", what="training", steps=1, model="", threads=1)
         pid = process._process.pid
-        assert is_alive(pid)
-    assert wait_until_dead(pid, 1)
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert len(children) == 1 and all(map(is_alive, [pid, *children]))
+    assert all(wait_until_dead(number, 1) for number in [pid, *children])
 
 
 def test_a_worker_ends_with_the_one_who_waits_for_it(tmp_path):
