@@ -15,6 +15,7 @@ from effnetv2_jax.errors import UsageError, unknown_name
 BENCHMARKS = {
     "checkpoint": "effnetv2_jax.benchmarks.checkpointing",
     "input": "effnetv2_jax.benchmarks.input_pipeline",
+    "peers": "effnetv2_jax.benchmarks.peers",
     "step": "effnetv2_jax.benchmarks.train_step",
     "tpu": "effnetv2_jax.benchmarks.tpu_table",
 }
