@@ -81,7 +81,10 @@ def test_what_cannot_be_used_is_named(values, message):
 
 
 def test_help_lists_the_benchmarks_and_the_flags_of_one():
-    for arguments, expected in (["--help"], "input, step"), (["step", "--help"], "--image_size"):
+    for arguments, expected in (
+        (["--help"], "input, peers, step"),
+        (["step", "--help"], "--image_size"),
+    ):
         command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert expected in result.stdout

@@ -9,16 +9,13 @@ import sys
 import time
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from effnetv2_jax.benchmarks import peer_contenders, peer_race, peers
+from effnetv2_jax.benchmarks import peer_contenders, peer_race
 from effnetv2_jax.benchmarks.measure import Timing
 from effnetv2_jax.benchmarks.peer_contenders import CONTENDERS, OURS, Contender
 from effnetv2_jax.benchmarks.peer_process import NotRun, PeerProcess
 from effnetv2_jax.benchmarks.peer_race import Entry, Result, Task, race
 from effnetv2_jax.benchmarks.peer_table import as_json, as_markdown
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import list_models
 
 FAKE = pathlib.Path(__file__).with_name("fake_contender.py")
@@ -249,25 +246,46 @@ def test_all_names_are_ours():
     assert peer_contenders.PEERS == ("keras-tensorflow", "keras-jax", "timm-eager", "timm-compiled")
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"peers": "timm-egaer"}, "unknown peer 'timm-egaer': did you mean timm-eager"),
-        ({"peers": OURS}, "unknown peer 'ours': allowed are keras-jax, keras-tensorflow, timm-"),
-        ({"what": "train"}, "unknown thing to time 'train': did you mean training?"),
-        ({"what": ""}, "--what must name at least one of training, inference"),
-        ({"model": "efficientnetv2-x"}, "unknown model 'efficientnetv2-x'"),
-        ({"dtype": "float16"}, "unknown dtype 'float16'"),
-        ({"threads": "1000"}, "--threads must be from 1 to "),
-        ({"torch_python": "/nowhere"}, "--torch_python must be a program, got '/nowhere'"),
-    ],
-)
-def test_what_cannot_be_used_is_named(monkeypatch, values, message):
-    monkeypatch.setattr(peers, "race", lambda *_, **__: pytest.fail("it began"))
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.as_parsed(**values), pytest.raises(UsageError) as error:
-        peers.main()
-    assert message in str(error.value)
+REFUSED = [
+    ({"peers": "timm-egaer"}, "unknown peer 'timm-egaer': did you mean timm-eager"),
+    ({"peers": OURS}, "unknown peer 'ours': allowed are keras-jax, keras-tensorflow, timm-"),
+    ({"what": "train"}, "unknown thing to time 'train': did you mean training?"),
+    ({"what": ""}, "--what must name at least one of training, inference"),
+    ({"model": "efficientnetv2-x"}, "unknown model 'efficientnetv2-x'"),
+    ({"dtype": "float16"}, "unknown dtype 'float16'"),
+    ({"threads": "1000"}, "--threads must be from 1 to "),
+    ({"torch_python": "/nowhere"}, "--torch_python must be a program, got '/nowhere'"),
+]
+
+# A process of its own: flags of two benchmarks do not go together.
+REFUSE = """
+import json, sys
+from absl import flags
+from absl.testing import flagsaver
+from effnetv2_jax.benchmarks import peers
+from effnetv2_jax.errors import UsageError
+
+peers.race = None  # whoever began would fail with another error
+flags.FLAGS.mark_as_parsed()
+sentences = []
+for values in json.loads(sys.argv[1]):
+    with flagsaver.as_parsed(**values):
+        try:
+            peers.main()
+        except UsageError as error:
+            sentences.append(str(error))
+print(json.dumps(sentences))
+"""
+
+
+def test_what_cannot_be_used_is_named():
+    values = json.dumps([values for values, _ in REFUSED])
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSE, values], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for sentence, (_, message) in zip(json.loads(done.stdout), REFUSED, strict=True):
+        assert message in sentence
 
 
 def run_command(*arguments, **variables):
