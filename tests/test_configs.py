@@ -10,8 +10,7 @@ from flax import nnx
 from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import abstract_model as abstract
-from effnetv2_jax.models import count_parameters
+from effnetv2_jax.models import abstract_model, count_parameters
 from effnetv2_jax.training.mesh import shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
@@ -27,7 +26,7 @@ def test_each_recipe_builds(argument):
     stages = programs.make_stages(config, IMAGENET_TRAIN)
     assert stages[-1].end_step == int(350 * IMAGENET_TRAIN / 4096)
     assert stages[-1].image_size == config.schedule.image_size[1]
-    model = abstract(config.model.name, bn_momentum=config.model.bn_momentum)
+    model = abstract_model(config.model.name, bn_momentum=config.model.bn_momentum)
     assert count_parameters(model) > 7e6
     optimizer, learning_rate = programs.make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

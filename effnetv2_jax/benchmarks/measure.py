@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -79,11 +79,21 @@ def interleave(
         for run in runs.values():
             time_once(run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(repeats):
-        # Whoever comes first is not always the same.
-        for name in list(runs) if number % 2 else reversed(list(runs)):
-            seconds[name].append(time_once(runs[name])[0])
+    for _, name in turns(runs, repeats):
+        seconds[name].append(time_once(runs[name])[0])
     return {name: Timing(tuple(seconds[name])) for name in runs}
+
+
+def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """Who is next: ``repeats`` rounds of all names, in which none is always first.
+
+    Yields:
+        (round, name).
+    """
+    names = list(names)
+    for number in range(repeats):
+        for name in names if number % 2 else reversed(names):
+            yield number, name
 
 
 def environment() -> dict[str, str]:

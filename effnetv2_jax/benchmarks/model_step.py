@@ -60,12 +60,8 @@ class ModelStep:
     def compile(self, batch: meshes.Batch) -> list[jax.stages.Compiled]:
         """Compiles what the step consists of for a batch's shapes: gradients, then update."""
         state = meshes.abstract_state(self.shapes, self.mesh)
-        finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
-        gradients = self.train_step.gradients.lower(
-            state.params, state.batch_stats, state.step, batch, self.scalars()
-        )
-        update = self.train_step.update.lower(state, state.params, state.batch_stats, finite)
-        return [gradients.compile(), update.compile()]
+        gradients = self.train_step.lower_gradients(state, batch, self.scalars())
+        return [gradients.compile(), self.train_step.lower_update(state).compile()]
 
     def scalars(self) -> StageScalars:
         """Of a stage without dropout, Mixup and CutMix; traced, so that others cost the same."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from effnetv2_jax.benchmarks.measure import Timing
+from effnetv2_jax.benchmarks.measure import Timing, turns
 from effnetv2_jax.benchmarks.peer_contenders import Contender
 from effnetv2_jax.benchmarks.peer_process import NotRun, PeerProcess
 
@@ -132,7 +132,7 @@ def race(
                 except NotRun as error:
                     reasons[name][what] = str(error)
             ready = {name: processes[name] for name in prepared}
-            turns = take_turns(
+            outcomes = take_turns(
                 ready,
                 {name: found["steps"] for name, found in prepared.items()},
                 repeats=repeats,
@@ -140,7 +140,7 @@ def race(
                     f"{contenders[name].title}: {what}, turn {number + 1} of {repeats}"
                 ),
             )
-            for name, outcome in turns.items():
+            for name, outcome in outcomes.items():
                 if isinstance(outcome, str):
                     reasons[name][what] = outcome
                 else:
@@ -162,20 +162,18 @@ def take_turns(
     on_turn: Callable[[str, int], None] = lambda name, number: None,
 ) -> dict[str, list[Turn] | str]:
     """The turns of each, all in the same weather; of one that fails, the reason."""
-    turns: dict[str, list[Turn]] = {name: [] for name in processes}
+    taken: dict[str, list[Turn]] = {name: [] for name in processes}
     failed: dict[str, str] = {}
-    for number in range(repeats):
-        # Whoever comes first is not always the same.
-        for name in list(processes) if number % 2 else reversed(list(processes)):
-            if name in failed:
-                continue
-            on_turn(name, number)
-            time.sleep(SETTLE_SECONDS)
-            try:
-                turns[name].append(processes[name].ask("turn", steps=steps[name]))
-            except NotRun as error:
-                failed[name] = str(error)
-    return {name: failed.get(name, turns[name]) for name in processes}
+    for number, name in turns(processes, repeats):
+        if name in failed:
+            continue
+        on_turn(name, number)
+        time.sleep(SETTLE_SECONDS)
+        try:
+            taken[name].append(processes[name].ask("turn", steps=steps[name]))
+        except NotRun as error:
+            failed[name] = str(error)
+    return {name: failed.get(name, taken[name]) for name in processes}
 
 
 def _check_platform(facts: Mapping[str, Mapping[str, Any]], name: str) -> None:
@@ -185,12 +183,12 @@ def _check_platform(facts: Mapping[str, Mapping[str, Any]], name: str) -> None:
         raise NotRun(f"it finds no {first} here, only a {facts[name]['platform']}")
 
 
-def _result(prepared: Mapping[str, Any], turns: list[Turn]) -> Result:
+def _result(prepared: Mapping[str, Any], taken: list[Turn]) -> Result:
     steps = prepared["steps"]
     return Result(
         way=prepared["way"],
         first_seconds=prepared["first_seconds"],
         steps=steps,
-        timing=Timing(tuple(turn["seconds"] / steps for turn in turns)),
-        idle_share=sum(t["idle_cpu"] for t in turns) / sum(t["waited"] for t in turns),
+        timing=Timing(tuple(turn["seconds"] / steps for turn in taken)),
+        idle_share=sum(t["idle_cpu"] for t in taken) / sum(t["waited"] for t in taken),
     )

@@ -68,16 +68,12 @@ def lower_train_step(
 
     return {
         "gradients": StepProgram(
-            lowered=step.train_step.gradients.lower(
-                state.params, state.batch_stats, state.step, batch, scalars
-            ),
+            lowered=step.train_step.lower_gradients(state, batch, scalars),
             beside=nothing_with(state.opt_state, state.ema_params, state.ema_batch_stats),
             loop_runs=accumulation_steps,
         ),
         "update": StepProgram(
-            lowered=step.train_step.update.lower(
-                state, state.params, state.batch_stats, array((), jnp.float32, copied)
-            ),
+            lowered=step.train_step.lower_update(state),
             beside=nothing_with(batch),
         ),
     }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnetv2_jax.benchmarks.measure import Timing, interleave, measured_peak_flops, peak_flops
+from effnetv2_jax.benchmarks.measure import Timing, measured_peak_flops, peak_flops, time_runs
 from effnetv2_jax.benchmarks.model_step import make_model_step
 from effnetv2_jax.benchmarks.program_figures import memory_of, refused_sizes
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -132,7 +132,7 @@ def measure(prepared: Prepared, *, repeats: int = 5) -> Measurement:
     """Times what is prepared; what does not fit is a result as well."""
     if prepared.run is None:
         return prepared.result(None)
-    return prepared.result(interleave({"": prepared.run}, repeats=repeats)[""])
+    return prepared.result(time_runs(prepared.run, repeats=repeats))
 
 
 def prepare_train_step(

@@ -139,8 +139,12 @@ def abstract_model(name: str, **arguments: Any) -> Network:
     Raises:
         UsageError: as ``create_model``.
     """
-    rngs: Any = _OneKey
-    return nnx.eval_shape(lambda: create_model(name, rngs=rngs(), **arguments))
+
+    def create() -> Network:
+        rngs: Any = _OneKey()  # made under the trace, so that no device is touched
+        return create_model(name, rngs=rngs, **arguments)
+
+    return nnx.eval_shape(create)
 
 
 def build(spec: Spec, **arguments: Any) -> Network:

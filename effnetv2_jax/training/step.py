@@ -113,20 +113,30 @@ class TrainStep:
         )
         return self.update(state, gradients, batch_stats, metrics["finite"]), metrics
 
-    def compile_gradients(self, state: TrainState, batch: Batch, scalars: StageScalars) -> None:
-        """Compiles ahead for a batch's shapes; jit finds the program when they arrive.
+    def lower_gradients(
+        self, state: TrainState, batch: Batch, scalars: StageScalars
+    ) -> jax.stages.Lowered:
+        """The program that takes gradients, for a batch's shapes.
 
         Args:
             state: arrays, or their ``jax.ShapeDtypeStruct`` with sharding.
             batch: likewise.
-            scalars: as at the call.
+            scalars: likewise.
         """
-        self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars).compile()
+        return self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars)
+
+    def lower_update(self, state: TrainState) -> jax.stages.Lowered:
+        """The update, for every image size; gradients are what the parameters are."""
+        finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+        return self.update.lower(state, state.params, state.batch_stats, finite)
+
+    def compile_gradients(self, state: TrainState, batch: Batch, scalars: StageScalars) -> None:
+        """Compiles ahead, as ``lower_gradients``; jit finds the program when arrays arrive."""
+        self.lower_gradients(state, batch, scalars).compile()
 
     def compile_update(self, state: TrainState) -> None:
-        """Likewise, for every image size; gradients are what the parameters are."""
-        finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
-        self.update.lower(state, state.params, state.batch_stats, finite).compile()
+        """Likewise, as ``lower_update``."""
+        self.lower_update(state).compile()
 
 
 def make_train_step(

@@ -22,13 +22,13 @@ from effnetv2_jax.models import (
     FusedMBConv,
     GroupSpec,
     MBConv,
+    abstract_model,
     count_multiply_adds,
     count_parameters,
     create_model,
     list_models,
     model_info,
 )
-from effnetv2_jax.models import abstract_model as abstract
 from effnetv2_jax.models.layers import (
     BatchNorm,
     conv_kernel_init,
@@ -103,17 +103,17 @@ def noise(*shape: int) -> jax.Array:
 
 @pytest.mark.parametrize(("name", "expected"), [*OFFICIAL_PARAMETERS.items()])
 def test_parameters_equal_the_official_models_to_the_last(name, expected):
-    assert count_parameters(abstract(name)) == expected
+    assert count_parameters(abstract_model(name)) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [*TIMM_PARAMETERS.items()])
 def test_parameters_of_lite_and_rw_t_equal_timm_to_the_last(name, expected):
-    assert count_parameters(abstract(name)) == expected
+    assert count_parameters(abstract_model(name)) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [*HYBRID_MILLIONS.items()])
 def test_parameters_of_the_hybrids_of_table_3(name, expected):
-    assert round(count_parameters(abstract(name)) / 1e6, 1) == expected
+    assert round(count_parameters(abstract_model(name)) / 1e6, 1) == expected
 
 
 def test_every_listed_model_has_a_known_parameter_count():
@@ -195,7 +195,7 @@ def test_multiply_adds_of_a_depthwise_convolution_do_not_depend_on_its_lowering(
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (1, 1), (64, 17)])
 def test_features_of_any_image_size_have_strides_2_to_32(height, width):
-    model = abstract("efficientnetv2-b0")
+    model = abstract_model("efficientnetv2-b0")
     x = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
     features = nnx.eval_shape(lambda model, x: model.features(x), model, x)
     filters = [16, 32, 48, 112, 192]
@@ -453,7 +453,7 @@ def test_an_image_has_the_same_fate_wherever_in_the_batch_it_lies(tiny_spec, tin
 
 
 def test_survival_falls_linearly_from_1(tiny_model):
-    for model in (tiny_model, abstract("efficientnetv2-s")):
+    for model in (tiny_model, abstract_model("efficientnetv2-s")):
         n = len(model.blocks)
         expected = [1 - (1 - 0.8) * i / n for i in range(n)]
         assert [block.survival_prob for block in model.blocks] == pytest.approx(expected)
@@ -609,8 +609,23 @@ def test_an_unknown_override_is_answered_with_the_near_fields():
         create_model("efficientnetv2-b0", survival_probability=1.0)
 
 
+@pytest.mark.parametrize("name", ["efficientnetv2-tiny", "deit-ti"])
+def test_an_abstract_model_has_the_shapes_and_the_place_of_everything(name):
+    graphs, shapes = zip(
+        nnx.split(abstract_model(name, num_classes=7)),
+        nnx.split(nnx.eval_shape(lambda: create_model(name, num_classes=7))),
+        strict=True,
+    )
+    assert graphs[0] == graphs[1]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes[0]) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes[1]
+    )
+
+
 def test_overrides_reach_the_model():
-    model = abstract("efficientnetv2-b0", bn_momentum=0.9, survival_prob=1.0, dropout_rate=0.0)
+    model = abstract_model(
+        "efficientnetv2-b0", bn_momentum=0.9, survival_prob=1.0, dropout_rate=0.0
+    )
     assert model.stem.norm.momentum == model.blocks[-1].project.norm.momentum == 0.9
     assert {block.survival_prob for block in model.blocks} == {1.0}
     assert model.spec.dropout_rate == 0.0

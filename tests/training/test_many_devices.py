@@ -28,8 +28,7 @@ from test_step import (
 
 from effnetv2_jax.benchmarks.collectives import collectives_of
 from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import EfficientNet
-from effnetv2_jax.models import abstract_model as abstract
+from effnetv2_jax.models import EfficientNet, abstract_model
 from effnetv2_jax.models.layers import BatchNorm
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
@@ -243,7 +242,7 @@ def test_what_travels_is_gradients_and_statistics():
 @pytest.mark.parametrize("name", ["efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-b0"])
 def test_statistics_are_a_small_part_of_what_travels(name):
     """So that it is within 5 % of parameters and statistics, each once."""
-    model = abstract(name)
+    model = abstract_model(name)
     params, stats = (
         sum(x.size for x in jax.tree.leaves(nnx.state(model, kind)))
         for kind in (nnx.Param, nnx.BatchStat)
