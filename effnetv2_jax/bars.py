@@ -44,3 +44,54 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
     with progress.Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(text, total=None)
         yield lambda words: bar.update(task, description=f"{text} {words}")
+
+
+class Counter:
+    """A bar on stderr over steps of unequal length, with the time that is left by those before.
+
+    Use as a context; on no terminal it says nothing.
+    """
+
+    def __init__(self):
+        self._bar = None
+        self._task = None
+        self._text = ""
+
+    def __enter__(self) -> "Counter":
+        if sys.stderr.isatty():
+            from rich import console, progress
+
+            columns = (
+                progress.BarColumn(20),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.description}"),
+            )
+            stderr = console.Console(stderr=True)
+            self._bar = progress.Progress(
+                *columns, console=stderr, transient=True, speed_estimate_period=24 * 3600
+            )
+            self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*exception)
+
+    def start(self, total: int) -> None:
+        """Sets the number of steps."""
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total)
+
+    def next(self, text: str) -> None:
+        """Ends a step, if there was one, and begins the next."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1 if self._text else 0, description=text)
+            self._text = text
+
+    def say(self, words: str) -> None:
+        """What goes on within a step."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=f"{self._text}, {words}")

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "peers": "effnetv2_jax.benchmarks.peers",
     "step": "effnetv2_jax.benchmarks.train_step",
+    "tables": "effnetv2_jax.benchmarks.tables",
     "tpu": "effnetv2_jax.benchmarks.tpu_table",
 }
 HELP = ("-h", "--help", "--helpfull")

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from effnetv2_jax.benchmarks import step_records
 from effnetv2_jax.benchmarks.collectives import Collectives
 from effnetv2_jax.benchmarks.program_figures import ProgramFigures
 from effnetv2_jax.errors import UsageError
@@ -26,6 +27,10 @@ from effnetv2_jax.files import cache_folder
 LOCK_FILE = pathlib.Path("/tmp/libtpu_lockfile")
 
 WORKER = (sys.executable, "-m", "effnetv2_jax.benchmarks.tpu_worker")
+
+
+class NotRecorded(LookupError):
+    """A step that was not compiled before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +103,14 @@ def compile_train_step(
     mixing: bool = False,
     cache: pathlib.Path | None = None,
     use_cache: bool = True,
+    recorded_only: bool = False,
     on_phase: Callable[[str], None] = lambda phase: None,
 ) -> TpuCompilation:
     """Compiles both programs of the training step for all cores of a topology.
 
-    Takes minutes the first time, and a tracing of the step when the same programs were compiled
-    before: figures are kept by content.
+    Takes minutes the first time, nothing when the same step was compiled before, and a tracing of
+    it when only the programs are the same: figures are kept by content (``figures_cache``,
+    ``step_records``).
 
     XLA counts the work in a loop's body once. Gradient accumulation is such a loop, around nearly
     all of the program that takes gradients, so its operations, bytes and seconds are multiplied by
@@ -125,19 +132,18 @@ def compile_train_step(
         mixing: with Mixup and CutMix.
         cache: folder of the figures; None for ``tpu_compile`` in the user's cache.
         use_cache: False reads and writes no figures.
+        recorded_only: True compiles nothing.
         on_phase: is told what goes on, a few words at a time.
 
     Raises:
         UsageError: for an argument that cannot be used, where libtpu is missing, or while another
             process holds its lock.
+        NotRecorded: with ``recorded_only``, for a step that was not compiled before.
         RuntimeError: where the compiler fails; its last words are in it.
     """
     for name, value in (("image_size", image_size), ("batch_per_core", batch_per_core)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError("libtpu, the TPU's compiler, is missing: pip install 'effnetv2_jax[tpu]'")
-    check_lock()
     options = {
         "optimizer": optimizer,
         "dtype": dtype,
@@ -150,12 +156,21 @@ def compile_train_step(
         "mixing": mixing,
     }
     step = {"model": model, "image_size": image_size, "batch_per_core": batch_per_core}
-    request = {
-        "topology": topology,
-        "cache": str(cache or cache_folder() / "tpu_compile") if use_cache else None,
-        "arguments": step | options,
-    }
-    report = run_worker(request, on_phase)
+    request = {"topology": topology, "arguments": step | options}
+    folder = cache or cache_folder() / "tpu_compile"
+    records = folder / "steps"
+    report = step_records.read(records, request) if use_cache else None
+    if report is None:
+        if recorded_only:
+            raise NotRecorded(f"{model} at {image_size} px was not compiled for {topology} before")
+        if importlib.util.find_spec("libtpu") is None:
+            raise UsageError(
+                "libtpu, the TPU's compiler, is missing: pip install 'effnetv2_jax[tpu]'"
+            )
+        check_lock()
+        report = run_worker(request | {"cache": str(folder) if use_cache else None}, on_phase)
+        if use_cache:
+            step_records.write(records, request, report)
     return combine(report, topology=topology, options=options, **step)
 
 

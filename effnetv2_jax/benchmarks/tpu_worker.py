@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnetv2_jax.benchmarks import figures_cache
+from effnetv2_jax.benchmarks import figures_cache, step_records
 from effnetv2_jax.benchmarks.program_figures import ProgramFigures, compile_and_measure
 from effnetv2_jax.benchmarks.step_programs import lower_train_step
 from effnetv2_jax.errors import UsageError
@@ -98,6 +98,7 @@ def compile_for_tpu(
         "figures": figures,
         "beside": beside,
         "loop_runs": {name: program.loop_runs for name, program in programs.items()},
+        "modules": step_records.loaded_modules(),
     }
 
 

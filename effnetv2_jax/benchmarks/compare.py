@@ -1,0 +1,110 @@
+"""Fills in the tables: every row of every quantity, from where costs come from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from effnetv2_jax.benchmarks.comparison import ComparedTable, Comparison, Ours, Section, not_run
+from effnetv2_jax.benchmarks.footnotes import FOOTNOTES
+from effnetv2_jax.benchmarks.paper import Figure, Row
+from effnetv2_jax.benchmarks.quantities import Quantity
+from effnetv2_jax.benchmarks.table_costs import LOCAL, Costs
+from effnetv2_jax.benchmarks.table_plans import SectionPlan, TablePlan
+
+NOT_IN_THE_ZOO = "not in the zoo"
+
+
+def compare(
+    name: str,
+    plan: TablePlan,
+    sources: Sequence[Costs],
+    *,
+    models: Collection[str] | None = None,
+    on_row: Callable[[str], None] = lambda words: None,
+) -> ComparedTable:
+    """Finds all of ours of a table.
+
+    Args:
+        name: of the table.
+        plan: what stands in it.
+        sources: of costs; what hangs on the device is asked of each.
+        models: rows of others are left out; None for all rows.
+        on_row: is told which row is next, before each.
+    """
+    sections = []
+    for section, title, source, quantity in _asked(plan, sources):
+        rows = tuple(
+            _compared(plan, section, row, source, quantity, on_row)
+            for row in rows_of(plan, section, models)
+        )
+        found = Section(title, _unit(plan, section), rows, section.tolerance)
+        # A second device that has nothing to say needs no table.
+        if rows and (found.was_run or source is sources[0]):
+            sections.append(found)
+    return ComparedTable(name, plan.title, tuple(sections))
+
+
+def count_rows(
+    plan: TablePlan, sources: Sequence[Costs], models: Collection[str] | None = None
+) -> int:
+    """How often ``compare`` calls ``on_row``."""
+    return sum(len(rows_of(plan, section, models)) for section, *_ in _asked(plan, sources))
+
+
+def rows_of(plan: TablePlan, section: SectionPlan, models: Collection[str] | None) -> list[Row]:
+    """Rows of a section."""
+    table = section.table or plan.table
+    rows = [row for row in table.rows if section.labels is None or row.label in section.labels]
+    return [row for row in rows if models is None or row.model in models]
+
+
+def _asked(
+    plan: TablePlan, sources: Sequence[Costs]
+) -> Iterator[tuple[SectionPlan, str, Costs, Quantity]]:
+    """Every quantity with its title, and whom to ask for it."""
+    for section in plan.sections:
+        for source in sources if section.of_device else sources[:1]:
+            device = f" ({source.name})" if section.of_device and len(sources) > 1 else ""
+            if not section.of_dtype:
+                yield section, section.column + device, source, section.quantity
+                continue
+            for dtype in source.inference_dtypes:
+                ours = f"; ours in {dtype}" if source.name == LOCAL else ""
+                quantity = functools.partial(section.quantity, dtype=dtype)
+                yield section, section.column + ours + device, source, quantity
+
+
+def _compared(
+    plan: TablePlan,
+    section: SectionPlan,
+    row: Row,
+    source: Costs,
+    quantity: Quantity,
+    on_row: Callable[[str], None],
+) -> Comparison:
+    on_row(f"{section.column}: {row.label}")
+    published = _published(plan, section, row)
+    ours = not_run(NOT_IN_THE_ZOO) if row.model is None else quantity(source, row)
+    ours = _with_footnote(section, row, published, ours)
+    return Comparison(row.label, row.model, published, ours)
+
+
+def _published(plan: TablePlan, section: SectionPlan, row: Row) -> Figure | None:
+    table = section.table or plan.table
+    if section.column not in [column.name for column in table.columns]:
+        return None
+    return table.figure(row.label, section.column)
+
+
+def _with_footnote(section: SectionPlan, row: Row, published: Figure | None, ours: Ours) -> Ours:
+    if published is None or row.model is None or isinstance(published.value, str):
+        return ours
+    footnote = FOOTNOTES.get((row.model, section.column, published.value))
+    if footnote is None:
+        return ours
+    return dataclasses.replace(ours, notes=(*ours.notes, footnote))
+
+
+def _unit(plan: TablePlan, section: SectionPlan) -> str:
+    units = {column.name: column.unit for column in (section.table or plan.table).columns}
+    return section.unit or units[section.column]
