@@ -29,7 +29,7 @@ evaluate: $(VENV)/installed
 	$(VENV)/bin/python -m effnetv2_jax.evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow

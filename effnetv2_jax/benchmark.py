@@ -16,6 +16,7 @@ BENCHMARKS = {
     "checkpoint": "effnetv2_jax.benchmarks.checkpointing",
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "peers": "effnetv2_jax.benchmarks.peers",
+    "plots": "effnetv2_jax.benchmarks.plots",
     "step": "effnetv2_jax.benchmarks.train_step",
     "tables": "effnetv2_jax.benchmarks.tables",
     "tpu": "effnetv2_jax.benchmarks.tpu_table",

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+TESTS = pathlib.Path(__file__).resolve().parent
+
 # Before JAX starts: the mesh tests need devices, and compiling is most of the suite's time.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -15,6 +17,20 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
-    str(pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"),
+    str(TESTS.parent / ".cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+
+# Minutes each: first, so that at the end no worker has one alone while the other waits.
+LONGEST = (
+    "faults/test_faults.py",
+    "programs/test_train_and_evaluate.py",
+    "training/test_many_devices.py",
+    "training/test_step.py",
+    "programs/test_several_processes.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -31,16 +31,20 @@ def compare(
         models: rows of others are left out; None for all rows.
         on_row: is told which row is next, before each.
     """
-    sections = []
-    for section, title, source, quantity in _asked(plan, sources):
-        rows = tuple(
-            _compared(plan, section, row, source, quantity, on_row)
-            for row in rows_of(plan, section, models)
-        )
-        found = Section(title, _unit(plan, section), rows, section.tolerance)
-        # A second device that has nothing to say needs no table.
-        if rows and (found.was_run or source is sources[0]):
-            sections.append(found)
+    sections: list[Section] = []
+    for section in plan.sections:
+        rows = rows_of(plan, section, models)
+        found = [
+            Section(
+                title,
+                _unit(plan, section),
+                tuple(_compared(plan, section, row, source, quantity, on_row) for row in rows),
+                section.tolerance,
+            )
+            for title, source, quantity in _asked(section, sources)
+        ]
+        # Whom nothing could be had from needs no table, unless there is none at all.
+        sections += [one for one in found if one.was_run] or found[:1] if rows else []
     return ComparedTable(name, plan.title, tuple(sections))
 
 
@@ -48,7 +52,10 @@ def count_rows(
     plan: TablePlan, sources: Sequence[Costs], models: Collection[str] | None = None
 ) -> int:
     """How often ``compare`` calls ``on_row``."""
-    return sum(len(rows_of(plan, section, models)) for section, *_ in _asked(plan, sources))
+    return sum(
+        len(rows_of(plan, section, models)) * len(list(_asked(section, sources)))
+        for section in plan.sections
+    )
 
 
 def rows_of(plan: TablePlan, section: SectionPlan, models: Collection[str] | None) -> list[Row]:
@@ -58,20 +65,17 @@ def rows_of(plan: TablePlan, section: SectionPlan, models: Collection[str] | Non
     return [row for row in rows if models is None or row.model in models]
 
 
-def _asked(
-    plan: TablePlan, sources: Sequence[Costs]
-) -> Iterator[tuple[SectionPlan, str, Costs, Quantity]]:
-    """Every quantity with its title, and whom to ask for it."""
-    for section in plan.sections:
-        for source in sources if section.of_device else sources[:1]:
-            device = f" ({source.name})" if section.of_device and len(sources) > 1 else ""
-            if not section.of_dtype:
-                yield section, section.column + device, source, section.quantity
-                continue
-            for dtype in source.inference_dtypes:
-                ours = f"; ours in {dtype}" if source.name == LOCAL else ""
-                quantity = functools.partial(section.quantity, dtype=dtype)
-                yield section, section.column + ours + device, source, quantity
+def _asked(section: SectionPlan, sources: Sequence[Costs]) -> Iterator[tuple[str, Costs, Quantity]]:
+    """A title, whom to ask, and for what: once for each device and dtype that it hangs on."""
+    for source in sources if section.of_device else sources[:1]:
+        device = f" ({source.name})" if section.of_device and len(sources) > 1 else ""
+        if not section.of_dtype:
+            yield section.column + device, source, section.quantity
+            continue
+        for dtype in source.inference_dtypes:
+            ours = f"; ours in {dtype}" if source.name == LOCAL else ""
+            quantity = functools.partial(section.quantity, dtype=dtype)
+            yield section.column + ours + device, source, quantity
 
 
 def _compared(

@@ -19,6 +19,7 @@ class Ours:
     Attributes:
         value: in the section's unit; ``OUT_OF_MEMORY``; None where it was not run.
         how: it was obtained: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
+        detail: how exactly: image size, dtype, batch.
         notes: what has to be known to read it, or why it was not run.
         low: of the repeats of a measurement, in the section's unit.
         high: likewise.
@@ -26,6 +27,7 @@ class Ours:
 
     value: float | str | None
     how: str
+    detail: str = ""
     notes: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -33,7 +35,7 @@ class Ours:
 
 def not_run(reason: str) -> Ours:
     """Of what was not run, and why."""
-    return Ours(None, NOT_RUN, (reason,))
+    return Ours(None, NOT_RUN, notes=(reason,))
 
 
 @dataclasses.dataclass(frozen=True)

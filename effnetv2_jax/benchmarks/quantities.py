@@ -31,7 +31,7 @@ def flops(image_size: int | None = None) -> Quantity:
 
     def quantity(costs: Costs, row: Row) -> Ours:
         info = _of(row, image_size)
-        return Ours(info.multiply_adds / 1e9, EXACT, (f"at {info.image_size} px",))
+        return Ours(info.multiply_adds / 1e9, EXACT, f"{info.image_size} px")
 
     return quantity
 
@@ -115,7 +115,9 @@ def saving(costs: Costs, row: Row) -> Ours:
     return Ours(
         100 * (1 - progressive / fixed),
         runs[1].costs[-1].how,
-        (f"{progressive:.3g} h instead of {fixed:.3g} h at {training_runs.last_size(model)} px",),
+        notes=(
+            f"{progressive:.3g} h instead of {fixed:.3g} h at {training_runs.last_size(model)} px",
+        ),
     )
 
 
@@ -133,9 +135,9 @@ def _per_run(cost: Cost, figure: Callable[[float], float]) -> Ours:
     if cost.how == NOT_RUN:
         return not_run(cost.note)
     if cost.seconds is None:
-        return Ours(OUT_OF_MEMORY, cost.how, _notes(cost))
+        return Ours(OUT_OF_MEMORY, cost.how, cost.detail, _notes(cost))
     bounds = sorted(figure(bound) for bound in (cost.low, cost.high) if bound is not None)
-    return Ours(figure(cost.seconds), cost.how, _notes(cost), *bounds)
+    return Ours(figure(cost.seconds), cost.how, cost.detail, _notes(cost), *bounds)
 
 
 def _notes(cost: Cost) -> tuple[str, ...]:

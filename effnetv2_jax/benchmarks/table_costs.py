@@ -44,6 +44,7 @@ class Cost:
         batch_size: images a device and run.
         seconds: a run; None where it does not fit or was not run.
         fits: False where the memory is too small; None where that is not known.
+        detail: what was run: dtype and batch, MFU.
         note: why it was not run, or what has to be known beside it.
         low: seconds of the fastest repeat, where it was measured.
         high: of the slowest.
@@ -53,6 +54,7 @@ class Cost:
     batch_size: int
     seconds: float | None = None
     fits: bool | None = None
+    detail: str = ""
     note: str = ""
     low: float | None = None
     high: float | None = None
@@ -148,7 +150,7 @@ def _cost_on_tpu(found: TpuCompilation) -> Cost:
     if found.fits and found.seconds is None:
         note = "XLA makes no estimate for this chip"
         how = NOT_RUN
-    return Cost(how, found.batch_per_core, found.seconds, found.fits, note)
+    return Cost(how, found.batch_per_core, found.seconds, found.fits, note=note)
 
 
 class LocalCosts:
@@ -239,13 +241,13 @@ class LocalCosts:
     def _cost(self, found: Measurement, *, batch_size: int, dtype: str) -> Cost:
         on_cpu = self._device.platform == "cpu"
         how = MEASURED.format("CPU" if on_cpu else device_name(self._device))
-        note = f"{dtype}, batch {batch_size}"
+        detail = f"{dtype}, batch {batch_size}"
         if found.timing is None:
-            return Cost(how, batch_size, None, False, note)
+            return Cost(how, batch_size, None, False, detail)
         if found.mfu is not None and peak_flops(self._device.device_kind):
-            note += f", MFU {100 * found.mfu:.0f} %"
+            detail += f", MFU {100 * found.mfu:.0f} %"
         timing = found.timing
-        return Cost(how, batch_size, timing.median, True, note, timing.low, timing.high)
+        return Cost(how, batch_size, timing.median, True, detail, low=timing.low, high=timing.high)
 
 
 def _multiply_adds(model: str, image_size: int) -> int:

@@ -85,7 +85,7 @@ def _row(section: Section, row: Comparison, notes: _Notes, ranked: bool) -> list
     if ranked:
         relative = section.relative(row)
         cells += [f"{value:.2f}" for value in relative] if relative else [NOTHING, NOTHING]
-    return [*cells, ours.how + notes.marks(ours.notes)]
+    return [*cells, ", ".join(filter(None, (ours.how, ours.detail))) + notes.marks(ours.notes)]
 
 
 def figure(value: float | str | None) -> str:

@@ -57,15 +57,14 @@ class RunTime:
         last = self.costs[-1]
         if self.hours is None:
             size = self.stages[len(self.costs) - 1].image_size
-            reason = last.note if last.how == NOT_RUN else "does not fit"
-            return not_run(f"at {size} px: {reason}")
+            return not_run(last.note if last.how == NOT_RUN else f"does not fit at {size} px")
         stages = ", ".join(
             f"{stage.image_size} px {1e3 * (cost.seconds or 0):.4g}"
             for stage, cost in zip(self.stages, self.costs, strict=True)
         )
         steps = sum(stage.num_steps for stage in self.stages)
         note = f"{steps:,} steps of {IMAGES_A_CORE} images a core; ms a step: {stages}"
-        return Ours(self.hours, last.how, (note,))
+        return Ours(self.hours, last.how, last.detail, (note,))
 
 
 def progressive_run(costs: Costs, model: str) -> RunTime:
@@ -79,12 +78,12 @@ def fixed_run(costs: Costs, model: str) -> RunTime:
 
 
 def last_size(model: str) -> int:
-    """Side in px at which the paper's training ends: Table 6's, else the model's own."""
+    """Side in px at which the paper's training ends: Table 6's, else that of evaluation."""
     sizes = {
         row.model: TABLES["6"].figure(row.label, "image size, last") for row in TABLES["6"].rows
     }
     found = sizes.get(model)
-    return int(found.value) if found else get_spec(model).train_size
+    return int(found.value) if found else get_spec(model).eval_size
 
 
 def uses_mixing(model: str) -> bool:
