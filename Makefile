@@ -13,11 +13,14 @@ export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: help train evaluate test test-slow faults lint types clean
+TABLES = effnetv2_jax.benchmark tables --table=all --device=local,tpu:v3:4x4
+
+.PHONY: help train evaluate tables test test-slow faults lint types clean
 
 help:
 	@echo "make train      train EfficientNetV2-B0 on handwritten digits, into $(WORKDIR)"
 	@echo "make evaluate   evaluate that run"
+	@echo "make tables     the paper's tables, ours beside theirs, into docs/ (QUICK=1: what takes seconds)"
 	@echo "make test       run the tests (test-slow: the slow ones)"
 	@echo "make faults     kill the program 50 times, damage its files, and compare (20 minutes)"
 	@echo "make lint       ruff; make types: mypy"
@@ -27,6 +30,16 @@ train: $(VENV)/installed
 
 evaluate: $(VENV)/installed
 	$(VENV)/bin/python -m effnetv2_jax.evaluate --workdir=$(WORKDIR)
+
+# The quick rows are printed alone: docs/reproduction.md has them all.
+tables: $(VENV)/installed
+ifdef QUICK
+	$(VENV)/bin/python -m $(TABLES) --quick
+else
+	$(VENV)/bin/python -m pip install --quiet --editable '.[tpu]'
+	$(VENV)/bin/python -m $(TABLES) --batch_size=16 --row_seconds=300 --document=docs/reproduction.md
+	$(VENV)/bin/python -m effnetv2_jax.benchmark plots
+endif
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
