@@ -3,7 +3,7 @@
 Importing this package imports neither TensorFlow, TFDS, clu nor orbax, and touches no device.
 """
 
-from effnetv2_jax.models import create_model, list_models, model_info
+from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
 from effnetv2_jax.weights import load_model, load_weights, save_weights
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "create_model",
+    "fold_batch_norm",
     "list_models",
     "load_model",
     "load_weights",

@@ -93,7 +93,7 @@ CONTENDERS: dict[str, Contender] = {
         training="normalisation of uint8 images, label-smoothed cross-entropy, RMSProp with "
         "momentum and weight decay; also a moving average of all weights, a check that all is "
         "finite, and metrics",
-        inference="a jitted call",
+        inference="a jitted call, batch norm folded into the convolutions",
     ),
     "keras-tensorflow": _keras("tensorflow", "TensorFlow", "tf.function"),
     "keras-jax": _keras("jax", "JAX", "jax.jit"),

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from effnetv2_jax.benchmarks.measure import Timing, measured_peak_flops, peak_flops, time_runs
 from effnetv2_jax.benchmarks.model_step import make_model_step
 from effnetv2_jax.benchmarks.program_figures import memory_of, refused_sizes
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models import abstract_model, create_model, model_info
+from effnetv2_jax.models import abstract_model, create_model, fold_batch_norm, model_info
 from effnetv2_jax.training import mesh as meshes
 from effnetv2_jax.training.state import functional
 
@@ -203,6 +204,8 @@ def prepare_inference(
 ) -> Prepared:
     """Compiles a network for inference on normalised noise, for the first device.
 
+    Its batch norm is folded into the convolutions, as whoever serves a network would have it.
+
     Args:
         model: a name of ``list_models()``.
         image_size: side in px.
@@ -223,7 +226,8 @@ def prepare_inference(
         "dtype": jnp.dtype(dtype),
         "eval_size": image_size,
     }
-    apply, params, batch_stats = functional(abstract_model(model, **options))
+    shapes = nnx.eval_shape(fold_batch_norm, abstract_model(model, **options))
+    apply, params, batch_stats = functional(shapes)
     images = jnp.asarray(
         np.random.default_rng(0).standard_normal((batch_size, image_size, image_size, 3)), dtype
     )
@@ -240,7 +244,7 @@ def prepare_inference(
         return [jax.jit(infer).lower(shapes, batch_stats, images).compile()]
 
     def start(programs: list[jax.stages.Compiled]) -> Callable[[], Any]:
-        _, params, batch_stats = functional(create_model(model, **options))
+        _, params, batch_stats = functional(fold_batch_norm(create_model(model, **options)))
         arguments = jax.jit(halved)(params), batch_stats, images
         return lambda: programs[0](*arguments)
 

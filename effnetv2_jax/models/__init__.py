@@ -3,6 +3,7 @@
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
+from effnetv2_jax.models.folding import fold_batch_norm
 from effnetv2_jax.models.registry import (
     ModelInfo,
     Network,
@@ -31,6 +32,7 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "fold_batch_norm",
     "get_spec",
     "list_models",
     "model_info",

@@ -28,15 +28,24 @@ Norm = Callable[..., BatchNorm]
 
 
 class ConvNorm(nnx.Module):
-    """A convolution, its batch norm, and an activation (None for a linear output)."""
+    """A convolution, its batch norm, and an activation (None for a linear output).
+
+    Folded (``folding.fold_batch_norm``), it has no batch norm and no training.
+    """
 
     def __init__(self, conv: Conv | DepthwiseConv, norm: BatchNorm, activation: str | None = None):
         self.conv = conv
-        self.norm = norm
+        self.norm: BatchNorm | None = norm
         self.activation = activation
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        x = self.norm(self.conv(x), train=train)
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x, train=train)
+        elif train:
+            raise UsageError(
+                "a model with folded batch norm cannot be trained: train must be False"
+            )
         return x if self.activation is None else ACTIVATIONS[self.activation](x)
 
 

@@ -288,7 +288,7 @@ class Conv(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution (multiplier 1, no bias).
+    """A depthwise convolution (multiplier 1; a bias only where batch norm is folded into it).
 
     Args:
         channels: of input and output.
@@ -311,6 +311,7 @@ class DepthwiseConv(nnx.Module):
     ):
         shape = (kernel_size, kernel_size, 1, channels)
         self.kernel = nnx.Param(depthwise_kernel_init(rngs.params(), shape))
+        self.bias: nnx.Param | None = None
         self.stride = stride
         self.padding = padding
         self.dtype = dtype
@@ -318,7 +319,8 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels]."""
         kernel = self.kernel[...].astype(self.dtype)
-        return depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
+        x = depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
