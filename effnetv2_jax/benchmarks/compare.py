@@ -12,6 +12,7 @@ from effnetv2_jax.benchmarks.table_costs import LOCAL, Costs
 from effnetv2_jax.benchmarks.table_plans import SectionPlan, TablePlan
 
 NOT_IN_THE_ZOO = "not in the zoo"
+NOTHING_PUBLISHED = "the paper has no figure here"
 
 
 def compare(
@@ -88,7 +89,12 @@ def _compared(
 ) -> Comparison:
     on_row(f"{section.column}: {row.label}")
     published = _published(plan, section, row)
-    ours = not_run(NOT_IN_THE_ZOO) if row.model is None else quantity(source, row)
+    if row.model is None:
+        ours = not_run(NOT_IN_THE_ZOO)
+    elif published is None and section.of_device and not section.unit:
+        ours = not_run(NOTHING_PUBLISHED)
+    else:
+        ours = quantity(source, row)
     ours = _with_footnote(section, row, published, ours)
     return Comparison(row.label, row.model, published, ours)
 

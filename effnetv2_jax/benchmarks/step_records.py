@@ -23,6 +23,19 @@ PACKAGE = __name__.partition(".")[0]
 SHIPPED = pathlib.Path(__file__).with_name("step_records")
 """Records that come with the package, of the steps behind docs/reproduction.md; read only."""
 
+# Imported with the rest, without a part in the step.
+_ASIDE = tuple(
+    f"{PACKAGE}.{name}"
+    for name in (
+        "bars",
+        "errors",
+        "files",
+        "weights",
+        "benchmarks.figures_cache",
+        "benchmarks.step_records",
+    )
+)
+
 Report = dict[str, Any]
 """What the worker reports; JSON knows it."""
 
@@ -72,8 +85,9 @@ def write(folder: pathlib.Path, request: Mapping[str, Any], report: Report) -> N
 
 
 def loaded_modules() -> list[str]:
-    """Names of this package's modules that are imported."""
-    return sorted(name for name in sys.modules if name.partition(".")[0] == PACKAGE)
+    """Names of this package's modules that are imported, but for those without a part in a step."""
+    names = (name for name in sys.modules if name.startswith(f"{PACKAGE}."))
+    return sorted(name for name in names if not name.startswith(_ASIDE))
 
 
 def digests(modules: Mapping[str, str] | list[str]) -> dict[str, str]:
