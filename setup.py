@@ -20,7 +20,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
     package_data={
         "effnetv2_jax": ["py.typed", "imagenet_classes.txt"],
-        "effnetv2_jax.benchmarks": ["compiled_figures/*.json", "step_records/*.json"],
+        "effnetv2_jax.benchmarks": ["compiled_figures/*.json", "compiled_steps/*.json"],
     },
     python_requires=">=3.11",
     install_requires=[

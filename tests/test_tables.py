@@ -208,10 +208,10 @@ def test_a_progressive_run_is_algorithm_1():
     costs = MadeUpCosts()
     run = training_runs.progressive_run(costs, "efficientnetv2-m")
     assert [(size, parts, mixing) for _, size, _, parts, mixing in costs.asked] == [
-        (128, 1, True),
-        (212, 1, True),
-        (296, 2, True),
         (380, 4, True),
+        (296, 2, True),
+        (212, 1, True),
+        (128, 1, True),
     ]
     assert {batch for _, _, batch, *_ in costs.asked} == {128}
     # 350 epochs, 4096 images a step, 128 of them on a core; a quarter of the steps at each size.
@@ -239,6 +239,13 @@ def test_what_is_refused_is_tried_in_more_parts():
     costs.train_step = lambda model, **_: Cost(HOW, 128, None, False)
     refused = training_runs.fixed_run(costs, "efficientnetv2-s").as_ours()
     assert refused == not_run("does not fit at 300 px")
+
+
+def test_a_run_that_cannot_be_told_asks_no_more():
+    costs = MadeUpCosts(fits=lambda model, image_size: image_size < 200)
+    run = training_runs.progressive_run(costs, "efficientnetv2-s")
+    assert {size for _, size, *_ in costs.asked} == {300} and run.hours is None
+    assert run.as_ours() == not_run("does not fit at 300 px")
 
 
 def test_smaller_batches_are_so_many_more():

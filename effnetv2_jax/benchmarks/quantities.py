@@ -26,14 +26,10 @@ def parameters(costs: Costs, row: Row) -> Ours:
     return Ours(_of(row).parameters / 1e6, EXACT)
 
 
-def flops(image_size: int | None = None) -> Quantity:
-    """Multiply-adds in billions; at the evaluation size by default."""
-
-    def quantity(costs: Costs, row: Row) -> Ours:
-        info = _of(row, image_size)
-        return Ours(info.multiply_adds / 1e9, EXACT, f"{info.image_size} px")
-
-    return quantity
+def flops(costs: Costs, row: Row) -> Ours:
+    """Multiply-adds at the evaluation size, in billions."""
+    info = _of(row)
+    return Ours(info.multiply_adds / 1e9, EXACT, f"{info.image_size} px")
 
 
 def trains_with(command: Callable[[Row], str]) -> Quantity:
@@ -154,5 +150,5 @@ def _name(row: Row) -> str:
     return row.model
 
 
-def _of(row: Row, image_size: int | None = None) -> ModelInfo:
-    return _info(_name(row), image_size=image_size)
+def _of(row: Row) -> ModelInfo:
+    return _info(_name(row))

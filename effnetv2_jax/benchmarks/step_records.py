@@ -20,7 +20,7 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 
-SHIPPED = pathlib.Path(__file__).with_name("step_records")
+SHIPPED = pathlib.Path(__file__).with_name("compiled_steps")
 """Records that come with the package, of the steps behind docs/reproduction.md; read only."""
 
 # Imported with the rest, without a part in the step.

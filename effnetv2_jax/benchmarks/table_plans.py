@@ -68,7 +68,7 @@ def _exact(column: str, quantity: Quantity, tolerance: float) -> SectionPlan:
 
 
 PARAMETERS = _exact("parameters", quantities.parameters, PARAMETER_TOLERANCE)
-FLOPS = _exact("FLOPs", quantities.flops(), FLOP_TOLERANCE)
+FLOPS = _exact("FLOPs", quantities.flops, FLOP_TOLERANCE)
 TOP1 = SectionPlan("top-1", quantities.trains_with(_recipe), of_device=False)
 LATENCY = SectionPlan(
     "latency, V100 fp16, batch 16", quantities.latency(batch_size=16), of_dtype=True

@@ -34,8 +34,8 @@ class RunTime:
 
     Attributes:
         stages: of it.
-        costs: of a step of each, of all of a core's images; fewer where the run stopped at a stage
-            that cannot be told.
+        costs: of a step of each, of all of a core's images; of the last stages alone where one
+            cannot be told.
         cores: that share the batch.
     """
 
@@ -54,10 +54,10 @@ class RunTime:
 
     def as_ours(self) -> Ours:
         """In hours; the note has the stages."""
-        last = self.costs[-1]
+        last, first = self.costs[-1], self.costs[0]
         if self.hours is None:
-            size = self.stages[len(self.costs) - 1].image_size
-            return not_run(last.note if last.how == NOT_RUN else f"does not fit at {size} px")
+            size = self.stages[-len(self.costs)].image_size
+            return not_run(first.note if first.how == NOT_RUN else f"does not fit at {size} px")
         stages = ", ".join(
             f"{stage.image_size} px {1e3 * (cost.seconds or 0):.4g}"
             for stage, cost in zip(self.stages, self.costs, strict=True)
@@ -102,9 +102,10 @@ def _run(costs: Costs, model: str, *, first_size: int, num_stages: int) -> RunTi
         image_size=(first_size, last_size(model)),
     )
     found: list[Cost] = []
-    for stage in stages:
-        found.append(step_cost(costs, model, stage.image_size))
-        if found[-1].seconds is None:
+    # The dearest first: where it cannot be told, nothing else has to be found.
+    for stage in reversed(stages):
+        found.insert(0, step_cost(costs, model, stage.image_size))
+        if found[0].seconds is None:
             break
     return RunTime(stages, tuple(found))
 
