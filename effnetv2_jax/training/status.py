@@ -27,7 +27,8 @@ class Status:
     ``last_accuracy`` (top-1 of the last evaluation, 0 … 1), ``bad_steps`` (since the start of this
     process), ``seconds_left`` (an estimate, from the speed of the last steps and the area of the
     images still to come), ``first_step_seconds`` (from the start of the process to its first step),
-    ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the last change). Unknown is null.
+    ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the
+    last change). Unknown is null.
 
     Args:
         workdir: of the run; None for a status that nobody reads.
