@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import threading
+from typing import Any
 
 import jax
 from absl import logging
@@ -31,11 +32,11 @@ class Counts:
         self.hits = self.misses = 0
         self._lock = threading.Lock()
 
-    def event(self, name: str, **_: str | int) -> None:
+    def event(self, event: str, **_: str | int) -> None:
         """What JAX calls, in any thread."""
         with self._lock:
-            self.hits += name == _HIT
-            self.misses += name == _MISS
+            self.hits += event == _HIT
+            self.misses += event == _MISS
 
     def __str__(self) -> str:
         """``warm``, ``cold``, or how many of how many; empty where no cache was asked."""
@@ -62,7 +63,8 @@ def turn_on() -> None:
     if not _listening:
         jax.monitoring.register_event_listener(COUNTS.event)
         _listening = True
-    if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config  # whose type does not know its fields
+    if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir:
         return
     # Set but empty: no folder, which is JAX's way to say no cache.
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:

@@ -1,9 +1,13 @@
 """What is a stall between two stages, and when a process began."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from effnetv2_jax.training import starting
-from effnetv2_jax.training.starting import Starting, seconds_since_start
+from effnetv2_jax.training.starting import Starting
 
 
 def test_a_stall_is_without_checkpoint_and_evaluation(monkeypatch):
@@ -24,6 +28,10 @@ def test_a_stall_is_without_checkpoint_and_evaluation(monkeypatch):
     assert watched.first_step(4) == pytest.approx((1.0, 0.5))
 
 
-def test_a_process_began_before_it_imported_this():
-    imported = starting.time.monotonic() - starting._IMPORTED
-    assert imported - 0.02 <= seconds_since_start() < imported + 3600
+def test_a_process_knows_when_it_began():
+    code = "import runpy, sys, time; time.sleep(0.5); module = runpy.run_path(sys.argv[1]);"
+    code += "print(module['seconds_since_start']())"
+    began = time.perf_counter()
+    command = [sys.executable, "-c", code, starting.__file__]
+    seconds = float(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert 0.48 <= seconds <= time.perf_counter() - began + 0.02
