@@ -12,7 +12,7 @@ import sys
 
 from absl import flags, logging
 
-from effnetv2_jax import cli
+from effnetv2_jax import cli, compile_cache
 from effnetv2_jax.predictions.request import Request, answer
 from effnetv2_jax.stopping import leave
 from effnetv2_jax.weights import load_model
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
     # A person reads this, not a log: without time, thread and file.
     logging.get_absl_handler().setFormatter(std_logging.Formatter("%(message)s"))
     flags.FLAGS["logtostderr"].value = True  # a bar stands in for stderr and lets lines pass
+    compile_cache.turn_on()
     request = Request(
         load_model=functools.partial(
             load_model,

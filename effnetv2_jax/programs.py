@@ -20,7 +20,7 @@ import optax
 from absl import flags, logging
 from flax import nnx
 
-from effnetv2_jax import __version__, cli, hosts, progressive
+from effnetv2_jax import __version__, cli, compile_cache, hosts, progressive
 from effnetv2_jax.data import images, pipeline, sources
 from effnetv2_jax.data.source import Source
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -87,6 +87,7 @@ def run(main: Callable[[], None]) -> None:
         hosts.start(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if not hosts.is_first():
             logging.set_verbosity(logging.WARNING)
+        compile_cache.turn_on()
         main()
 
     cli.run(in_a_pod)

@@ -20,6 +20,7 @@ from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.interval import Interval
 from effnetv2_jax.training.mesh import Batch, abstract, shard_batch, shard_state
 from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.starting import Starting
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import StageScalars, TrainStep
 
@@ -98,6 +99,7 @@ class Loop:
         self._cadence = cadence
         self._stop = stop
         self._record = record
+        self._starting = Starting()
         self._interval = Interval(record.get("interval", ()))
         # As they were after the last good step.
         self._good_rows = list(self._interval.rows)
@@ -135,11 +137,9 @@ class Loop:
             coming = list(itertools.islice(preparations, 1))
             for stage in remaining:
                 self._monitor.stage_begins(stage, len(stages))
-                started = time.perf_counter()
                 feed = self._awaited(coming.pop(), state)
                 # jit would compile it once more rather than wait.
                 self._awaited(update, state)
-                self._monitor.message(f"ready after {time.perf_counter() - started:.1f} s")
                 # The next stage gets ready while this one trains.
                 coming.extend(itertools.islice(preparations, 1))
                 state = self._run_stage(state, stage, feed)
@@ -174,18 +174,23 @@ class Loop:
         scalars = _scalars(stage)
         # Time spent on compiling is not time spent on steps.
         self._interval = Interval(self._interval.rows)
-        for step in range(int(state.step) + 1, stage.end_step + 1):
+        begin = int(state.step) + 1
+        for step in range(begin, stage.end_step + 1):
             batch = feed.next(self._agreement.given_up)
             if batch is None and self._agreement.given_up():
                 self._stop_here(state)
             assert batch is not None, f"the input of {stage} ended before step {step}"
             state, sums = self._train_step(state, self._agreement.attach(batch), scalars)
+            if step == begin:
+                self._monitor.first_step(self._starting.first_step(stage.end_step - begin + 1))
             self._stop.worth_saving()
             self._step = step
             self._interval.add(step, sums)
             self._monitor.moves(f"training step {step + 1}")
             log = step % self._cadence.log_steps == 0 or step == stage.end_step
             self._settle(leave=0 if log else STEPS_BEHIND)
+            if step == stage.end_step:
+                self._starting.last_step()
             if self._bad_steps.too_many:
                 self._give_up(state)
             if log:
@@ -195,7 +200,8 @@ class Loop:
             if step % self._cadence.save_steps == 0 or self._agreed["save"]:
                 self._save(state)
         feed.close()
-        self._end_stage(state, stage)
+        with self._starting.work():
+            self._end_stage(state, stage)
         return state
 
     def _wishes(self) -> dict[str, bool]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from clu import metric_writers
 
+from effnetv2_jax.compile_cache import COUNTS
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.progress import Progress
+from effnetv2_jax.training.starting import seconds_since_start
 from effnetv2_jax.training.status import Status
 from effnetv2_jax.training.watch import Watch
 
@@ -49,6 +51,20 @@ class Monitor:
             f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
             f"cutmix {stage.cutmix_alpha:.3g}, dropout {stage.dropout_rate:.3g}"
         )
+
+    def first_step(self, stall: tuple[float, float] | None) -> None:
+        """The first step of a stage is under way.
+
+        Args:
+            stall: from ``Starting.first_step``.
+        """
+        if stall is None:
+            seconds, found = seconds_since_start(), str(COUNTS)
+            self.status.update(first_step_seconds=round(seconds, 1))
+            self.message(f"first step after {seconds:.1f} s" + (f", {found}" if found else ""))
+        else:
+            self.status.update(stall_seconds=round(stall[0], 3))
+            self.message(f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps")
 
     def trained(
         self,

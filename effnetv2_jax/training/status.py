@@ -14,6 +14,7 @@ from effnetv2_jax.progressive import Stage
 _FIELDS = (
     *("state", "step", "total_steps", "stage", "stages", "image_size", "images_per_second", "loss"),
     *("last_checkpoint", "last_accuracy", "bad_steps", "seconds_left"),
+    *("first_step_seconds", "stall_seconds"),
 )
 
 
@@ -25,7 +26,9 @@ class Status:
     ``images_per_second``, ``loss``, ``last_checkpoint`` (the step of the newest on the disk),
     ``last_accuracy`` (top-1 of the last evaluation, 0 … 1), ``bad_steps`` (since the start of this
     process), ``seconds_left`` (an estimate, from the speed of the last steps and the area of the
-    images still to come), ``time`` (Unix, s, of the last change). Unknown is null.
+    images still to come), ``first_step_seconds`` (from the start of the process to its first step),
+    ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the
+    last change). Unknown is null.
 
     Args:
         workdir: of the run; None for a status that nobody reads.
