@@ -193,6 +193,13 @@ def test_rows_outside_the_zoo_are_there_and_not_run():
     assert len(found.rows) == len(TABLES["7"].rows)
 
 
+def test_what_has_no_published_figure_is_not_run():
+    costs = MadeUpCosts()
+    found = section(table("7", costs, models=["deit-b"]), "training on 32")
+    assert found.rows[0].ours == not_run("the paper has no figure here")
+    assert not [asked for asked in costs.asked if len(asked) == 5]  # no training step
+
+
 def test_the_same_is_asked_once():
     costs = MadeUpCosts()
     remembered = Remembered(costs)

@@ -114,7 +114,7 @@ class TpuCosts:
         self._topology = topology
         self._why_not = ""
         if not compile_anew:
-            self._why_not = "takes minutes to compile (without --quick)"
+            self._why_not = "was not compiled for this TPU before"
         elif importlib.util.find_spec("libtpu") is None:
             self._why_not = "its compiler, libtpu, is missing: pip install 'effnetv2_jax[tpu]'"
         self._on_phase = on_phase

@@ -54,9 +54,10 @@ ROW_SECONDS = flags.DEFINE_float(
     "What would take a CPU longer is not run; 0 for no limit. A guess, made beforehand.",
     lower_bound=0.0,
 )
-QUICK = flags.DEFINE_boolean(
-    "quick", False, "Only what takes seconds: nothing is compiled for TPUs that was not before."
+COMPILE = flags.DEFINE_boolean(
+    "compile", True, "Compile for TPUs what was not compiled before: minutes to an hour a step."
 )
+QUICK = flags.DEFINE_boolean("quick", False, "Only what takes seconds; --nocompile is part of it.")
 JSON = flags.DEFINE_boolean("json", False, "JSON instead of Markdown.")
 DOCUMENT = flags.DEFINE_string(
     "document", None, "A Markdown file that gets all of it as well, with a JSON file beside it."
@@ -133,7 +134,7 @@ def _document() -> pathlib.Path | None:
 
 def _costs(topology: str | None, bar: Counter) -> Costs:
     if topology is not None:
-        return TpuCosts(topology, compile_anew=not QUICK.value, on_phase=bar.say)
+        return TpuCosts(topology, compile_anew=COMPILE.value and not QUICK.value, on_phase=bar.say)
     return LocalCosts(
         batch_size=BATCH_SIZE.value,
         dtype=DTYPE.value,
