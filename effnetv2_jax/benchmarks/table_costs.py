@@ -150,7 +150,8 @@ def _cost_on_tpu(found: TpuCompilation) -> Cost:
     if found.fits and found.seconds is None:
         note = "XLA makes no estimate for this chip"
         how = NOT_RUN
-    return Cost(how, found.batch_per_core, found.seconds, found.fits, note=note)
+    detail = f"{found.options['dtype']}, batch {found.batch_per_core}"
+    return Cost(how, found.batch_per_core, found.seconds, found.fits, detail, note)
 
 
 class LocalCosts:
