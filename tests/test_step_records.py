@@ -1,6 +1,7 @@
 """What is remembered of a compiled step, and when it no longer holds."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -136,3 +137,24 @@ def test_a_recorded_step_needs_no_libtpu(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "steps")
     with pytest.raises(tpu_compile.NotRecorded):
         tpu_compile.compile_train_step("efficientnetv2-s", recorded_only=True, **arguments)
+
+
+def test_what_comes_with_the_package_can_be_read():
+    files = sorted((pathlib.Path(step_records.__file__).parent / "compiled_steps").glob("*.json"))
+    assert len(files) >= 30
+    for file in files:
+        record = json.loads(file.read_text())
+        arguments = record["request"]["arguments"]
+        step = tpu_compile.combine(
+            record["report"],
+            model=arguments["model"],
+            image_size=arguments["image_size"],
+            topology=record["request"]["topology"],
+            batch_per_core=arguments["batch_per_core"],
+            options={},
+        )
+        assert step.fits == (step.seconds is not None)
+        assert set(record["modules"]) >= {
+            "effnetv2_jax.models.layers",
+            "effnetv2_jax.training.step",
+        }
