@@ -27,7 +27,7 @@ def draw(title: str, panels: Sequence[Panel], files: Sequence[pathlib.Path]) -> 
     """Writes one picture of all panels into each file, of the kind that its suffix names."""
     figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12 if len(panels) > 1 else 10)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(axes, panel)
     for file in files:
