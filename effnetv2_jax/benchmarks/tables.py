@@ -168,6 +168,6 @@ def _preface() -> str:
         f"Written by `{command}`. The published figures are those of Tan & Le 2021 (arXiv "
         "2104.00298); `sources` says in how many places we found one. What is counted is `exact`; "
         "a time is `measured here` or an `XLA estimate`, never one in the place of the other; what "
-        "needs ImageNet and days of training is `not run`. `python -m effnetv2_jax.benchmark plots` "
-        "draws Figures 1, 3 and 5 from what is here."
+        "needs ImageNet and days of training is `not run`. Figures 1, 3 and 5 are drawn from it by "
+        "`python -m effnetv2_jax.benchmark plots`."
     )
