@@ -372,12 +372,12 @@ def test_devices_are_local_or_a_topology():
 # --- the command
 
 
-def run(*arguments):
+def run(*arguments, platforms="cpu"):
     return subprocess.run(
         [sys.executable, "-m", "effnetv2_jax.benchmark", "tables", *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ | {"JAX_PLATFORMS": platforms, "XLA_FLAGS": ""},
     )
 
 
@@ -398,6 +398,13 @@ def test_a_mistake_is_one_sentence(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_a_platform_that_is_not_here_is_named():
+    done = run("--table=2", platforms="cuda")
+    assert done.returncode == 2
+    assert "JAX finds no device with JAX_PLATFORMS='cuda'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_document_holds_what_was_printed(tmp_path):

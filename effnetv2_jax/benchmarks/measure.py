@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effnetv2_jax.errors import UsageError
+
 WARM_UP = 2
 
 
@@ -96,9 +98,23 @@ def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
             yield number, name
 
 
+def local_devices() -> list[jax.Device]:
+    """The devices that are there, all of one kind; at least one.
+
+    Raises:
+        UsageError: where JAX finds none of the kind that it is told to use.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = (str(error).splitlines() or ["no such platform"])[0]
+        raise UsageError(f"JAX finds no device with JAX_PLATFORMS={asked!r}: {reason}") from error
+
+
 def environment() -> dict[str, str]:
     """What every published time needs beside it: device, threads, versions."""
-    device = jax.devices()[0]
+    device = local_devices()[0]
     facts = {
         "device": f"{jax.device_count()} × {device_name(device)}",
         "threads": str(len(os.sched_getaffinity(0))) if device.platform == "cpu" else "",

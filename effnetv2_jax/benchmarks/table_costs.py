@@ -13,7 +13,12 @@ from typing import Protocol
 import jax
 
 from effnetv2_jax.benchmarks.comparison import ESTIMATE, MEASURED, NOT_RUN
-from effnetv2_jax.benchmarks.measure import device_name, measured_peak_flops, peak_flops
+from effnetv2_jax.benchmarks.measure import (
+    device_name,
+    local_devices,
+    measured_peak_flops,
+    peak_flops,
+)
 from effnetv2_jax.benchmarks.timed_model import (
     TRAINING_FLOPS,
     Measurement,
@@ -179,7 +184,7 @@ class LocalCosts:
         row_seconds: float | None = None,
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
-        self._device = jax.devices()[0]
+        self._device = local_devices()[0]
         half = {"cpu": (), "gpu": ("float16",)}.get(self._device.platform, ("bfloat16",))
         self.inference_dtypes = inference_dtypes or (*half, "float32")
         self._dtype = dtype or ("bfloat16" if half else "float32")

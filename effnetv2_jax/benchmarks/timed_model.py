@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from effnetv2_jax.benchmarks.measure import Timing, measured_peak_flops, peak_flops, time_runs
+from effnetv2_jax.benchmarks.measure import (
+    Timing,
+    local_devices,
+    measured_peak_flops,
+    peak_flops,
+    time_runs,
+)
 from effnetv2_jax.benchmarks.model_step import make_model_step
 from effnetv2_jax.benchmarks.program_figures import memory_of, refused_sizes
 from effnetv2_jax.errors import UsageError, unknown_name
@@ -162,7 +168,7 @@ def prepare_train_step(
     """
     info = model_info(model, num_classes=num_classes, image_size=image_size)
     step = make_model_step(
-        jax.devices(),
+        local_devices(),
         model=model,
         image_size=image_size,
         optimizer=optimizer,
