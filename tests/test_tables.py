@@ -257,8 +257,9 @@ def test_a_run_that_cannot_be_told_asks_no_more():
 
 def test_smaller_batches_are_so_many_more():
     costs = MadeUpCosts()
-    costs.train_step = lambda model, **_: Cost(HOW, 16, 1.0, True)
-    assert training_runs.step_cost(costs, "efficientnetv2-s", 300).seconds == 128 / 16
+    costs.train_step = lambda model, **_: Cost(HOW, 16, 1.0, True, low=0.5, high=2.0)
+    found = training_runs.step_cost(costs, "efficientnetv2-s", 300)
+    assert (found.seconds, found.low, found.high) == (8.0, 4.0, 16.0)
 
 
 def test_what_progressive_training_saves():
