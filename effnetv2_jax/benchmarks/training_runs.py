@@ -128,9 +128,9 @@ def step_cost(costs: Costs, model: str, image_size: int) -> Cost:
         return cost
     # Fewer images were timed at once where they do not fit: the rest takes as long again.
     times = IMAGES_A_CORE / cost.batch_size
-    bounds = {
-        name: bound * times
-        for name, bound in (("low", cost.low), ("high", cost.high))
-        if bound is not None
-    }
-    return dataclasses.replace(cost, seconds=cost.seconds * times, **bounds)
+    return dataclasses.replace(
+        cost,
+        seconds=cost.seconds * times,
+        low=None if cost.low is None else cost.low * times,
+        high=None if cost.high is None else cost.high * times,
+    )
