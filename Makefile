@@ -37,7 +37,7 @@ ifdef QUICK
 	$(VENV)/bin/python -m $(TABLES) --quick
 else
 	$(VENV)/bin/python -m pip install --quiet --editable '.[tpu]'
-	$(VENV)/bin/python -m $(TABLES) --batch_size=16 --document=docs/reproduction.md
+	$(VENV)/bin/python -m $(TABLES) --batch_size=16 --row_seconds=30 --document=docs/reproduction.md
 	$(VENV)/bin/python -m effnetv2_jax.benchmark plots
 endif
 
