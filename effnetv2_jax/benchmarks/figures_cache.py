@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 from effnetv2_jax.benchmarks.program_figures import ProgramFigures
 
@@ -41,14 +42,19 @@ def read(folder: pathlib.Path, key: str) -> ProgramFigures | None:
 
 
 def write(folder: pathlib.Path, key: str, figures: ProgramFigures) -> None:
-    """Keeps figures; who reads at the same time finds all of them or none.
+    """Keeps figures, as ``write_json``."""
+    write_json(folder / f"{key}.json", figures.as_json())
 
-    A folder that cannot be written is none: the figures are there, they only come again.
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Keeps a value; who reads at the same time, or writes, finds all of it or none.
+
+    A folder that cannot be written is none: what was found is there, it only comes again.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-            json.dump(figures.as_json(), file, indent=1)
-        os.replace(file.name, folder / f"{key}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(value, file, indent=1)
+        os.replace(file.name, path)
     except OSError:
         return

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effnetv2_jax.benchmarks.markdown import align
 from effnetv2_jax.benchmarks.peer_contenders import OURS, Contender
 from effnetv2_jax.benchmarks.peer_race import Entry, Result, Task
 
@@ -79,12 +80,6 @@ def as_markdown(
         environment: variables that change times, as all contenders found them.
     """
     rows = [_head(whats), *(_row(name, entries, task, whats) for name in entries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in rows
-    ]
-    lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
     heading = [
         f"{task.model}, {task.image_size} px, batch {task.batch_size}, {task.dtype}",
         f"{_device(entries)}, {task.threads} {'thread' if task.threads == 1 else 'threads'} each; "
@@ -93,7 +88,7 @@ def as_markdown(
         *([", ".join(f"{k}={v}" for k, v in environment.items())] if environment else []),
     ]
     notes = _notes(entries, contenders, whats)
-    return "\n".join([*heading, "", *lines, "", *notes])
+    return "\n".join([*heading, "", align(rows), "", *notes])
 
 
 def _head(whats: Sequence[str]) -> list[str]:

@@ -13,10 +13,11 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
+
+from effnetv2_jax.benchmarks.figures_cache import write_json
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -75,13 +76,7 @@ def write(folder: pathlib.Path, request: Mapping[str, Any], report: Report) -> N
     if _other_flags():
         return
     record = {"request": request, "modules": digests(report["modules"]), "report": report}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-            json.dump(record, file, indent=1)
-        os.replace(file.name, folder / _name(request))
-    except OSError:
-        return
+    write_json(folder / _name(request), record)
 
 
 def loaded_modules() -> list[str]:

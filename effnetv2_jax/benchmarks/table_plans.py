@@ -53,7 +53,8 @@ class TablePlan:
 
 
 def _train(*arguments: str) -> str:
-    return " ".join(("python -m effnetv2_jax.train", *arguments, "--config.data.name=imagenet2012"))
+    rest = ("--config.data.name=imagenet2012", "--workdir=DIR")
+    return " ".join(("python -m effnetv2_jax.train", *arguments, *rest))
 
 
 def _recipe(row: Row) -> str:

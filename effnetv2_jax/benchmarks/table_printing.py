@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from effnetv2_jax.benchmarks.comparison import ComparedTable, Comparison, Section
+from effnetv2_jax.benchmarks.markdown import align
 
 NOTHING = "–"
 
@@ -52,7 +53,7 @@ def _section(section: Section) -> str:
     head.append("how")
     rows = [head, *(_row(section, row, notes, ranked) for row in section.rows)]
     title = f"### {section.title[:1].upper()}{section.title[1:]}, {section.unit}"
-    return "\n\n".join(filter(None, (title, _align(rows), _verdict(section), notes.text())))
+    return "\n\n".join(filter(None, (title, align(rows), _verdict(section), notes.text())))
 
 
 class _Notes:
@@ -109,14 +110,3 @@ def _verdict(section: Section) -> str:
             f"({len(section.pairs)} rows)."
         )
     return " ".join(said)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, in columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in rows
-    ]
-    lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
-    return "\n".join(lines)
