@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.models.activations import ACTIVATIONS
+from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
-    ACTIVATIONS,
     BATCH_STATISTICS,
-    PADDINGS,
     AxisName,
     BatchNorm,
     Conv,
@@ -41,8 +41,8 @@ class ConvNorm(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         x = self.conv(x)
         if self.norm is not None:
-            x = self.norm(x, train=train)
-        elif train:
+            return self.norm(x, train=train, activation=self.activation)
+        if train:
             raise UsageError(
                 "a model with folded batch norm cannot be trained: train must be False"
             )
@@ -109,8 +109,8 @@ class MBConv(_Residual):
             expansion.
         se_ratio: squeeze filters over in_filters; 0 leaves out SE.
         survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
-        padding: of the convolutions, one of ``layers.PADDINGS``.
-        activation: a name in ``layers.ACTIVATIONS``.
+        padding: of the convolutions, one of ``convolutions.PADDINGS``.
+        activation: a name in ``activations.ACTIVATIONS``.
         norm: makes a normalisation from its number of channels and ``dtype=``.
         dtype: of the computation; parameters stay float32.
         rngs: gives the ``params`` keys.
@@ -178,8 +178,8 @@ class FusedMBConv(_Residual):
         expand_ratio: channels inside the block over in_filters.
         se_ratio: squeeze filters over in_filters; 0 leaves out SE.
         survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
-        padding: of the convolutions, one of ``layers.PADDINGS``.
-        activation: a name in ``layers.ACTIVATIONS``.
+        padding: of the convolutions, one of ``convolutions.PADDINGS``.
+        activation: a name in ``activations.ACTIVATIONS``.
         norm: makes a normalisation from its number of channels and ``dtype=``.
         dtype: of the computation; parameters stay float32.
         rngs: gives the ``params`` keys.

@@ -95,7 +95,7 @@ class EfficientNetSpec:
         survival_prob: of the last block in stochastic depth; falls linearly from 1.
         bn_momentum: 0.99, as in the paper.
         bn_epsilon: 1e-3; networks that were trained in PyTorch mostly have 1e-5.
-        padding: of convolutions, one of ``layers.PADDINGS``: ``same``, or ``symmetric`` for
+        padding: of convolutions, one of ``convolutions.PADDINGS``: ``same``, or ``symmetric`` for
             networks that were trained in PyTorch.
     """
 

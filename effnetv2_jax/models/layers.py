@@ -3,9 +3,7 @@
 Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computation.
 """
 
-import functools
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +13,14 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from effnetv2_jax.errors import UsageError
+from effnetv2_jax.models import convolutions
+from effnetv2_jax.models.activations import ACTIVATIONS, scale_shift
 
 # Of one mesh axis or of several.
 AxisName = str | tuple[str, ...]
 
 BATCH_STATISTICS = "batch_statistics"
 """The name of batch norm's means for ``jax.checkpoint``: small, and dear to compute anew."""
-
-_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-
-PADDINGS = ("same", "symmetric")
-"""Of convolutions. Both give ceil(size / stride) px; they differ where the stride is 2.
-
-``same`` is TensorFlow's SAME, with the odd pixel of padding at the end, as published. ``symmetric``
-is PyTorch's, (kernel_size − 1) / 2 on both sides, which networks that were trained there expect.
-"""
-
-ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
-
 
 _CHUNK = 1 << 16
 
@@ -112,77 +100,6 @@ def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
         )
 
 
-def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> list[tuple[int, int]]:
-    """Pixels of padding before and after, of height and width."""
-    if padding == "symmetric":
-        return [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
-    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-    return [(before, after) for before, after in pads]
-
-
-def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same"
-) -> jax.Array:
-    """Depthwise convolution.
-
-    On CPU, XLA's grouped convolution is several times slower than the same sum written as
-    height·width shifted multiply-adds; on TPU it is the other way round (docs/performance.md), so
-    the lowering is chosen per platform.
-
-    Args:
-        x: [batch, height, width, channels].
-        kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
-        stride: of both spatial axes.
-        padding: one of ``PADDINGS``.
-
-    Returns:
-        [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
-    """
-    pads = _pads(x, kernel, stride, padding)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _shifted_multiply_adds(x, kernel, stride, pads),
-        default=lambda x, kernel: lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            pads,
-            dimension_numbers=_DIMENSION_NUMBERS,
-            feature_group_count=x.shape[-1],
-        ),
-    )
-
-
-def _shifted_multiply_adds(
-    x: jax.Array, kernel: jax.Array, stride: int, pads: list[tuple[int, int]]
-) -> jax.Array:
-    kernel_size = kernel.shape[:2]
-    batch, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows = list(_taps(kernel_size[0], stride, pads[0], height))
-    columns = list(_taps(kernel_size[1], stride, pads[1], width))
-    terms = []
-    for i, row_end in rows:
-        for j, column_end in columns:
-            end = (batch, row_end, column_end, channels)
-            window = lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
-            terms.append(window * kernel[i, j, 0])
-    return functools.reduce(operator.add, terms)
-
-
-def _taps(kernel_size: int, stride: int, pad: tuple[int, int], size: int):
-    """Yields (first, end) of each tap's slice of a padded axis, but of those that see only padding.
-
-    The last maps of small images are 1 px wide: there, one tap of nine is left.
-    """
-    span = (size + sum(pad) - kernel_size) // stride * stride + 1
-    for first in range(kernel_size):
-        end = first + span
-        if any(pad[0] <= position < pad[0] + size for position in range(first, end, stride)):
-            yield first, end
-
-
 def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Uniform numbers in [0, 1), those of an example a function of (key, its number) alone.
 
@@ -247,7 +164,7 @@ class Conv(nnx.Module):
         out_channels: channels of the output.
         kernel_size: of both spatial axes.
         stride: of both spatial axes.
-        padding: one of ``PADDINGS``.
+        padding: one of ``convolutions.PADDINGS``.
         use_bias: adds a bias, initialised to 0.
         dtype: of the computation; the kernel [k, k, in, out] stays float32.
         rngs: gives the ``params`` key.
@@ -276,14 +193,10 @@ class Conv(nnx.Module):
         """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out]."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            # A matrix product: the same program on TPU, and 1.5 times faster than XLA's
-            # convolution on CPU.
-            x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+            # The same program on TPU, and 1.5 times faster than XLA's convolution on CPU.
+            x = convolutions.matrix_product(x, kernel[0, 0])
         else:
-            strides, pads = (self.stride,) * 2, _pads(x, kernel, self.stride, self.padding)
-            x = lax.conv_general_dilated(
-                x, kernel, strides, pads, dimension_numbers=_DIMENSION_NUMBERS
-            )
+            x = convolutions.conv(x, kernel, self.stride, self.padding)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -294,7 +207,7 @@ class DepthwiseConv(nnx.Module):
         channels: of input and output.
         kernel_size: of both spatial axes.
         stride: of both spatial axes.
-        padding: one of ``PADDINGS``.
+        padding: one of ``convolutions.PADDINGS``.
         dtype: of the computation; the kernel [k, k, 1, channels] stays float32.
         rngs: gives the ``params`` key.
     """
@@ -319,7 +232,7 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels]."""
         kernel = self.kernel[...].astype(self.dtype)
-        x = depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
+        x = convolutions.depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -361,17 +274,19 @@ class BatchNorm(nnx.Module):
         self.dtype = dtype
         self.use_running_average = True
 
-    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool | None = None, activation: str | None = None
+    ) -> jax.Array:
         """Normalises x [..., channels].
 
         Args:
             x: the input.
             train: True uses the batch's statistics and updates the moving ones; None does what
                 ``.train()`` or ``.eval()`` said last (a new module is in evaluation mode).
+            activation: of the result, a name in ``ACTIVATIONS``; None for none.
         """
         if train is None:
             train = not self.use_running_average
-        x = x.astype(jnp.float32)
         if train:
             mean, var = self._batch_statistics(x)
             self.mean.set_value(self._moved(self.mean, mean))
@@ -379,13 +294,14 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return (x * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
+        return scale_shift(x, scale, self.bias[...] - mean * scale, activation, self.dtype)
 
     def _moved(self, average: nnx.BatchStat, value: jax.Array) -> jax.Array:
         return self.momentum * average[...] + (1 - self.momentum) * value
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
+        x = x.astype(jnp.float32)
         mean, mean_of_squares = x.mean(axes), jnp.square(x).mean(axes)
         groups = self._groups()
         # XLA would keep the exchange with nobody, 1 for every layer, and fuse nothing across it.

@@ -29,11 +29,11 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
+from effnetv2_jax.models.convolutions import depthwise_conv
 from effnetv2_jax.models.layers import (
     BatchNorm,
     conv_kernel_init,
     dense_kernel_init,
-    depthwise_conv,
     depthwise_kernel_init,
     dropout,
     stochastic_depth,

@@ -1,0 +1,83 @@
+"""Activations, and what batch norm does before them: a scale and a shift for every channel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from effnetv2_jax.models.isolation import isolated
+
+ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
+"""By the names that specs give them."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def scale_shift(
+    x: jax.Array, scale: jax.Array, shift: jax.Array, activation: str | None, dtype
+) -> jax.Array:
+    """activation(x · scale + shift).
+
+    Of it, training keeps x alone: for the backward pass the activation is computed anew, which is
+    cheaper than to read it from memory.
+
+    Args:
+        x: [..., channels].
+        scale: float32 [channels].
+        shift: float32 [channels].
+        activation: a name in ``ACTIVATIONS``; None for none.
+        dtype: of the result, and in which the activation is computed.
+
+    Returns:
+        [..., channels], of dtype.
+    """
+    return lax.platform_dependent(
+        x,
+        scale,
+        shift,
+        cpu=functools.partial(_forward_on_cpu, activation=activation, dtype=dtype),
+        default=functools.partial(_forward, activation=activation, dtype=dtype),
+    )
+
+
+def _scale_shift_forward(x, scale, shift, activation, dtype):
+    return scale_shift(x, scale, shift, activation, dtype), (x, scale, shift)
+
+
+def _scale_shift_backward(activation, dtype, residuals, dy):
+    x, scale, shift = residuals
+    dz = lax.platform_dependent(
+        *(x, scale, shift, dy),
+        cpu=functools.partial(_before_activation_on_cpu, activation=activation, dtype=dtype),
+        default=functools.partial(_before_activation, activation=activation, dtype=dtype),
+    )
+    dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
+    # Left to be fused with what reaches x by way of its mean and its variance.
+    return (dz * scale).astype(x.dtype), dscale, dshift
+
+
+scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
+
+
+def _forward(x, scale, shift, *, activation: str | None, dtype):
+    z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
+    return z if activation is None else ACTIVATIONS[activation](z)
+
+
+def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):
+    """The gradient by x · scale + shift, float32."""
+    if activation is not None:
+        z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
+        (dy,) = jax.vjp(ACTIVATIONS[activation], z)[1](dy)
+    return dy.astype(jnp.float32)
+
+
+def _sums(x, dz):
+    """The gradients by scale and shift."""
+    axes = tuple(range(x.ndim - 1))
+    return (dz * x.astype(jnp.float32)).sum(axes), dz.sum(axes)
+
+
+_forward_on_cpu = isolated(_forward, static=("activation", "dtype"))
+_before_activation_on_cpu = isolated(_before_activation, static=("activation", "dtype"))
+_sums_on_cpu = isolated(_sums)
