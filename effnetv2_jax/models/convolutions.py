@@ -11,6 +11,7 @@ alone: ``jax.jvp`` of these functions raises TypeError.
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterator
 
@@ -122,17 +123,17 @@ _matrix_product.defvjp(_matrix_product_forward, _matrix_product_backward)
 
 @isolated
 def _product_gradients(x, kernel, dy):
-    return lax.dot_general(dy, kernel, (((3,), (1,)), ((), ()))), _over_pixels(x, dy)
-
-
-def _over_pixels(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Sum over pixels of x_i · dy_j: [..., i], [..., j] → [i, j], of x's dtype."""
-    axes = tuple(range(x.ndim - 1))
-    contracting = ((axes, axes), ((), ()))
+    dx = lax.dot_general(dy, kernel, (((3,), (1,)), ((), ())))
     # The first operand is transposed in memory: the smaller one had better be.
     if x.shape[-1] > dy.shape[-1]:
-        return lax.dot_general(dy, x, contracting).T
-    return lax.dot_general(x, dy, contracting)
+        return dx, _over_pixels(dy, x).T
+    return dx, _over_pixels(x, dy)
+
+
+def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sum over pixels of a_i · b_j: [batch, height, width, i], [..., j] → [i, j]."""
+    axes = (0, 1, 2)
+    return lax.dot_general(a, b, ((axes, axes), ((), ())))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -182,7 +183,8 @@ def _kernel_gradient(
     (rows, columns), (height, width) = shape[:2], dy.shape[1:3]
     side_by_side = _side_by_side(x, columns=columns, width=width, stride=stride, pads=pads)
     last = (height - 1) * stride + 1
-    products = [_over_pixels(side_by_side[:, i : i + last : stride], dy) for i in range(rows)]
+    # Not the other way round: dy is transposed in memory once for all rows.
+    products = [_over_pixels(dy, side_by_side[:, i : i + last : stride]).T for i in range(rows)]
     return jnp.stack(products).reshape(shape)
 
 
@@ -201,8 +203,13 @@ def _image_gradient(
 
     def forward(x: jax.Array) -> jax.Array:
         taps = _taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), x.shape, kernel.shape, stride, pads)
-        products = [lax.dot_general(x, kernel[i, j], (((3,), (0,)), ((), ()))) for i, j, x in taps]
-        return functools.reduce(operator.add, products)
+        products = [
+            lax.dot_general(
+                tap, kernel[i, j], (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32
+            )
+            for i, j, tap in taps
+        ]
+        return functools.reduce(operator.add, products).astype(dy.dtype)
 
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
 
@@ -237,7 +244,15 @@ _depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 @functools.partial(isolated, static=("stride", "pads"))
 def _depthwise_gradients_on_cpu(x, kernel, dy, *, stride: int, pads: Pads):
-    dkernel = _sums_by_tap(_padded(x, pads=pads), dy, x.shape, kernel, stride, pads)
+    products = _products_by_tap(
+        _padded(x, pads=pads),
+        dy,
+        shape=x.shape,
+        kernel_size=kernel.shape[:2],
+        stride=stride,
+        pads=pads,
+    )
+    dkernel = products.sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
     if stride == 1:
         # The same convolution, with the kernel turned round.
         ends = tuple(
@@ -247,8 +262,7 @@ def _depthwise_gradients_on_cpu(x, kernel, dy, *, stride: int, pads: Pads):
         return _shifted_products(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
 
     def forward(x):
-        taps = _taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), x.shape, kernel.shape, stride, pads)
-        return functools.reduce(operator.add, [x * kernel[i, j, 0] for i, j, x in taps])
+        return _summed_taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, x.shape, stride, pads)
 
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)[0], dkernel
 
@@ -256,8 +270,17 @@ def _depthwise_gradients_on_cpu(x, kernel, dy, *, stride: int, pads: Pads):
 @functools.partial(isolated, static=("stride", "pads"))
 def _shifted_products(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
     """A depthwise convolution as the sum over the kernel's taps of shifted images."""
-    taps = _taps(_padded(x, pads=pads), x.shape, kernel.shape, stride, pads)
-    return functools.reduce(operator.add, [x * kernel[i, j, 0] for i, j, x in taps])
+    return _summed_taps(_padded(x, pads=pads), kernel, x.shape, stride, pads)
+
+
+def _summed_taps(
+    padded: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, pads: Pads
+) -> jax.Array:
+    taps = _taps(padded, shape, kernel.shape, stride, pads)
+    # As everywhere, sums of bfloat16 numbers are float32.
+    kernel = kernel.astype(jnp.float32)
+    products = [tap.astype(jnp.float32) * kernel[i, j, 0] for i, j, tap in taps]
+    return functools.reduce(operator.add, products).astype(padded.dtype)
 
 
 @functools.partial(isolated, static="pads")
@@ -270,29 +293,37 @@ _MAX_TERMS = 16
 """More would make programs longer, not faster."""
 
 
-def _sums_by_tap(
+@functools.partial(isolated, static=("shape", "kernel_size", "stride", "pads"))
+def _products_by_tap(
     padded: jax.Array,
     dy: jax.Array,
+    *,
     shape: tuple[int, ...],
-    kernel: jax.Array,
+    kernel_size: tuple[int, int],
     stride: int,
     pads: Pads,
 ) -> jax.Array:
-    """The gradient of a depthwise convolution by its kernel.
+    """What each tap saw times dy, of which images have been added to each other.
 
-    Rows of a product are added to each other before anything else: that is elementwise, while a
-    reduction to so few numbers reads all that it adds from memory.
+    That is elementwise, while a reduction to so few numbers reads all that it adds from memory.
+
+    Returns:
+        float32 [kernel height · kernel width, images that are left, height, width, channels].
     """
-    height = dy.shape[1]
-    step = -(-height // _MAX_TERMS)
-    dy = dy.astype(jnp.float32)
-    gradient = jnp.zeros(kernel.shape, jnp.float32)
-    for i, j, tap in _taps(padded, shape, kernel.shape, stride, pads):
-        tap = tap.astype(jnp.float32)
-        *rows, last = [tap[:, k : k + step] * dy[:, k : k + step] for k in range(0, height, step)]
-        total = functools.reduce(operator.add, rows).sum((0, 1, 2)) if rows else 0.0
-        gradient = gradient.at[i, j, 0].set(total + last.sum((0, 1, 2)))
-    return gradient.astype(kernel.dtype)
+    batch, dtype = len(dy), jnp.float32
+    left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+    seen = {(i, j): tap for i, j, tap in _taps(padded, shape, kernel_size, stride, pads)}
+
+    def summed(tap: jax.Array) -> jax.Array:
+        terms = [
+            tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype)
+            for k in range(0, batch, left)
+        ]
+        return functools.reduce(operator.add, terms)
+
+    nothing = jnp.zeros((left, *dy.shape[1:]), dtype)
+    places = itertools.product(*map(range, kernel_size))
+    return jnp.stack([summed(seen[p]) if p in seen else nothing for p in places])
 
 
 def _taps(

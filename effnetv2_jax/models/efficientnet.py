@@ -22,6 +22,7 @@ from effnetv2_jax.models.layers import (
     dense_kernel_init,
     dropout,
     stochastic_depth,
+    uniform_by_example,
 )
 
 Norm = Callable[..., BatchNorm]
@@ -76,6 +77,7 @@ class _Residual(nnx.Module):
         train: bool | None = None,
         rngs: nnx.Rngs | None = None,
         index: jax.Array | None = None,
+        draw: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [batch, height, width, in_filters] to [batch, ceil(height / stride), …, filters].
 
@@ -84,16 +86,22 @@ class _Residual(nnx.Module):
             train: True uses the batch's statistics and stochastic depth; None does what
                 ``.train()`` or ``.eval()`` said last (a new block is in evaluation mode).
             rngs: gives the ``dropout`` key; needed in training where survival_prob < 1.
-            index: as for ``layers.stochastic_depth``.
+            index: int32 [batch], the number of each image, of which its fate is a function, with
+                the key. None for 0 … batch − 1.
+            draw: as for ``layers.stochastic_depth``, in place of rngs and index: a network draws
+                for all of its blocks at once.
         """
         y = self._branch(x, train)
         if not self.has_skip:
             return y
         training = not self.deterministic if train is None else train
         if training and self.survival_prob < 1.0:
-            if rngs is None:
-                raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
-            y = stochastic_depth(y, self.survival_prob, rngs.dropout(), index)
+            if draw is None:
+                if rngs is None:
+                    raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
+                index = jnp.arange(len(x)) if index is None else index
+                draw = uniform_by_example(rngs.dropout(), index)
+            y = stochastic_depth(y, self.survival_prob, draw)
         return x + y
 
 
@@ -407,11 +415,15 @@ class EfficientNet(nnx.Module):
         x = self.stem(images, train=training)
         reductions: dict[str, jax.Array] = {}
 
-        def run(
-            blocks: nnx.List, x: jax.Array, rngs: nnx.Rngs, index: jax.Array | None
-        ) -> jax.Array:
-            for block in blocks:
-                x = block(x, train=training, rngs=rngs, index=index)
+        # One program for the random numbers of all blocks: they are small, and dear to compile.
+        draws = None
+        if training and self.spec.survival_prob < 1.0:
+            index = jnp.arange(len(images)) if index is None else index
+            draws = uniform_by_example(rngs.dropout(), index, (len(self.blocks),))
+
+        def run(blocks: nnx.List, x: jax.Array, draws: jax.Array | None) -> jax.Array:
+            for i, block in enumerate(blocks):
+                x = block(x, train=training, draw=None if draws is None else draws[:, i])
             return x
 
         if training and self.remat_sizes:
@@ -419,7 +431,8 @@ class EfficientNet(nnx.Module):
         last = -1
         for size in self.remat_sizes or [1] * len(self.blocks):
             first, last = last + 1, last + size
-            x = run(nnx.List(self.blocks[first : last + 1]), x, rngs, index)
+            some = slice(first, last + 1)
+            x = run(nnx.List(self.blocks[some]), x, None if draws is None else draws[:, some])
             if last in self.reduction_ends:
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions

@@ -100,7 +100,7 @@ def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
         )
 
 
-def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
     """Uniform numbers in [0, 1), those of an example a function of (key, its number) alone.
 
     So they do not depend on which device has the example, nor on what else is there.
@@ -120,9 +120,7 @@ def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...])
     return jax.vmap(draw)(index)
 
 
-def stochastic_depth(
-    x: jax.Array, survival_prob: float, key: jax.Array, index: jax.Array | None = None
-) -> jax.Array:
+def stochastic_depth(x: jax.Array, survival_prob: float, draw: jax.Array) -> jax.Array:
     """Zeroes whole images of a batch with probability 1 − survival_prob and rescales the others.
 
     Huang et al. 2016 (arXiv 1603.09382), scaled during training as in the official code.
@@ -130,12 +128,9 @@ def stochastic_depth(
     Args:
         x: [batch, ...], the residual branch.
         survival_prob: in (0, 1].
-        key: a JAX random key.
-        index: int32 [batch], the number of each image: equal numbers share a fate. None for 0 …
-            batch − 1.
+        draw: float32 [batch], uniform in [0, 1), as ``uniform_by_example`` has it.
     """
-    index = jnp.arange(x.shape[0]) if index is None else index
-    keep = uniform_by_example(key, index, (1,) * (x.ndim - 1)) < survival_prob
+    keep = draw.reshape(-1, *(1,) * (x.ndim - 1)) < survival_prob
     return jnp.where(keep, x / survival_prob, jnp.zeros_like(x))
 
 
@@ -149,7 +144,8 @@ def dropout(
         rate: in [0, 1). May be traced: it changes from stage to stage, and only a change of shape
             should compile a new program.
         key: a JAX random key.
-        index: as for ``stochastic_depth``.
+        index: int32 [batch], the number of each image: equal numbers share a fate. None for 0 …
+            batch − 1.
     """
     index = jnp.arange(x.shape[0]) if index is None else index
     keep = uniform_by_example(key, index, x.shape[1:]) < 1.0 - rate

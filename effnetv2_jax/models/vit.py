@@ -14,6 +14,7 @@ from effnetv2_jax.models.layers import (
     dropout,
     small_normal_init,
     stochastic_depth,
+    uniform_by_example,
 )
 from effnetv2_jax.models.vit_specs import VisionTransformerSpec
 
@@ -150,7 +151,7 @@ class TransformerBlock(nnx.Module):
             x: the input.
             training: switches stochastic depth on.
             rngs: gives the ``dropout`` keys, in training where survival_prob < 1.
-            index: as for ``layers.stochastic_depth``.
+            index: int32 [batch], the number of each image. None for 0 … batch − 1.
         """
         for norm, branch in (
             (self.attention_norm, self.attention),
@@ -158,7 +159,9 @@ class TransformerBlock(nnx.Module):
         ):
             y = branch(norm(x))
             if training and self.survival_prob < 1.0:
-                y = stochastic_depth(y, self.survival_prob, rngs.dropout(), index)
+                numbers = jnp.arange(len(x)) if index is None else index
+                draw = uniform_by_example(rngs.dropout(), numbers)
+                y = stochastic_depth(y, self.survival_prob, draw)
             x = x + y
         return x
 

@@ -37,6 +37,7 @@ from effnetv2_jax.models.layers import (
     depthwise_kernel_init,
     dropout,
     stochastic_depth,
+    uniform_by_example,
 )
 
 # Counted by building the official model (github.com/google/automl, efficientnetv2) with 1000
@@ -334,51 +335,6 @@ def test_seeds_and_layers_differ_and_equal_seeds_agree(tiny_spec):
     assert len(set(starts)) == len(starts)
 
 
-# Depthwise convolution.
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    ("size", "images"),
-    # Fewer where there is more to compile.
-    [(3, [(1, 1), (2, 2), (5, 8)]), (5, [(2, 2), (5, 8)]), (7, [(5, 8)])],
-)
-def test_depthwise_lowering_equals_the_grouped_convolution(size, images, stride):
-    """Forward and both gradients, at odd and even sizes and at images smaller than the kernel."""
-
-    def reference(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
-
-    @jax.jit
-    def both(x, kernel):
-        results = []
-        for function in (lambda x, kernel: depthwise_conv(x, kernel, stride), reference):
-            out, pull = jax.vjp(function, x, kernel)
-            results.append((out, *pull(jnp.cos(out))))
-        return results
-
-    rng = np.random.default_rng(size)
-    kernel = rng.normal(size=(size, size, 1, 3)).astype(np.float32)
-    for height, width in images:
-        x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
-        ours, expected = both(x, kernel)
-        assert ours[0].shape == (2, -(-height // stride), -(-width // stride), 3)
-        for value, other in zip(ours, expected, strict=True):
-            np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-5)
-
-
-def test_depthwise_convolution_keeps_bfloat16():
-    x, kernel = jnp.ones((1, 4, 4, 2), jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)
-    assert depthwise_conv(x, kernel).dtype == jnp.bfloat16
-
-
 # Batch norm.
 
 
@@ -402,16 +358,22 @@ def test_batch_norm_moves_its_statistics_by_the_biased_moments():
 # Stochastic depth and dropout.
 
 
+def drop_path(x, rate, key, index=None):
+    """``stochastic_depth``, called as ``dropout`` is."""
+    index = jnp.arange(len(x)) if index is None else index
+    return stochastic_depth(x, rate, uniform_by_example(key, index))
+
+
 def test_stochastic_depth_drops_whole_images_and_rescales_the_others():
     x = jnp.ones((20000, 2, 2, 3))
-    y = np.asarray(stochastic_depth(x, 0.8, jax.random.key(0))).reshape(20000, -1)
+    y = np.asarray(drop_path(x, 0.8, jax.random.key(0))).reshape(20000, -1)
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.8)}
     assert (y.max(1) == y.min(1)).all()
     # On the average, the identity; 0.0035 is the standard error.
     assert y.mean() == pytest.approx(1.0, abs=0.015)
 
 
-@pytest.mark.parametrize("drop", [stochastic_depth, dropout])
+@pytest.mark.parametrize("drop", [drop_path, dropout])
 def test_what_is_dropped_of_an_image_is_a_function_of_its_number(drop):
     x, key = jnp.ones((4000, 3)), jax.random.key(0)
     y = np.asarray(drop(x, 0.5, key))
