@@ -1,12 +1,13 @@
 """What is remembered of a compiled step, and when it no longer holds."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 
 import pytest
 
-from effnetv2_jax.benchmarks import step_records, tpu_compile
+from effnetv2_jax.benchmarks import step_records, table_costs, tpu_compile
 from effnetv2_jax.benchmarks.step_records import digest_of
 
 REQUEST = {"topology": "v3:4x4", "arguments": {"model": "efficientnetv2-s", "image_size": 128}}
@@ -14,6 +15,26 @@ REPORT = {
     "versions": {"jax": step_records.metadata.version("jax"), "not-installed-here": "1"},
     "modules": ["effnetv2_jax.models.layers", "effnetv2_jax.errors"],
     "figures": {"gradients": 1.5},
+}
+WHOLE_REPORT = REPORT | {
+    "device_kind": "TPU v3",
+    "cores": 32,
+    "memory_limit": 10,
+    "figures": {
+        "gradients": {
+            "refused": False,
+            "arguments": 1,
+            "memory": 2,
+            "memory_limit": None,
+            "flops": 1.0,
+            "bytes_accessed": 1.0,
+            "seconds": 0.5,
+            "collectives": {},
+            "compile_seconds": 1.0,
+        }
+    },
+    "beside": {"gradients": 1},
+    "loop_runs": {"gradients": 1},
 }
 
 
@@ -97,25 +118,7 @@ def test_a_recorded_step_needs_no_libtpu(tmp_path, monkeypatch):
 
     def compiled(request, on_phase):
         asked.append(request)
-        figures = {
-            "refused": False,
-            "arguments": 1,
-            "memory": 2,
-            "memory_limit": None,
-            "flops": 1.0,
-            "bytes_accessed": 1.0,
-            "seconds": 0.5,
-            "collectives": {},
-            "compile_seconds": 1.0,
-        }
-        return REPORT | {
-            "device_kind": "TPU v3",
-            "cores": 32,
-            "memory_limit": 10,
-            "figures": {"gradients": figures},
-            "beside": {"gradients": 1},
-            "loop_runs": {"gradients": 1},
-        }
+        return WHOLE_REPORT
 
     arguments = {"image_size": 128, "batch_per_core": 4, "cache": tmp_path}
     monkeypatch.setattr(tpu_compile, "run_worker", compiled)
@@ -158,3 +161,16 @@ def test_what_comes_with_the_package_can_be_read():
             "effnetv2_jax.models.layers",
             "effnetv2_jax.training.step",
         }
+
+
+def test_a_step_of_earlier_code_will_do_where_nothing_may_be_compiled(tmp_path, monkeypatch):
+    arguments = {"image_size": 128, "batch_per_core": 4, "cache": tmp_path}
+    monkeypatch.setattr(tpu_compile, "run_worker", lambda *_: WHOLE_REPORT)
+    monkeypatch.setattr(tpu_compile, "check_lock", lambda: None)
+    monkeypatch.setattr(tpu_compile.importlib.util, "find_spec", lambda name: object())
+    now = tpu_compile.compile_train_step("efficientnetv2-s", **arguments)
+    monkeypatch.setattr(step_records, "digests", lambda modules: {"effnetv2_jax": "changed"})
+    later = tpu_compile.compile_train_step("efficientnetv2-s", recorded_only=True, **arguments)
+    assert later == dataclasses.replace(now, outdated=True)
+    assert "before the code of the step changed" in table_costs._cost_on_tpu(later).note
+    assert "changed" not in table_costs._cost_on_tpu(now).note

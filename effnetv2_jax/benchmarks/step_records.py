@@ -41,12 +41,15 @@ Report = dict[str, Any]
 """What the worker reports; JSON knows it."""
 
 
-def read(folder: pathlib.Path, request: Mapping[str, Any]) -> Report | None:
+def read(
+    folder: pathlib.Path, request: Mapping[str, Any], *, of_any_code: bool = False
+) -> Report | None:
     """The report of a request, from the folder or the package.
 
     Args:
         folder: of records.
         request: topology and arguments, for JSON.
+        of_any_code: also what was compiled when the code read otherwise.
 
     Returns:
         None where there is none, where the code reads otherwise now, or where it was compiled by
@@ -58,7 +61,8 @@ def read(folder: pathlib.Path, request: Mapping[str, Any]) -> Report | None:
         try:
             record = json.loads((place / _name(request)).read_text())
             report, modules = record["report"], record["modules"]
-            if modules == digests(modules) and _by_the_installed(report["versions"]):
+            of_this_code = of_any_code or modules == digests(modules)
+            if of_this_code and _by_the_installed(report["versions"]):
                 return report
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue

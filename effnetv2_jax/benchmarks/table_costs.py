@@ -152,6 +152,8 @@ class TpuCosts:
 def _cost_on_tpu(found: TpuCompilation) -> Cost:
     how = ESTIMATE.format(found.topology.partition(":")[0])
     note = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    if found.outdated:
+        note += ", compiled before the code of the step changed"
     if found.fits and found.seconds is None:
         note = "XLA makes no estimate for this chip"
         how = NOT_RUN

@@ -56,6 +56,7 @@ class TpuCompilation:
         collectives: that a core takes part in every step, by kind.
         compile_seconds: of both programs, when they were compiled.
         versions: of jax, jaxlib and libtpu.
+        outdated: whether the code of the step read otherwise when it was compiled.
     """
 
     model: str
@@ -74,6 +75,7 @@ class TpuCompilation:
     collectives: dict[str, Collectives] | None
     compile_seconds: float
     versions: dict[str, str]
+    outdated: bool = False
 
     @property
     def hbm_margin(self) -> int:
@@ -132,7 +134,8 @@ def compile_train_step(
         mixing: with Mixup and CutMix.
         cache: folder of the figures; None for ``tpu_compile`` in the user's cache.
         use_cache: False reads and writes no figures.
-        recorded_only: True compiles nothing.
+        recorded_only: True compiles nothing; then what was compiled of an earlier state of the code
+            will do, and is ``outdated``.
         on_phase: is told what goes on, a few words at a time.
 
     Raises:
@@ -160,6 +163,9 @@ def compile_train_step(
     folder = cache or cache_folder() / "tpu_compile"
     records = folder / "steps"
     report = step_records.read(records, request) if use_cache else None
+    outdated = report is None and recorded_only and use_cache
+    if outdated:
+        report = step_records.read(records, request, of_any_code=True)
     if report is None:
         if recorded_only:
             raise NotRecorded(f"{model} at {image_size} px was not compiled for {topology} before")
@@ -171,7 +177,7 @@ def compile_train_step(
         report = run_worker(request | {"cache": str(folder) if use_cache else None}, on_phase)
         if use_cache:
             step_records.write(records, request, report)
-    return combine(report, topology=topology, options=options, **step)
+    return combine(report, topology=topology, options=options, outdated=outdated, **step)
 
 
 def combine(report: dict[str, Any], **asked: Any) -> TpuCompilation:

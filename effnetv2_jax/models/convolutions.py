@@ -81,10 +81,12 @@ def depthwise_conv(
 
 def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> Pads:
     if padding == "symmetric":
-        height, width = ((size - 1) // 2 for size in kernel.shape[:2])
-        return (height, height), (width, width)
-    height, width = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-    return tuple(height), tuple(width)
+        rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
+        return (rows, rows), (columns, columns)
+    (top, bottom), (left, right) = lax.padtype_to_pads(
+        x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME"
+    )
+    return (top, bottom), (left, right)
 
 
 def _xla_conv(
@@ -255,10 +257,9 @@ def _depthwise_gradients_on_cpu(x, kernel, dy, *, stride: int, pads: Pads):
     dkernel = products.sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
     if stride == 1:
         # The same convolution, with the kernel turned round.
-        ends = tuple(
-            (size - 1 - before, size - 1 - after)
-            for size, (before, after) in zip(kernel.shape[:2], pads, strict=True)
-        )
+        (top, bottom), (left, right) = pads
+        rows, columns = (size - 1 for size in kernel.shape[:2])
+        ends = (rows - top, rows - bottom), (columns - left, columns - right)
         return _shifted_products(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
 
     def forward(x):
