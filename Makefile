@@ -15,12 +15,14 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 TABLES = effnetv2_jax.benchmark tables --table=all --device=local,tpu:v3:4x4
 
-.PHONY: help train evaluate tables test test-slow faults lint types clean
+.PHONY: help train evaluate tables bench test test-slow faults lint types clean
 
 help:
 	@echo "make train      train EfficientNetV2-B0 on handwritten digits, into $(WORKDIR)"
 	@echo "make evaluate   evaluate that run"
 	@echo "make tables     the paper's tables, ours beside theirs, into docs/ (QUICK=1: what takes seconds)"
+	@echo "make bench      our step, inference, input and start beside others', into docs/benchmarks.md"
+	@echo "                (TORCH_PYTHON=...: an interpreter that has torch and timm)"
 	@echo "make test       run the tests (test-slow: the slow ones)"
 	@echo "make faults     kill the program 50 times, damage its files, and compare (20 minutes)"
 	@echo "make lint       ruff; make types: mypy"
@@ -40,6 +42,10 @@ else
 	$(VENV)/bin/python -m $(TABLES) --batch_size=16 --row_seconds=30 --document=docs/reproduction.md
 	$(VENV)/bin/python -m effnetv2_jax.benchmark plots
 endif
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m effnetv2_jax.benchmark all --document=docs/benchmarks.md \
+	  $(if $(TORCH_PYTHON),--torch_python=$(TORCH_PYTHON))
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ from effnetv2_jax.errors import UsageError, unknown_name
 
 # Modules with a ``main``; imported when asked for, as only ``input`` needs TensorFlow.
 BENCHMARKS = {
+    "all": "effnetv2_jax.benchmarks.together",
     "checkpoint": "effnetv2_jax.benchmarks.checkpointing",
     "input": "effnetv2_jax.benchmarks.input_pipeline",
     "peers": "effnetv2_jax.benchmarks.peers",

@@ -1,6 +1,19 @@
-"""A table in Markdown that can be read as it is."""
+"""What is written in Markdown: where to, and tables that can be read as they are."""
 
+import pathlib
 from collections.abc import Sequence
+
+from effnetv2_jax.errors import UsageError
+
+
+def document_path(value: str | None) -> pathlib.Path | None:
+    """Of a --document flag; raises UsageError for what no Markdown file can be written to."""
+    if value is None:
+        return None
+    path = pathlib.Path(value)
+    if path.suffix != ".md" or not path.parent.is_dir():
+        raise UsageError(f"--document must be a .md file in a folder that exists, got {value!r}")
+    return path
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,6 @@ TFDS.
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from absl import flags
 
 from effnetv2_jax.bars import Counter
 from effnetv2_jax.benchmarks.compare import compare, count_rows
+from effnetv2_jax.benchmarks.markdown import document_path
 from effnetv2_jax.benchmarks.measure import environment
 from effnetv2_jax.benchmarks.model_step import DTYPES
 from effnetv2_jax.benchmarks.table_costs import (
@@ -71,7 +71,7 @@ def main() -> None:
     if not topologies:
         raise UsageError("--device must name local, or tpu: and a topology, or both")
     _check_dtypes()
-    document = _document()
+    document = document_path(DOCUMENT.value)
     with Counter() as bar:
         sources = [Remembered(_costs(topology, bar)) for topology in topologies]
         rows = sum(count_rows(PLANS[name], sources, models) for name in names)
@@ -119,17 +119,6 @@ def _check_dtypes() -> None:
     for dtype in INFERENCE.value:
         if dtype not in INFERENCE_DTYPES:
             raise unknown_name("inference_dtypes", dtype, INFERENCE_DTYPES)
-
-
-def _document() -> pathlib.Path | None:
-    if DOCUMENT.value is None:
-        return None
-    path = pathlib.Path(DOCUMENT.value)
-    if path.suffix != ".md" or not path.parent.is_dir():
-        raise UsageError(
-            f"--document must be a .md file in a folder that exists, got {DOCUMENT.value!r}"
-        )
-    return path
 
 
 def _costs(topology: str | None, bar: Counter) -> Costs:

@@ -1,0 +1,84 @@
+"""Everything against everybody: ``python -m effnetv2_jax.benchmark all``, behind ``make bench``.
+
+Runs the other benchmarks one after the other, each in a process of its own, and prints what they
+print: step and inference beside Keras and timm, the input pipeline, the start and the borders
+between stages. With ``--document=FILE.md`` all of it is written there as well. A benchmark that
+cannot run here leaves its reason in its place.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from effnetv2_jax.bars import Counter
+from effnetv2_jax.benchmarks.markdown import document_path
+from effnetv2_jax.benchmarks.measure import environment
+from effnetv2_jax.files import write_atomically
+
+TORCH_PYTHON = flags.DEFINE_string(
+    "torch_python", None, "Interpreter that has torch and timm, as for peers; by default this one."
+)
+DOCUMENT = flags.DEFINE_string("document", None, "A Markdown file that gets all of it as well.")
+
+_PROGRAM = "effnetv2_jax.benchmark"
+
+
+def sections(torch_python: str | None) -> dict[str, list[str]]:
+    """Heading → arguments of the benchmark beneath it."""
+    torch = [f"--torch_python={torch_python}"] if torch_python else []
+    return {
+        "Step and inference: V2-B0, 128 px, batch 16": ["peers", *torch],
+        "Step and inference: V2-S, 192 px, batch 8": [
+            *("peers", "--model=efficientnetv2-s", "--image_size=192", "--batch_size=8"),
+            *torch,
+        ],
+        "Input pipeline": ["input"],
+        "Start, and the borders between stages": ["start"],
+    }
+
+
+def main() -> None:
+    document = document_path(DOCUMENT.value)
+    plan = sections(TORCH_PYTHON.value)
+    facts = ", ".join(f"{name} {value}" for name, value in environment().items())
+    texts = [f"On {facts}; {time.strftime('%Y-%m-%d', time.gmtime())}."]
+    print(texts[0])
+    with Counter() as bar:
+        bar.start(len(plan))
+        for heading, arguments in plan.items():
+            bar.next(heading)
+            texts.append(_section(heading, arguments))
+            print(f"\n{texts[-1]}", flush=True)
+    if document is not None:
+        write_atomically(document, "\n\n".join([_preface(), *texts]) + "\n")
+
+
+def _section(heading: str, arguments: Sequence[str]) -> str:
+    # The interpreter of another environment is nobody else's business.
+    shown = ["--torch_python=PYTHON" if "torch_python" in word else word for word in arguments]
+    command = f"`python -m {shlex.join([_PROGRAM, *shown])}`"
+    ran = subprocess.run(
+        [sys.executable, "-m", _PROGRAM, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    text = ran.stdout.strip()
+    if ran.returncode:
+        *_, last = ran.stderr.strip().splitlines() or ["it said nothing"]
+        text = f"Not run, exit code {ran.returncode}: {last}"
+    return f"## {heading}\n\n{command}\n\n{text}"
+
+
+def _preface() -> str:
+    return (
+        "# Beside what people would use instead\n\n"
+        "Written by `make bench`. Only ratios within one run count: machines differ, and the same "
+        "one from hour to hour. Where a ratio falls short, docs/performance.md has the reason."
+    )
