@@ -56,6 +56,8 @@ setuptools.setup(
             "mypy>=1.18",
             "pytest>=8.3",
             "pytest-xdist>=3.8",
+            # ml_collections brings it along.
+            "pyyaml>=6",
             "ruff>=0.14",
             "scikit-image>=0.25",
         ],

@@ -30,7 +30,7 @@ from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
 from effnetv2_jax.training.checkpoint import read_record
-from effnetv2_jax.training.mesh import AXES, check_batch_size, make_mesh
+from effnetv2_jax.training.mesh import AXES, check_batch_size, check_within_slices, make_mesh
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 from effnetv2_jax.weights import read_weights
 from effnetv2_jax.weights.description import AS_TRAINED
@@ -287,7 +287,8 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             raise UsageError(f"{name} must be above 0, got {flat[name]}")
     check_batch_size("batch_size", config.batch_size, mesh, config.accumulation_steps)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
-    device_groups(mesh.size, config.model.bn_group_size or None)
+    groups = device_groups(mesh.size, config.model.bn_group_size or None)
+    check_within_slices("model.bn_group_size", len(groups[0]), mesh.devices.flat)
 
 
 def make_augmentation(config: ml_collections.ConfigDict) -> images.Augmentation:

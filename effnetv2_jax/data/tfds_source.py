@@ -66,7 +66,8 @@ TFDS_DATASETS: dict[str, TfdsDataset] = {
             "trainval": "train",
             "eval": "validation",
         },
-        otherwise=", or point data.dir at the official TFRecords",
+        otherwise=", use `python -m launch.prepare_imagenet`, or point data.dir at the official "
+        "TFRecords",
     ),
     "imagenet2012_real": TfdsDataset(
         "imagenet2012_real", splits={"eval": "validation"}, label="real_label"

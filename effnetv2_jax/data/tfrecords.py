@@ -184,7 +184,8 @@ def _stat(file: str) -> tuple[int, int]:
     return stat.length, stat.mtime_nsec
 
 
-def _open(file: str) -> IO[bytes]:
+def open_binary(file: str) -> IO[bytes]:
+    """Opens a file of this machine or of a bucket, to read from anywhere in it."""
     # GFile reads half a MiB for the 12 bytes of a header, which only a network makes up for.
     return tf.io.gfile.GFile(file, "rb") if "://" in file else open(file, "rb", buffering=0)
 
@@ -194,7 +195,7 @@ def _record_starts(file: str, size: int) -> np.ndarray:
     starts: list[int] = []
     start = 0
     try:
-        with _open(file) as stream:
+        with open_binary(file) as stream:
             while start < size:
                 stream.seek(start)
                 header = stream.read(_HEADER_BYTES)

@@ -3,8 +3,13 @@
 Both axes split the batch. ``fsdp`` splits the state as well (parameters, optimiser, averages: ZeRO,
 Rajbhandari et al. 2019, arXiv:1910.02054), so that each of its devices keeps a part; with one
 device along ``fsdp``, the default, every device keeps a copy.
+
+Several TPU slices (multislice) are one mesh, slice after slice along ``data``: what neighbours tell
+each other stays inside a slice, and sums over all devices alone cross the network between slices.
 """
 
+import collections
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -27,16 +32,42 @@ def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
     """A mesh of all devices, or of those given, along ``AXES``.
 
     Args:
-        devices: in the order of the batch; None for all.
-        fsdp: neighbours that share one copy of the state.
+        devices: in the order of the batch, but for slices, which come one after the other; None for
+            all.
+        fsdp: neighbours that share one copy of the state, all in one slice.
 
     Raises:
-        UsageError: where fsdp does not divide the devices.
+        UsageError: where fsdp does not divide the devices, or those of a slice.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    if fsdp < 1 or devices.size % fsdp:
-        raise UsageError(f"fsdp must divide the number of devices ({devices.size}), got {fsdp}")
-    return Mesh(devices.reshape(-1, fsdp), AXES)
+    # Stable: within a slice, and where there is but one, the order stays.
+    devices = sorted(jax.devices() if devices is None else devices, key=slice_of)
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UsageError(f"fsdp must divide the number of devices ({len(devices)}), got {fsdp}")
+    check_within_slices("fsdp", fsdp, devices)
+    return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES)
+
+
+def slice_of(device) -> int:
+    """The number of the TPU slice that a device is in; 0 where JAX knows of no slices."""
+    return getattr(device, "slice_index", None) or 0
+
+
+def check_within_slices(name: str, size: int, devices: Iterable) -> None:
+    """Raises UsageError where a group of neighbours is not in one slice.
+
+    Args:
+        name: of what makes the groups.
+        size: of a group; divides the number of devices.
+        devices: in the order of a mesh.
+    """
+    slices = [slice_of(device) for device in devices]
+    groups = np.reshape(slices, (-1, size))
+    if (groups != groups[:, :1]).any():
+        smallest = min(collections.Counter(slices).values())
+        raise UsageError(
+            f"{name} must divide the number of devices of a slice ({smallest}), got {size}: only "
+            "gradients are to cross the network between slices"
+        )
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:

@@ -370,7 +370,8 @@ def test_what_has_to_be_fetched_by_hand_says_how(tmp_path):
         UsageError,
         match=rf"imagenet2012 is not in data_dir '{tmp_path}' .* into {tmp_path}/downloads/manual "
         r".*ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.*"
-        rf"`tfds build imagenet2012 --data_dir={tmp_path}`, or point data.dir at the official",
+        rf"`tfds build imagenet2012 --data_dir={tmp_path}`, use `python -m launch.prepare_imagenet`"
+        ", or point data.dir at the official",
     ) as refused:
         open_tfds("imagenet2012", str(tmp_path))
     assert "\n" not in str(refused.value)

@@ -1,0 +1,1 @@
+"""The training program on Google Kubernetes Engine (docs/gke.md)."""
