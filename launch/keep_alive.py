@@ -115,7 +115,7 @@ class KeepAlive:
         if now.kind is not Kind.READY:
             raise _Lost(now.text)
         self._ready_since = time.monotonic()
-        if not is_new and self._runs_already(now.workers):
+        if not is_new and overall(self._workers.reports(), now.workers) is Outcome.RUNNING:
             say("the job runs already: watching it")
         else:
             self._bring_up()
@@ -129,12 +129,6 @@ class KeepAlive:
             if not self._limits.restarts or any(word in error.text for word in _HOPELESS):
                 raise
             raise _Lost(str(error)) from error
-
-    def _runs_already(self, workers: int) -> bool:
-        try:
-            return overall(self._workers.reports(), workers) is Outcome.RUNNING
-        except CallFailed:  # nothing has been set up
-            return False
 
     def _bring_up(self) -> None:
         """Starts the job on the node."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.errors import CallFailed, UsageError
 from launch.gcloud import Node
-from launch.shell import Shell, say
+from launch.shell import NOT_FOUND, Shell, say
 from launch.states import Condition, Kind, condition
 
 _ASK_ATTEMPTS = 3
@@ -54,17 +54,12 @@ class Lifecycle:
         return found
 
     def _describe(self, command: Sequence[str]) -> dict[str, Any] | None:
-        for attempt in range(_ASK_ATTEMPTS):
-            try:
-                output = self.shell.ask(command)
-                break
-            except CallFailed as error:
-                if "NOT_FOUND" in error.text:
-                    return None
-                if attempt + 1 == _ASK_ATTEMPTS:
-                    raise
-                say(f"{error}; asking again")
-                time.sleep(self.shell.pause * 2**attempt)
+        try:
+            output = self.shell.ask(command, _ASK_ATTEMPTS)
+        except CallFailed as error:
+            if NOT_FOUND in error.text:
+                return None
+            raise
         if output is None:
             return None
         try:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from launch.errors import CallFailed, UsageError
 
+NOT_FOUND = "NOT_FOUND"
+"""In what gcloud says of what is not there."""
+
 _LAST_LINES = 20
 
 
@@ -39,19 +42,10 @@ class Shell:
             CallFailed: where it ends with another code than 0.
         """
         self._print(command)
-        if self.dry_run:
-            return
-        for attempt in range(attempts):
-            try:
-                _call(command, None)
-                return
-            except CallFailed as error:
-                if attempt + 1 == attempts:
-                    raise
-                say(f"{error}; trying again")
-                time.sleep(self.pause * 2**attempt)
+        if not self.dry_run:
+            self._try(command, None, attempts)
 
-    def ask(self, command: Sequence[str]) -> str | None:
+    def ask(self, command: Sequence[str], attempts: int = 1) -> str | None:
         """Runs a command whose output is for us; one that was asked before is not printed again.
 
         Returns:
@@ -63,7 +57,7 @@ class Shell:
         if tuple(command) not in self._asked:
             self._asked.add(tuple(command))
             self._print(command)
-        return None if self.dry_run else _call(command, subprocess.PIPE)
+        return None if self.dry_run else self._try(command, subprocess.PIPE, attempts)
 
     def become(self, command: Sequence[str]) -> int:
         """Ends this program and goes on as the command, with its terminal; 0 in a dry run."""
@@ -74,6 +68,18 @@ class Shell:
             os.execvp(command[0], command)
         except FileNotFoundError as error:
             raise _missing(command) from error
+
+    def _try(self, command: Sequence[str], stdout: int | None, attempts: int) -> str:
+        for attempt in range(attempts):
+            try:
+                return _call(command, stdout)
+            except CallFailed as error:
+                # That something is not there is an answer.
+                if attempt + 1 == attempts or NOT_FOUND in error.text:
+                    raise
+                say(f"{error}; trying again")
+                time.sleep(self.pause * 2**attempt)
+        raise AssertionError("no attempt")
 
     def _print(self, command: Sequence[str]) -> None:
         if self.dry_run:

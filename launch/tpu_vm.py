@@ -46,8 +46,9 @@ CREATE_FLAGS = flags.DEFINE_multi_string(
     "create_flag", [], "One more flag for gcloud's create, as in --network=NAME."
 )
 SSH_FLAGS = flags.DEFINE_multi_string(
-    "ssh_flag", [], "One more flag for gcloud's ssh and scp, as in --tunnel-through-iap."
+    "ssh_flag", [], "One more flag for gcloud's ssh and scp, as in --internal-ip."
 )
+TRACK = flags.DEFINE_string("track", "", "alpha: gcloud's commands of that track.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run: gs://BUCKET/PATH, or a folder that all workers share."
 )
@@ -96,6 +97,7 @@ def make_node() -> Node:
         spot=SPOT.value,
         reserved=RESERVED.value,
         valid_until=VALID_UNTIL.value,
+        track=TRACK.value,
         create_flags=tuple(CREATE_FLAGS.value),
         ssh_flags=tuple(SSH_FLAGS.value),
     )
@@ -130,7 +132,9 @@ def create(arguments: Sequence[str]) -> int:
     with _telling_what_is_left(lifecycle):
         lifecycle.create()
         now = lifecycle.wait_until_ready()
-        if now.kind is not Kind.READY and not DRY_RUN.value:
+        if DRY_RUN.value:
+            return 0
+        if now.kind is not Kind.READY:
             raise Ended(f"{lifecycle.node.name} is not ready: {now.text}")
     say(f"{lifecycle.node.name}: {now.text}, workers: {now.workers}")
     return 0
@@ -161,8 +165,9 @@ def status(arguments: Sequence[str]) -> int:
     _none("status", arguments)
     lifecycle = make_lifecycle()
     now = lifecycle.condition()
-    print(f"{lifecycle.node.name}: {now.text}, workers: {now.workers}")
-    if now.workers or DRY_RUN.value:
+    if not DRY_RUN.value:
+        print(f"{lifecycle.node.name}: {now.text}, workers: {now.workers}")
+    if now.kind is Kind.READY or DRY_RUN.value:
         command = lifecycle.node.ssh(job.report_command())
         for report in job.read_reports(lifecycle.shell.ask(command) or ""):
             print(f"{report.host}: {report.text}")
@@ -324,7 +329,7 @@ def _refuse(sentence: str) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Returns the program's name, the command, and what is no flag of ours."""
-    ours, dashes, rest = argv, [], []
+    ours, rest = argv, []
     if "--" in argv:
         place = argv.index("--")
         ours, rest = argv[:place], argv[place + 1 :]

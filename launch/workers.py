@@ -72,7 +72,8 @@ class Workers:
 
     def reports(self) -> list[Report]:
         """What the workers say of the job; empty in a dry run."""
-        return job.read_reports(self.shell.ask(self.node.ssh(job.report_command())) or "")
+        output = self.shell.ask(self.node.ssh(job.report_command()), _ATTEMPTS)
+        return job.read_reports(output or "")
 
     def stop(self) -> None:
         """Asks the job to save and stop, and waits until it has."""

@@ -26,9 +26,13 @@ keep() {
 copier=$!
 
 # A machine that goes down tells every process: the job must hear it once, not again from here.
+# What is compiled, and where records begin, is of use to all workers and to the next nodes.
+cache=$(mkdir -p "$WORKDIR/cache" && cd "$WORKDIR/cache" && pwd)
+
 interrupted=
 trap 'interrupted=1' TERM HUP INT
 (
+  export XDG_CACHE_HOME="${cache:-$HOME/.cache}"
   # shellcheck source=/dev/null
   if [ -e "$JOB/environment" ]; then . "$JOB/environment"; fi
   exec "$@"
