@@ -10,7 +10,7 @@ from typing import Any
 from launch.errors import CallFailed, UsageError
 from launch.gcloud import Node
 from launch.shell import NOT_FOUND, Shell, say
-from launch.states import Condition, Kind, condition
+from launch.states import WITHOUT_QUEUED, Condition, Kind, condition
 
 _ASK_ATTEMPTS = 3
 _DELETE_ATTEMPTS = 6
@@ -31,27 +31,25 @@ class Lifecycle:
     poll_seconds: float = 30.0
 
     def condition(self) -> Condition:
-        """How the node stands now.
-
-        Raises:
-            CallFailed: where gcloud cannot say.
-            UsageError: where another node has its name.
-        """
+        """How the node stands now; raises CallFailed where gcloud cannot say."""
         queued = self._describe(self.node.describe_queued()) if self.node.queued else None
         node = self._describe(self.node.describe())
-        if self.node.queued and queued is None and node is not None:
-            raise UsageError(
-                f"node {self.node.name!r} exists, but no queued resource of that name: leave out "
-                "--queued, or use another name"
-            )
-        found = condition(node, queued)
+        return condition(node, queued, is_queued=self.node.queued)
+
+    def refuse_others(self) -> None:
+        """Raises UsageError where another node has the name, which must not be used or deleted."""
+        found = self.condition()
         wanted = self.node.accelerator
         if wanted and found.accelerator_type not in ("", wanted.type):
             raise UsageError(
                 f"node {self.node.name!r} exists, and is a {found.accelerator_type} instead of "
                 f"{wanted.type}: use another name"
             )
-        return found
+        if self.node.queued and found.text == WITHOUT_QUEUED:
+            raise UsageError(
+                f"node {self.node.name!r} exists, but no queued resource of that name: leave out "
+                "--queued, or use another name"
+            )
 
     def _describe(self, command: Sequence[str]) -> dict[str, Any] | None:
         try:

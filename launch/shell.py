@@ -16,6 +16,9 @@ NOT_FOUND = "NOT_FOUND"
 
 _LAST_LINES = 20
 
+_ASK_SECONDS = 600
+"""That an answer may take: a connection that hangs must not keep us from looking again."""
+
 
 @dataclasses.dataclass
 class Shell:
@@ -116,8 +119,11 @@ def _call(command: Sequence[str], stdout: int | None) -> str:
                     sys.stderr.buffer.write(line)
                     sys.stderr.buffer.flush()
             else:
-                output, errors = process.communicate()
+                output, errors = process.communicate(timeout=_ASK_SECONDS)
                 last.extend(errors.splitlines(keepends=True))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            last.append(b"no answer within %d s" % _ASK_SECONDS)
         except BaseException:
             process.terminate()
             raise

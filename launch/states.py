@@ -50,16 +50,22 @@ _QUEUED = {
     "WAITING_FOR_RESOURCES": Kind.WAITING,
     "PROVISIONING": Kind.WAITING,
 }
+WITHOUT_QUEUED = "node without its queued resource"
 _MAINTENANCE = "UNHEALTHY_MAINTENANCE"
 
 
-def condition(node: dict[str, Any] | None, queued: dict[str, Any] | None = None) -> Condition:
+def condition(
+    node: dict[str, Any] | None, queued: dict[str, Any] | None = None, *, is_queued: bool = False
+) -> Condition:
     """Judges a node.
 
     Args:
         node: what gcloud describes; None where there is none.
-        queued: the queued resource, likewise; None as well where none was asked for.
+        queued: the queued resource, likewise.
+        is_queued: whether there has to be one.
     """
+    if queued is None and is_queued and node is not None:
+        return Condition(Kind.LOST, WITHOUT_QUEUED)
     if queued is not None:
         state = queued.get("state", {}).get("state", "STATE_UNSPECIFIED")
         kind = _QUEUED.get(state, Kind.LOST)

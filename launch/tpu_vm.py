@@ -244,6 +244,7 @@ def up(arguments: Sequence[str]) -> int:
             lifecycle.delete()
         return 0
     workers.pack()
+    lifecycle.refuse_others()
     code = 0
     try:
         keep_alive.run()

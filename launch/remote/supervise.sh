@@ -32,7 +32,7 @@ cache=$(mkdir -p "$WORKDIR/cache" && cd "$WORKDIR/cache" && pwd)
 interrupted=
 trap 'interrupted=1' TERM HUP INT
 (
-  export XDG_CACHE_HOME="${cache:-$HOME/.cache}"
+  export XDG_CACHE_HOME="${cache:-$HOME/.cache}" PYTHONUNBUFFERED=1
   # shellcheck source=/dev/null
   if [ -e "$JOB/environment" ]; then . "$JOB/environment"; fi
   exec "$@"

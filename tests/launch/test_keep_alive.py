@@ -58,12 +58,18 @@ def processes(launcher, worker, text):
     return found
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("queued", [False, True])
+@pytest.mark.parametrize(
+    ("seed", "queued"),
+    [
+        (0, False),
+        (1, True),
+        *(pytest.param(seed, seed % 2 > 0, marks=pytest.mark.slow) for seed in range(2, 10)),
+    ],
+)
 def test_preempted_twice_at_random_times_it_ends_alike(launcher, seed, queued):
     times = random.Random(seed)
     flags = ["--keep_alive", "--delete_when_done", *(["--queued", "--spot"] if queued else [])]
-    with running(launcher, *flags, job=["--steps=60"]) as process:
+    with running(launcher, *flags, job=["--steps=40"]) as process:
         for _ in range(2):
             time.sleep(0.5 * times.random())
             node = node_id(launcher)
@@ -72,16 +78,15 @@ def test_preempted_twice_at_random_times_it_ends_alike(launcher, seed, queued):
             await_another(launcher, node)
         code, err = ended(process)
     assert code == 0, err
-    assert launcher.results() == ["60", "60"]
+    assert launcher.results() == ["40", "40"]
     assert launcher.verbs().count("create") == 3
     assert launcher.cloud.everything() == []
     assert "nothing is left of pod" in err
 
 
+# Other states are below, in what gcloud says.
 LOSSES = {
     "terminated": lambda cloud: cloud.set_state("pod", "TERMINATED"),
-    "repairing": lambda cloud: cloud.set_state("pod", "REPAIRING"),
-    "stopped": lambda cloud: cloud.set_state("pod", "STOPPED"),
     "in maintenance": lambda cloud: cloud.set_state("pod", "READY", "UNHEALTHY_MAINTENANCE"),
     "gone": lambda cloud: cloud.delete_node("pod"),
 }
@@ -89,25 +94,25 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_node_that_is_lost_otherwise_is_replaced(launcher, loss):
-    with running(launcher, "--keep_alive", "--delete_when_done", job=["--steps=60"]) as process:
+    with running(launcher, "--keep_alive", "--delete_when_done", job=["--steps=40"]) as process:
         LOSSES[loss](launcher.cloud)
         code, err = ended(process)
     assert code == 0, err
-    assert launcher.results() == ["60", "60"]
+    assert launcher.results() == ["40", "40"]
     assert launcher.verbs().count("create") == 2
     assert launcher.cloud.everything() == []
 
 
 def test_without_keep_alive_a_loss_ends_it_and_the_same_command_goes_on(launcher):
-    with running(launcher, job=["--steps=60"]) as process:
+    with running(launcher, job=["--steps=40"]) as process:
         launcher.cloud.preempt("pod")
         code, err = ended(process)
     assert code == 1
     assert "error: node PREEMPTED: the same command goes on, and --keep_alive does" in err
-    arguments, keywords = launcher.up("--delete_when_done", "--keep_alive", job=["--steps=60"])
+    arguments, keywords = launcher.up("--delete_when_done", "--keep_alive", job=["--steps=40"])
     code, _, err = launcher.run(*arguments, **keywords)
     assert code == 0, err
-    assert launcher.results() == ["60", "60"]
+    assert launcher.results() == ["40", "40"]
     assert launcher.cloud.everything() == []
 
 
@@ -133,27 +138,27 @@ def test_a_spent_budget_stops_the_job_and_removes_the_node(launcher):
     assert launcher.cloud.everything() == []
 
 
-@pytest.mark.parametrize("delete", [False, True])
-def test_a_job_that_fails_is_not_tried_again(launcher, delete):
-    flags = ["--keep_alive", *(["--delete_when_done"] if delete else [])]
-    arguments, keywords = launcher.up(*flags, job=["--fails=1@3"])
-    process = launcher.start(*arguments, **keywords)
-    # The other worker waits for one that is gone, until it is asked to stop.
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_a_job_that_fails_is_not_tried_again(launcher):
+    arguments, keywords = launcher.up("--keep_alive", job=["--fails=1@3"])
+    code, _, err = launcher.run(*arguments, **keywords)
+    assert code == 1
+    assert "finished after step 12" in err  # the other's log
     assert "error: the job failed; its logs are in gs://bucket/run/logs" in err
     assert launcher.verbs().count("create") == 1
-    assert launcher.cloud.everything() == ([] if delete else ["pod"])
-    assert launcher.clean_up(err) is not delete
+    assert launcher.cloud.everything() == ["pod"]
+    assert launcher.clean_up(err)
     assert launcher.cloud.everything() == []
 
 
 def test_one_worker_that_failed_has_the_others_stopped(launcher):
-    arguments, keywords = launcher.up("--delete_when_done", job=[*LONG, "--fails=1@3"])
+    flags = ["--keep_alive", "--delete_when_done"]
+    arguments, keywords = launcher.up(*flags, job=[*LONG, "--fails=1@3"])
     code, _, err = launcher.run(*arguments, **keywords)
     assert code == 1
     assert "not all workers run the job: stopping the others" in err
     assert "error: the job failed" in err
+    assert launcher.verbs().count("create") == 1
+    assert launcher.cloud.everything() == []
 
 
 def test_a_worker_that_went_down_has_the_job_started_again_on_the_same_node(launcher):
@@ -231,7 +236,7 @@ def test_without_capacity_it_waits_and_tries_again_but_not_without_permission(la
     code, _, err = launcher.run(*arguments, **keywords)
     assert code == 1
     assert launcher.verbs().count("create") == 4
-    assert "PERMISSION_DENIED: not yours" in err.splitlines()[-2]
+    assert "PERMISSION_DENIED: not yours" in next(x for x in err.splitlines() if "error: " in x)
 
 
 def run_with_a_failure(folder, call, when, *flags):
@@ -323,6 +328,7 @@ def test_what_gcloud_says_is_judged():
     }.items():
         assert condition(None, {"state": {"state": state}}).kind is kind
     assert condition(ready, {"state": {"state": "ACTIVE"}}).kind is Kind.READY
+    assert condition(ready, None, is_queued=True).kind is Kind.LOST
 
 
 def test_what_the_workers_say_is_put_together():

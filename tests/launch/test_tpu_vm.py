@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -279,3 +280,31 @@ def test_interrupted_it_says_what_is_left_and_that_goes_away(launcher, number):
     assert launcher.cloud.everything() == ["pod"]
     assert launcher.clean_up(err)
     assert launcher.cloud.everything() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+@pytest.mark.parametrize("flags", [(), ("--queued", "--spot", "--valid_until=6h"), ("--reserved",)])
+def test_a_real_gcloud_understands_what_it_is_told(launcher, tmp_path, flags):
+    """It has no account here, nor looks for one, and says so once it has understood the rest."""
+    arguments, keywords = launcher.up("--delete_when_done", "--ssh_flag=--internal-ip", *flags)
+    commands = printed(launcher, *arguments, **keywords)
+    commands += printed(launcher, "ssh", job=["ls", "-l"])
+    commands += printed(launcher, "copy", ":a", ":b", ".")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CLOUDSDK_CONFIG": str(tmp_path / "config"),
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_CORE_PROJECT": "my-project",
+    }
+    for command in commands:
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert result.returncode == 1
+        assert "You do not currently have an active account selected" in result.stderr, command
+    refused = subprocess.run(
+        [*commands[0], "--nonsense"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "unrecognized arguments: --nonsense" in refused.stderr
