@@ -19,8 +19,8 @@ _BUCKET = re.compile(r"gs://([a-z0-9][-_.a-z0-9]{1,220}[a-z0-9])((?:/[^/\s]+)+)/
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PYTHON_VERSION = re.compile(r"3\.[0-9]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-# git@HOST:PATH, or an address without a password in it: it would be seen in logs.
-_GIT_URL = re.compile(r"(https|ssh)://([A-Za-z0-9_-]+@)?[^@\s]+|[A-Za-z0-9_-]+@[^@:\s]+:[^@\s]+")
+# Without a password or a token in it: it would be seen in logs.
+_GIT_URL = re.compile(r"https://[^@\s]+|ssh://([\w-]+@)?[^@\s]+|[\w-]+@[^@:\s]+:[^@\s]+")
 _GIT_REF = re.compile(r"[A-Za-z0-9_][-./A-Za-z0-9_]*")
 
 

@@ -1,5 +1,6 @@
 """A job brought to its end on nodes that may be taken away."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -12,6 +13,8 @@ from launch.workers import Workers
 
 _HOPELESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "unrecognized arguments")
 """In what gcloud says where another attempt would end alike."""
+
+_WELL = (Outcome.RUNNING, Outcome.DONE)
 
 _MOST_FAILED_LOOKS = 20
 """In a row; the job does not mind that nobody watches."""
@@ -90,6 +93,7 @@ class KeepAlive:
                 return
             except _Lost as lost:
                 self._rest()
+                self._failures += 1
                 self._count_restart(str(lost))
             self._lifecycle.delete()
             seconds = self._pace.backoff_after(self._failures)
@@ -106,7 +110,6 @@ class KeepAlive:
         workers.reports()
 
     def _run_on_a_node(self) -> None:
-        self._failures += 1
         now = self._lifecycle.condition()
         is_new = now.kind is Kind.ABSENT
         if is_new:
@@ -172,13 +175,13 @@ class KeepAlive:
                 self._go_on(outcome)
                 continue
             # One that has gone takes the others with it, sooner or later, or they wait for it.
-            if len(reports) == workers and all(r.outcome is Outcome.RUNNING for r in reports):
+            if len(reports) == workers and all(r.outcome in _WELL for r in reports):
                 uneven_since = None
             elif uneven_since is None:
                 uneven_since = time.monotonic()
             elif time.monotonic() - uneven_since > self._pace.settle:
                 say("not all workers run the job: stopping the others")
-                self._workers.stop()
+                self._stop()
 
     def _go_on(self, outcome: Outcome) -> None:
         """Starts a job again that ended early on a node that stays."""
@@ -186,7 +189,8 @@ class KeepAlive:
             raise Ended("somebody has stopped the job; the same command goes on")
         self._raise_if_lost()
         if outcome is Outcome.FAILED:
-            self._workers.show_log()
+            with contextlib.suppress(CallFailed):
+                self._workers.show_log()
             raise Ended(f"the job failed; its logs are in {self._workers.job.workdir}/logs")
         self._count_restart(f"the job is {outcome.value} on a node that is ready")
         self._bring_up()
@@ -219,6 +223,12 @@ class KeepAlive:
             self._ready_seconds += time.monotonic() - self._ready_since
             self._ready_since = None
 
+    def _stop(self) -> None:
+        try:
+            self._workers.stop()
+        except CallFailed as error:
+            say(str(error))
+
     def _check_budget(self) -> None:
         if self._limits.hours is None or self._ready_since is None:
             return
@@ -226,9 +236,6 @@ class KeepAlive:
         if spent < self._limits.hours * 3600:
             return
         say(f"{spent / 3600:.2f} h of nodes: the budget is spent, stopping the job")
-        try:
-            self._workers.stop()
-        except CallFailed as error:
-            say(str(error))
+        self._stop()
         self._lifecycle.delete()
         raise Ended(f"the budget of {self._limits.hours} h is spent; the same command goes on")

@@ -245,24 +245,38 @@ def up(arguments: Sequence[str]) -> int:
         return 0
     workers.pack()
     lifecycle.refuse_others()
-    code = 0
+    try:
+        code = _to_the_end(keep_alive)
+    finally:
+        # Also after what nobody has foreseen.
+        is_clean = _clean_up(lifecycle)
+    return code if is_clean else code or 1
+
+
+def _to_the_end(keep_alive: KeepAlive) -> int:
     try:
         keep_alive.run()
-        say("the job is done")
     except (Ended, CallFailed) as error:
         say(f"error: {error}")
-        code = 1
+        return 1
     except KeyboardInterrupt:
         say("interrupted")
-        code = 128 + signal.SIGINT
+        return 128 + signal.SIGINT
+    say("the job is done")
+    return 0
+
+
+def _clean_up(lifecycle: Lifecycle) -> bool:
+    """Removes the node if wanted, and says what is left; returns whether it is as wanted."""
+    is_clean = True
     try:
         if DELETE_WHEN_DONE.value:
             lifecycle.delete()
     except (CallFailed, KeyboardInterrupt) as error:
         say(f"error: {error or 'interrupted'}")
-        code = code or 1
+        is_clean = False
     say(lifecycle.leftovers())
-    return code
+    return is_clean
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import interrupt, make_launcher, wait_until
+from conftest import ROOT, interrupt, make_launcher, wait_until
 
 from launch.job import Outcome, Report, overall
 from launch.keep_alive import Pace
@@ -213,6 +215,32 @@ def test_interrupted_it_deletes_what_it_was_to_delete(launcher):
         code, err = interrupt(process)
     assert code == 130
     assert "nothing is left of pod" in err
+    assert launcher.cloud.everything() == []
+
+
+def test_what_nobody_has_foreseen_leaves_nothing_either(launcher):
+    arguments, keywords = launcher.up("--delete_when_done")
+    program = """
+import sys
+from absl import app
+from launch import keep_alive, tpu_vm
+def fail(*arguments):
+    raise OSError("disk full")
+keep_alive.KeepAlive._watch = fail
+app.run(tpu_vm.main, flags_parser=tpu_vm.parse_flags)
+"""
+    command = launcher.command(*arguments, **keywords)
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command[3:]],
+        cwd=ROOT,
+        env=launcher.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "disk full" in result.stderr
+    assert launcher.verbs()[-1] == "delete"
     assert launcher.cloud.everything() == []
 
 

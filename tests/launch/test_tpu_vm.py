@@ -114,6 +114,7 @@ REFUSED = [
         "up --type=v3-8 --workdir=/x --git_ref=a --git_url=https://u:secret@a/b",
         "without a password",
     ),
+    ("up --type=v3-8 --workdir=/x --git_ref=a --git_url=https://secret@a/b", "without a password"),
     ("up --type=v3-8 --workdir=/x --requirements=/nowhere", "requirements '/nowhere' is not a"),
     ("up --type=v3-8 --workdir=/x --max_restarts=0", "max_restarts"),
     ("up --type=v3-8 --workdir=/x -- --workdir=/y", "gets its workdir from --workdir before"),
