@@ -13,7 +13,7 @@ from launch.shell import NOT_FOUND, Shell, say
 from launch.states import WITHOUT_QUEUED, Condition, Kind, condition
 
 _ASK_ATTEMPTS = 3
-_DELETE_ATTEMPTS = 6
+_DELETE_ATTEMPTS = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,9 @@ copier=$!
 # What is compiled, and where records begin, is of use to all workers and to the next nodes.
 cache=$(mkdir -p "$WORKDIR/cache" && cd "$WORKDIR/cache" && pwd)
 
+status() { cat "$WORKDIR/status.json" 2>/dev/null; }
+status_before=$(status)
+
 interrupted=
 trap 'interrupted=1' TERM HUP INT
 (
@@ -54,7 +57,7 @@ elif [ -n "$interrupted" ]; then
 elif [ "$code" = 0 ]; then
   # A maintenance notice, which no signal announces, ends a run well, but early.
   outcome="done"
-  if grep --quiet '"state": "stopped"' "$WORKDIR/status.json" 2>/dev/null; then
+  if [ "$(status)" != "$status_before" ] && status | grep --quiet '"state": "stopped"'; then
     outcome=interrupted
   fi
 fi

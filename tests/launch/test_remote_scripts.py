@@ -154,10 +154,12 @@ def test_a_machine_that_goes_down_interrupts_a_job_once(worker):
 
 def test_a_run_that_says_it_stopped_early_was_interrupted(worker):
     """As at a maintenance notice, of which no signal tells."""
-    worker.workdir.mkdir()
-    (worker.workdir / "status.json").write_text('{\n  "state": "stopped",\n  "step": 7\n}\n')
-    worker.start("exit 0")
+    status = '{\n  "state": "stopped",\n  "step": 7\n}'
+    worker.start(f"echo '{status}' >\"$WORKDIR/status.json\"")
     assert worker.ends() == "interrupted (state: stopped,step: 7)"
+    # Another program, which leaves the run as it was.
+    worker.start("exit 0")
+    assert worker.ends() == "done (state: stopped,step: 7)"
 
 
 def test_a_job_whose_machine_died_is_missing_and_can_be_started_again(worker):
