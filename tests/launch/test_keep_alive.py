@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, interrupt, make_launcher, wait_until
+from stand_in.launcher import ROOT, interrupt, make_launcher, wait_until
 
 from launch.job import Outcome, Report, overall
 from launch.keep_alive import Pace

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, STAND_IN, wait_until
+from stand_in.launcher import ROOT, STAND_IN, wait_until
 
 from launch.job import FOLDER, Outcome, read_reports
 
