@@ -57,7 +57,7 @@ def _pack(tree: pathlib.Path, archive: pathlib.Path) -> int:
         raise UsageError(f"{str(tree)!r} is no clone of a git repository to be shipped") from error
     names = sorted({os.fsdecode(name) for name in result.stdout.split(b"\0") if name})
     count = 0
-    with tarfile.open(archive, "w:gz", dereference=False) as tar:
+    with tarfile.open(archive, "w:gz") as tar:
         for name in names:
             path = tree / name
             # Deleted files are listed, and other repositories as folders.

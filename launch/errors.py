@@ -15,10 +15,8 @@ class CallFailed(Exception):
     """
 
     def __init__(self, command: str, code: int, text: str):
-        lines = text.split("\n") if text else []
-        said = next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
-        super().__init__(f"exit code {code} of {command}{said}")
-        self.code = code
+        said = [line for line in text.splitlines() if line.strip()][-1:]
+        super().__init__(": ".join([f"exit code {code} of {command}", *said]))
         self.text = text
 
 
