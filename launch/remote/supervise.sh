@@ -25,13 +25,13 @@ keep() {
 (while sleep "${COPY_SECONDS:-60}"; do keep; done) 9>&- &
 copier=$!
 
-# A machine that goes down tells every process: the job must hear it once, not again from here.
 # What is compiled, and where records begin, is of use to all workers and to the next nodes.
 cache=$(mkdir -p "$WORKDIR/cache" && cd "$WORKDIR/cache" && pwd)
 
 status() { cat "$WORKDIR/status.json" 2>/dev/null; }
 status_before=$(status)
 
+# A machine that goes down tells every process: the job must hear it once, not again from here.
 interrupted=
 trap 'interrupted=1' TERM HUP INT
 (
