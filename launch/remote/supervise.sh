@@ -22,7 +22,7 @@ keep() {
     if [ -e "$events" ]; then sync "$events"; fi
   done
 }
-(while sleep "${COPY_SECONDS:-60}"; do keep; done) 9>&- &
+(while sleep "${COPY_SECONDS:-60}" && kill -0 $$; do keep; done) 9>&- &
 copier=$!
 
 # What is compiled, and where records begin, is of use to all workers and to the next nodes.

@@ -1,5 +1,6 @@
 """The scripts of the workers: checked by ShellCheck, and run in folders for homes."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -73,6 +74,15 @@ class Worker:
         wait_until(lambda: self.report().outcome is not Outcome.RUNNING)
         return self.report().text
 
+    def processes(self):
+        """Those that run with this home."""
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if f"HOME={self.home}\0".encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
+
     def logs(self):
         return [path.read_text() for path in sorted((self.workdir / "logs").glob("*-worker.log"))]
 
@@ -81,7 +91,9 @@ class Worker:
 def worker(tmp_path):
     worker = Worker(tmp_path)
     yield worker
-    worker.run("stop", STOP_SECONDS="5")
+    for pid in worker.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_job_that_is_done(worker):
@@ -172,6 +184,7 @@ def test_a_job_whose_machine_died_is_missing_and_can_be_started_again(worker):
     time.sleep(1.1)
     worker.start("echo again")
     assert worker.ends() == "done"
+    wait_until(lambda: not worker.processes())
     assert worker.logs()[1] == "again\n"
 
 
