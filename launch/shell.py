@@ -68,7 +68,7 @@ class Shell:
         if self.dry_run:
             return 0
         try:
-            os.execvp(command[0], command)
+            os.execvp(command[0], list(command))
         except FileNotFoundError as error:
             raise _missing(command) from error
 
