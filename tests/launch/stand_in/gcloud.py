@@ -75,8 +75,9 @@ class Call:
             raise Refused(f"NOT_FOUND: Resource '{self.path(name)}' was not found")
         return found
 
-    def run(self):
-        return getattr(self, f"{self.verb}_{self.kind}", getattr(self, self.verb, None))()
+    def method(self):
+        # A command of both kinds has one method, another one of its own for each.
+        return getattr(self, f"{self.verb}_{self.kind}", None) or getattr(self, self.verb)
 
     def describe(self):
         (name,) = self.words
@@ -162,10 +163,9 @@ class Call:
         return self._on_all(workers, lambda *worker: ["bash", "-c", self.flags["--command"]])
 
     def scp(self):
-        *sources, target = self.words
         name = next(word for word in self.words if ":" in word).partition(":")[0]
         workers = self._workers(name)
-        if ":" not in target and len(workers) > 1:
+        if ":" not in self.words[-1] and len(workers) > 1:
             raise Refused("cannot target multiple workers while copying files to client.")
 
         def copy(node, worker):
@@ -177,7 +177,6 @@ class Call:
             recursive = ["--recursive"] if "--recurse" in self.flags else []
             return ["cp", *recursive, *paths]
 
-        del sources
         return self._on_all(workers, copy)
 
     def _on_all(self, workers, command):
@@ -223,7 +222,7 @@ def main():
         call = Call(sys.argv[1:], cloud)
         if message := cloud.failure(number, call.verb, "before"):
             raise Refused(message)
-        code = call.run() or 0
+        code = call.method()() or 0
         if message := cloud.failure(number, call.verb, "after"):
             raise Refused(message)
     except Refused as refused:
