@@ -12,8 +12,8 @@ FOLDER = "effnetv2_jax_job"
 """Of scripts, log and outcome, in the home of every worker."""
 
 PYTHON, BUCKETS = "../effnetv2_jax_venv/bin/python", "../gcs"
-"""The interpreter and the folder of buckets, seen from the code. Relative, as all processes of a run
-must be told the same workdir."""
+"""The interpreter and the folder of buckets, seen from the code. Relative, as all processes of a
+run must be told the same workdir."""
 
 _BUCKET = re.compile(r"gs://([a-z0-9][-_.a-z0-9]{1,220}[a-z0-9])((?:/[^/\s]+)+)/?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
