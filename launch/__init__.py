@@ -1,1 +1,1 @@
-"""Bringing a run up: several processes on one machine."""
+"""Bringing a run up: several processes on one machine, and Cloud TPU VMs."""
