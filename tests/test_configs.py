@@ -90,7 +90,7 @@ def test_s_takes_two_steps_on_synthetic_data():
     config.epochs = 4 * 2 * 8 / 8192
     config.schedule.image_size = (32, 35)
     run = programs.build(config)
-    state = run.initial_state()
+    state = run.first_state()
     stage = run.stages[0]
     batches = run.train_batches(stage, 0)
     scalars = {
@@ -136,7 +136,7 @@ def test_the_fields_for_many_devices_reach_the_step():
     run = programs.build(config)
     assert dict(run.mesh.shape) == {"data": 4, "fsdp": 2}
     stage = run.stages[0]
-    state = shard_state(run.initial_state(), run.mesh)
+    state = shard_state(run.first_state(), run.mesh)
     batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
     scalars = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), np.float32(0))
     program = str(
@@ -154,7 +154,7 @@ def test_a_vit_is_made_for_the_images_of_evaluation():
     """Of what a config says of models in general it takes what it has."""
     fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
     run = programs.build(small_config(**fields))
-    state = jax.eval_shape(run.initial_state)
+    state = run.state_shapes
     assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
     assert state.batch_stats == {}
     batch = next(run.eval_batches("test", 32))
