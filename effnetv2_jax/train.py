@@ -11,7 +11,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from effnetv2_jax import hosts, programs
+from effnetv2_jax import compile_cache, hosts, programs
 from effnetv2_jax.errors import Stopped, UsageError
 from effnetv2_jax.progressive import stage_at
 from effnetv2_jax.stopping import StopRequest, leave, listening
@@ -27,6 +27,7 @@ from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.status import Status
+from effnetv2_jax.training.traces import Traces, kept
 from effnetv2_jax.training.watch import Watch
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -92,8 +93,14 @@ def _train(
     )
     first_step = checkpoints.latest_step()
     resumed = first_step is not None
+    train_step = run.train_step
+    examples = run.source.split(config.data.train_split).size
+    # Several processes have to agree on a program to the letter, one that was read as on one that
+    # was traced.
+    if (folder := compile_cache.folder()) and jax.process_count() == 1:
+        train_step = kept(train_step, Traces(folder, record | {"examples": examples}))
     preparation = Preparation(
-        run.train_step,
+        train_step,
         mesh=run.mesh,
         batches=run.train_batches,
         batch_shapes=run.batch_shapes,
@@ -146,7 +153,7 @@ def _train(
         )
 
     loop = Loop(
-        train_step=run.train_step,
+        train_step=train_step,
         mesh=run.mesh,
         preparation=preparation,
         evaluate=evaluate,

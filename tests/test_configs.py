@@ -11,7 +11,7 @@ from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.training.mesh import shard_batch, shard_state
+from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
 ARGUMENTS = [
@@ -148,6 +148,13 @@ def test_the_fields_for_many_devices_reach_the_step():
     assert "length=2" in program  # of the scan over parts
     assert "bf16" in program
     assert "checkpoint" in program or "remat" in program
+
+
+def test_a_stages_batches_are_known_before_they_are_there():
+    run = programs.build(small_config())
+    stage = run.stages[0]
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
+    assert run.batch_shapes(stage) == abstract(batch)
 
 
 def test_a_vit_is_made_for_the_images_of_evaluation():

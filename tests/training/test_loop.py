@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import re
 import time
 import types
 
@@ -122,6 +124,16 @@ def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
         watch.stop()
         checkpoints.close()
     return begin, end
+
+
+def test_the_log_has_the_first_step_and_the_stall_at_a_border(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        live(tmp_path, stages(2, 4))
+    pattern = "stage . of 2|first step after(?: a stall of)?|end of stage ."
+    assert re.findall(pattern, caplog.text) == [
+        *("stage 1 of 2", "first step after", "end of stage 1"),
+        *("stage 2 of 2", "first step after a stall of", "end of stage 2"),
+    ]
 
 
 def losses(workdir):

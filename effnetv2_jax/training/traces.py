@@ -1,0 +1,206 @@
+"""Traces that outlive the process: a start need not trace what one before it has traced.
+
+JAX's cache finds a compiled program by its text, which Python takes seconds to make of a network.
+Here the text is kept beside it, as ``jax.export`` writes it: no pickle, nothing that is run before
+XLA has compiled it. It is found by all that it was made from, and holds as long as the files of
+every module that its trace may have passed through are the same.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jaxlib
+from absl import logging
+from jax import export
+
+from effnetv2_jax.compile_cache import TRACE_SUFFIX as SUFFIX
+from effnetv2_jax.training.state import PyTree
+from effnetv2_jax.training.step import TrainStep
+
+# Whose Python a trace passes through.
+_PACKAGES = ("effnetv2_jax", "flax", "jax", "jaxlib", "optax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traces:
+    """Where traces are.
+
+    Attributes:
+        folder: that of JAX's cache, which is limited in size together with them.
+        origin: what the traced functions close over, as JSON can hold it.
+    """
+
+    folder: pathlib.Path
+    origin: Mapping[str, Any]
+
+    def exported(self, function: jax.stages.Wrapped, name: str, arguments: list) -> export.Exported:
+        """The trace of a function: read, or made and kept.
+
+        Args:
+            function: jitted, of arrays; not traced where its trace is there.
+            name: of the function.
+            arguments: arrays, or their shapes.
+        """
+        path = self.folder / f"{name}-{self._key(name, arguments)}{SUFFIX}"
+        found = _read(path)
+        if found is None:
+            found = export.export(function)(*arguments)
+            _write(path, found)
+        return found
+
+    def _key(self, name: str, arguments: list) -> str:
+        device = jax.devices()[0]
+        shapes = [(x.shape, str(x.dtype), str(getattr(x, "sharding", ""))) for x in arguments]
+        settings = {name: repr(getattr(jax.config, name)) for name in jax.config.values}
+        places = [sys.modules[package].__file__ for package in _PACKAGES]
+        made_from = [
+            *(name, self.origin, shapes, settings, places, jax.__version__, jaxlib.__version__),
+            *(device.platform, device.device_kind, jax.device_count(), os.environ.get("XLA_FLAGS")),
+        ]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def kept(train_step: TrainStep, traces: Traces) -> TrainStep:
+    """The same step, whose traces are kept.
+
+    Args:
+        train_step: of which nothing is traced yet.
+        traces: where.
+    """
+
+    def gradients(params, batch_stats, step, batch, scalars) -> PyTree:
+        names = ["correct", "count", "finite", "loss", *(["wishes"] if "wishes" in batch else [])]
+        # Copied to all devices, as the step's number is.
+        return params, batch_stats, dict.fromkeys(names, step)
+
+    def update(state, gradients, batch_stats, finite) -> PyTree:
+        return state
+
+    return dataclasses.replace(
+        train_step,
+        gradients=_Kept(train_step.gradients, "gradients", traces, gradients),
+        update=_Kept(train_step.update, "update", traces, update, donates_first=True),
+    )
+
+
+class _Kept:
+    """A function whose traces are kept; called, and lowered, as what ``jax.jit`` returns.
+
+    Args:
+        function: jitted, of trees of arrays.
+        name: of it.
+        traces: where.
+        like: of the arguments → a tree like the result, of arrays that lie on the mesh alike.
+        donates_first: whether the first argument is donated.
+    """
+
+    def __init__(
+        self,
+        function: jax.stages.Wrapped,
+        name: str,
+        traces: Traces,
+        like: Callable[..., PyTree],
+        *,
+        donates_first: bool = False,
+    ):
+        self._function = function
+        self._name = name
+        self._traces = traces
+        self._like = like
+        self._donates_first = donates_first
+        self._programs: dict[Any, tuple[jax.stages.Wrapped, Any]] = {}
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        program, structure = self._program(arguments)
+        return jax.tree.unflatten(structure, program(*jax.tree.leaves(arguments)))
+
+    def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
+        """As of a jitted function; jit finds what is compiled of it."""
+        program, _ = self._program(arguments)
+        return program.lower(*jax.tree.leaves(arguments))
+
+    def _program(self, arguments: tuple) -> tuple[jax.stages.Wrapped, Any]:
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (structure, *((x.shape, x.dtype) for x in leaves))
+        if key not in self._programs:
+            self._programs[key] = self._made(arguments, leaves, structure)
+        return self._programs[key]
+
+    def _made(self, arguments: tuple, leaves: list, structure) -> tuple[jax.stages.Wrapped, Any]:
+        expected = self._like(*arguments)
+
+        # Arrays alone: of structures, jax.export knows only some.
+        def flat(*leaves):
+            result = self._function(*jax.tree.unflatten(structure, leaves))
+            assert jax.tree.structure(result) == jax.tree.structure(expected)
+            return jax.tree.leaves(result)
+
+        exported = self._traces.exported(jax.jit(flat), self._name, leaves)
+
+        def program(*leaves):
+            return exported.call(*leaves)
+
+        program.__name__ = self._name
+        donated = range(len(jax.tree.leaves(arguments[0]))) if self._donates_first else ()
+        jitted = jax.jit(
+            program,
+            donate_argnums=tuple(donated),
+            out_shardings=[x.sharding for x in jax.tree.leaves(expected)],
+        )
+        return jitted, jax.tree.structure(expected)
+
+
+def _read(path: pathlib.Path) -> export.Exported | None:
+    """None where there is none that holds."""
+    try:
+        first_line, _, text = path.read_bytes().partition(b"\n")
+        header = json.loads(first_line)
+        if header["sha256"] != hashlib.sha256(text).hexdigest():
+            raise ValueError("its contents are not those that were written")
+        if header["files"] == _stamps(header["files"]):
+            return export.deserialize(bytearray(text))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logging.warning("%s cannot be used: %s", path, error)
+    return None
+
+
+def _write(path: pathlib.Path, exported: export.Exported) -> None:
+    text = bytes(exported.serialize())
+    files = _stamps(
+        module.__file__
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in _PACKAGES and getattr(module, "__file__", None)
+    )
+    header = {"sha256": hashlib.sha256(text).hexdigest(), "files": files}
+    # Of this process: others may be at it.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(json.dumps(header).encode() + b"\n" + text)
+        temporary.replace(path)
+    except OSError as error:
+        logging.info("traces are not kept: %s", error)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _stamps(files: Iterable[str]) -> dict[str, list[int] | None]:
+    """Size and time of the last change of each file, by which Python knows its own, too."""
+
+    def stamp(file: str) -> list[int] | None:
+        with contextlib.suppress(OSError):
+            stat = os.stat(file)
+            return [stat.st_size, stat.st_mtime_ns]
+        return None
+
+    return {file: stamp(file) for file in sorted(files)}
