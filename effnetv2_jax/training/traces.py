@@ -59,7 +59,11 @@ class Traces:
     def _key(self, name: str, arguments: list) -> str:
         device = jax.devices()[0]
         shapes = [(x.shape, str(x.dtype), str(getattr(x, "sharding", ""))) for x in arguments]
-        settings = {name: repr(getattr(jax.config, name)) for name in jax.config.values}
+        settings = {
+            # As they are in this context, where they may be.
+            key: repr(getattr(jax.config, key, value))
+            for key, value in jax.config.values.items()
+        }
         places = [sys.modules[package].__file__ for package in _PACKAGES]
         made_from = [
             *(name, self.origin, shapes, settings, places, jax.__version__, jaxlib.__version__),
