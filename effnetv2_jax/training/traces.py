@@ -88,11 +88,12 @@ def kept(train_step: TrainStep, traces: Traces) -> TrainStep:
     def update(state, gradients, batch_stats, finite) -> PyTree:
         return state
 
-    return dataclasses.replace(
-        train_step,
-        gradients=_Kept(train_step.gradients, "gradients", traces, gradients),
-        update=_Kept(train_step.update, "update", traces, update, donates_first=True),
-    )
+    # Not all that jitted functions can do, but all that is asked of these.
+    functions: dict[str, Any] = {
+        "gradients": _Kept(train_step.gradients, "gradients", traces, gradients),
+        "update": _Kept(train_step.update, "update", traces, update, donates_first=True),
+    }
+    return dataclasses.replace(train_step, **functions)
 
 
 class _Kept:
@@ -140,11 +141,12 @@ class _Kept:
 
     def _made(self, arguments: tuple, leaves: list, structure) -> tuple[jax.stages.Wrapped, Any]:
         expected = self._like(*arguments)
+        result_structure: Any = jax.tree.structure(expected)
 
         # Arrays alone: of structures, jax.export knows only some.
         def flat(*leaves):
             result = self._function(*jax.tree.unflatten(structure, leaves))
-            assert jax.tree.structure(result) == jax.tree.structure(expected)
+            assert result_structure == jax.tree.structure(result)
             return jax.tree.leaves(result)
 
         exported = self._traces.exported(jax.jit(flat), self._name, leaves)
@@ -159,7 +161,7 @@ class _Kept:
             donate_argnums=tuple(donated),
             out_shardings=[x.sharding for x in jax.tree.leaves(expected)],
         )
-        return jitted, jax.tree.structure(expected)
+        return jitted, result_structure
 
 
 def _read(path: pathlib.Path) -> export.Exported | None:
@@ -181,9 +183,9 @@ def _read(path: pathlib.Path) -> export.Exported | None:
 def _write(path: pathlib.Path, exported: export.Exported) -> None:
     text = bytes(exported.serialize())
     files = _stamps(
-        module.__file__
+        file
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in _PACKAGES and getattr(module, "__file__", None)
+        if name.partition(".")[0] in _PACKAGES and (file := getattr(module, "__file__", None))
     )
     header = {"sha256": hashlib.sha256(text).hexdigest(), "files": files}
     # Of this process: others may be at it.
