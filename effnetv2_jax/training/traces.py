@@ -41,22 +41,32 @@ class Traces:
     folder: pathlib.Path
     origin: Mapping[str, Any]
 
-    def exported(self, function: jax.stages.Wrapped, name: str, arguments: list) -> export.Exported:
-        """The trace of a function: read, or made and kept.
+    def traced(
+        self, function: jax.stages.Wrapped, name: str, structure: Any, arguments: list
+    ) -> Callable:
+        """The function without its Python, from its trace, which is read, or made and kept.
 
         Args:
             function: jitted, of arrays; not traced where its trace is there.
             name: of the function.
+            structure: of which the arrays are the leaves, for the function.
             arguments: arrays, or their shapes.
-        """
-        path = self.folder / f"{name}-{self._key(name, arguments)}{SUFFIX}"
-        found = _read(path)
-        if found is None:
-            found = export.export(function)(*arguments)
-            _write(path, found)
-        return found
 
-    def _key(self, name: str, arguments: list) -> str:
+        Returns:
+            What gives the same under ``jax.jit``.
+        """
+        path = self.folder / f"{name}-{self._key(name, structure, arguments)}{SUFFIX}"
+        if (found := _read(path)) is None:
+            try:
+                found = export.export(function)(*arguments)
+            except ValueError as error:
+                # It writes only such calls of a compiler's own functions as will stay the same.
+                logging.info("the trace of %s is not kept: %s", name, error)
+                return function
+            _write(path, found)
+        return found.call
+
+    def _key(self, name: str, structure: Any, arguments: list) -> str:
         device = jax.devices()[0]
         shapes = [(x.shape, str(x.dtype), str(getattr(x, "sharding", ""))) for x in arguments]
         settings = {
@@ -66,8 +76,9 @@ class Traces:
         }
         places = [sys.modules[package].__file__ for package in _PACKAGES]
         made_from = [
-            *(name, self.origin, shapes, settings, places, jax.__version__, jaxlib.__version__),
-            *(device.platform, device.device_kind, jax.device_count(), os.environ.get("XLA_FLAGS")),
+            *(name, self.origin, str(structure), shapes, settings, os.environ.get("XLA_FLAGS")),
+            *(places, jax.__version__, jaxlib.__version__),
+            *(device.platform, device.device_kind, jax.device_count()),
         ]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
@@ -149,10 +160,10 @@ class _Kept:
             assert result_structure == jax.tree.structure(result)
             return jax.tree.leaves(result)
 
-        exported = self._traces.exported(jax.jit(flat), self._name, leaves)
+        traced = self._traces.traced(jax.jit(flat), self._name, structure, leaves)
 
         def program(*leaves):
-            return exported.call(*leaves)
+            return traced(*leaves)
 
         program.__name__ = self._name
         donated = range(len(jax.tree.leaves(arguments[0]))) if self._donates_first else ()

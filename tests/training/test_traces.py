@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from effnetv2_jax.training import mesh as placement
+from effnetv2_jax.training import traces
 from effnetv2_jax.training.state import create_state
 from effnetv2_jax.training.step import make_train_step
 from effnetv2_jax.training.traces import Traces, kept
@@ -143,6 +144,19 @@ def test_a_damaged_trace_is_said_and_made_anew(tmp_path, damage, caplog):
     assert two_steps(tmp_path)[0] == 1
     assert caplog.text.count("cannot be used") == 2  # of gradients and update
     assert two_steps(tmp_path)[0] == 0
+
+
+def test_what_cannot_be_exported_is_traced_each_time(tmp_path, monkeypatch):
+    def refuses(function):
+        raise ValueError("a custom call without guarantees")
+
+    monkeypatch.setattr(traces.export, "export", refuses)
+    _, plain, _ = two_steps(None)
+    for _ in range(2):
+        traced, state, _ = two_steps(tmp_path)
+        assert traced == 1
+        np.testing.assert_array_equal(state.params[0]["kernel"], plain.params[0]["kernel"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_costs_the_trace_alone(tmp_path):
