@@ -27,6 +27,7 @@ from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.status import Status
+from effnetv2_jax.training.step import TrainStep
 from effnetv2_jax.training.traces import Traces, kept
 from effnetv2_jax.training.watch import Watch
 
@@ -91,25 +92,20 @@ def _train(
             best=config.checkpoint.keep_best,
         ),
     )
-    first_step = checkpoints.latest_step()
-    resumed = first_step is not None
-    train_step = run.train_step
-    examples = run.source.split(config.data.train_split).size
-    # Several processes have to agree on a program to the letter, one that was read as on one that
-    # was traced.
-    if (folder := compile_cache.folder()) and jax.process_count() == 1:
-        train_step = kept(train_step, Traces(folder, record | {"examples": examples}))
+    found = checkpoints.latest_step()
+    resumed, first_step = found is not None, found or 0
+    train_step = _train_step(config, run, record)
     preparation = Preparation(
         train_step,
         mesh=run.mesh,
         batches=run.train_batches,
         batch_shapes=run.batch_shapes,
         state=abstract_state(run.state_shapes, run.mesh),
-        first_step=first_step or 0,
+        first_step=first_step,
     )
-    if not first_step or first_step < run.stages[-1].end_step:
+    if first_step < run.stages[-1].end_step:
         # While the state is made or read.
-        preparation.prepared(stage_at(run.stages, first_step or 0))
+        preparation.prepared(stage_at(run.stages, first_step))
     if resumed:
         record = _resumed(record, checkpoints.record())
         state = checkpoints.restore(run.state_shapes, run.mesh)
@@ -188,6 +184,17 @@ def _train(
             f"the last step could not be saved; the same command goes on from step {saved}"
         )
     return time.perf_counter() - started, resumed
+
+
+def _train_step(config: ConfigDict, run: programs.Run, record: dict[str, Any]) -> TrainStep:
+    """The run's, whose traces are kept where JAX keeps programs."""
+    folder = compile_cache.folder()
+    # Several processes have to have the same program to the letter, which was tried with none.
+    if folder is None or jax.process_count() > 1:
+        return run.train_step
+    # Learning rates go by epochs.
+    examples = run.source.split(config.data.train_split).size
+    return kept(run.train_step, Traces(folder, record | {"examples": examples}))
 
 
 def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from absl import logging
 from jax import export
 
 from effnetv2_jax.compile_cache import TRACE_SUFFIX as SUFFIX
+from effnetv2_jax.training.starting import seconds_since_start
 from effnetv2_jax.training.state import PyTree
 from effnetv2_jax.training.step import TrainStep
 
@@ -198,6 +201,10 @@ def _write(path: pathlib.Path, exported: export.Exported) -> None:
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] in _PACKAGES and (file := getattr(module, "__file__", None))
     )
+    # One that was written to since may not be what this process has read.
+    began = time.time() - seconds_since_start()
+    if any(_written(file) > began for file in files):
+        return
     header = {"sha256": hashlib.sha256(text).hexdigest(), "files": files}
     # Of this process: others may be at it.
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -209,6 +216,14 @@ def _write(path: pathlib.Path, exported: export.Exported) -> None:
         logging.info("traces are not kept: %s", error)
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _written(file: str) -> float:
+    """When a file was last written to, or got its name; the end of time for one that is gone."""
+    try:
+        return os.stat(file).st_ctime
+    except OSError:
+        return math.inf
 
 
 def _stamps(files: Iterable[str]) -> dict[str, list[int] | None]:
