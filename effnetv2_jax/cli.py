@@ -1,5 +1,6 @@
 """The door of every program: flags, one-sentence errors, exit codes."""
 
+import gc
 import pathlib
 import sys
 import traceback
@@ -11,6 +12,10 @@ from absl import app, flags, logging
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.stopping import leave
+
+# What a program imports and traces is millions of objects that stay. To look for garbage among them
+# after every 700 new ones took a fifth of a start (docs/performance.md).
+gc.set_threshold(100_000)
 
 
 def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:

@@ -19,6 +19,8 @@ from effnetv2_jax.files import cache_folder
 LIMIT_BYTES = 2 * 1024**3
 # Small programs are many, and each is a file.
 MIN_COMPILE_SECONDS = 0.1
+# What is kept: JAX's programs, and the traces beside them (training.traces).
+PROGRAM_SUFFIX, TRACE_SUFFIX = "-cache", "-trace"
 _HIT, _MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 
 
@@ -84,6 +86,15 @@ def turn_on() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
 
+def folder() -> pathlib.Path | None:
+    """Where JAX keeps programs; None where it keeps none, or not on a disk."""
+    settings: Any = jax.config
+    place = settings.jax_compilation_cache_dir
+    if not settings.jax_enable_compilation_cache or not place or "://" in place:
+        return None
+    return pathlib.Path(place)
+
+
 def _machine() -> str:
     """Names a kind of processor: XLA's programs for CPUs may use what another has not."""
     features = ""
@@ -98,17 +109,22 @@ def _machine() -> str:
 
 
 def _shrink(folder: pathlib.Path, limit: int) -> None:
-    """Deletes the programs that were longest not read, until the rest is within the limit.
+    """Deletes what was longest not read, until the rest is within the limit, and what is empty.
 
-    JAX can do this itself (``jax_compilation_cache_max_size``), but needs a package for it and
-    locks the folder for every program that is read; once, at the start, is enough.
+    A machine that loses its power may leave an empty file, which JAX can neither read nor would
+    replace. The rest JAX can do itself (``jax_compilation_cache_max_size``), but needs a package
+    for it and locks the folder for every program that is read; once, at the start, is enough.
     """
     files = []
-    for path in folder.glob("*-cache"):
+    for path in folder.iterdir():
+        if not path.name.endswith((PROGRAM_SUFFIX, TRACE_SUFFIX)):
+            continue
         try:
             stat = path.stat()
         except FileNotFoundError:  # another process is at it
             continue
+        if not stat.st_size:
+            path.unlink(missing_ok=True)
         files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
     size = sum(size for _, size, _ in files)
     for _, file_size, path in sorted(files):

@@ -6,7 +6,6 @@ Every example of the split is counted once; by default with the EMA weights at t
 import json
 import pathlib
 
-import jax
 from absl import flags
 
 from effnetv2_jax import hosts, programs
@@ -42,7 +41,7 @@ def main() -> None:
     scores = report.read_scores(pathlib.Path(WORKDIR.value).expanduser() / "metrics.jsonl")
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
-    state = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh, step)
+    state = checkpoints.restore(run.state_shapes, run.mesh, step)
     params, batch_stats = (
         (state.ema_params, state.ema_batch_stats)
         if EMA.value

@@ -5,6 +5,7 @@ ConfigDicts end here: everything below takes plain arguments.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -30,7 +31,14 @@ from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training import evaluation, losses, optimizers, step
 from effnetv2_jax.training.checkpoint import read_record
-from effnetv2_jax.training.mesh import AXES, check_batch_size, check_within_slices, make_mesh
+from effnetv2_jax.training.mesh import (
+    AXES,
+    Batch,
+    abstract_batch,
+    check_batch_size,
+    check_within_slices,
+    make_mesh,
+)
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 from effnetv2_jax.weights import read_weights
 from effnetv2_jax.weights.description import AS_TRAINED
@@ -113,12 +121,13 @@ class Run:
         stages: of the training.
         mesh: of all devices.
         apply: the model as a pure function.
-        initial_state: makes the state before the first step, random; traceable.
+        state_shapes: of the state.
         first_state: makes the one that training begins with: random, or of ``init_weights``.
         train_step: of (state, batch, scalars).
         eval_step: compiled once per shape.
         learning_rate: of (step) → rate.
         train_batches: of (stage, first step) → batches.
+        batch_shapes: of (stage) → what they are on the mesh, those of all processes together.
         eval_batches: of (split, image size) → batches.
         examples: of (step) → the examples of its batch: their numbers in the split, and what a
             person needs to find them.
@@ -130,12 +139,13 @@ class Run:
     stages: tuple[progressive.Stage, ...]
     mesh: jax.sharding.Mesh
     apply: Apply
-    initial_state: Callable[[], TrainState]
+    state_shapes: TrainState
     first_state: Callable[[], TrainState]
     train_step: step.TrainStep
     eval_step: evaluation.EvalStep
     learning_rate: optax.Schedule
     train_batches: Callable[[progressive.Stage, int], Iterator[pipeline.Batch]]
+    batch_shapes: Callable[[progressive.Stage], Batch]
     eval_batches: Callable[[str, int], Iterator[pipeline.Batch]]
     examples: Callable[[int], list[tuple[int, str]]]
 
@@ -172,17 +182,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
         "bn_group_size": config.model.bn_group_size or None,
         "remat": config.model.remat,
     } | {field: value for field, value in overrides.items() if field in vars(spec)}
-    apply, _, _ = functional(abstract_model(config.model.name, **arguments))
-
-    def make_model() -> Network:
-        return create_model(config.model.name, rngs=nnx.Rngs(config.seed), **arguments)
-
-    def initial_state() -> TrainState:
-        _, params, batch_stats = functional(make_model())
-        return create_state(params, batch_stats, optimizer)
+    apply, *shapes = functional(abstract_model(config.model.name, **arguments))
 
     def first_state() -> TrainState:
-        model = make_model()
+        model = create_model(config.model.name, rngs=nnx.Rngs(config.seed), **arguments)
         if config.init_weights:
             begin_with(config.init_weights, model)
         _, params, batch_stats = functional(model)
@@ -195,7 +198,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         stages=stages,
         mesh=mesh,
         apply=apply,
-        initial_state=initial_state,
+        state_shapes=jax.eval_shape(functools.partial(create_state, optimizer=optimizer), *shapes),
         first_state=first_state,
         train_step=step.make_train_step(
             apply,
@@ -228,6 +231,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
             augmentation=augmentation,
             max_bad_fraction=config.data.max_bad_fraction,
             share=share,
+        ),
+        batch_shapes=lambda stage: abstract_batch(
+            stage.image_size, stage.batch_size, source.label_shape, mesh
         ),
         eval_batches=lambda split, image_size: pipeline.eval_batches(
             source,

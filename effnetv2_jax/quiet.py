@@ -1,6 +1,9 @@
-"""TensorFlow without its chatter."""
+"""TensorFlow without its chatter, and without Keras."""
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 
 
 def hush_tensorflow(level: int) -> None:
@@ -12,3 +15,20 @@ def hush_tensorflow(level: int) -> None:
     # A 1 is JAX's, not the user's.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = str(level)
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Within the block, importing a module fails, as if it were not installed.
+
+    Args:
+        module: its full name; one that is imported already stays.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]

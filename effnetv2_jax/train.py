@@ -11,8 +11,9 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from effnetv2_jax import hosts, programs
+from effnetv2_jax import compile_cache, hosts, programs
 from effnetv2_jax.errors import Stopped, UsageError
+from effnetv2_jax.progressive import stage_at
 from effnetv2_jax.stopping import StopRequest, leave, listening
 from effnetv2_jax.training import evaluation, report
 from effnetv2_jax.training.agreement import Agreement
@@ -20,11 +21,14 @@ from effnetv2_jax.training.bad_steps import BadSteps
 from effnetv2_jax.training.checkpoint import Checkpoints, Keep
 from effnetv2_jax.training.history import make_writer, rewind, write_parameter_overview
 from effnetv2_jax.training.loop import Cadence, Loop
-from effnetv2_jax.training.mesh import shard_state
+from effnetv2_jax.training.mesh import abstract_state, shard_state
 from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.status import Status
+from effnetv2_jax.training.step import TrainStep
+from effnetv2_jax.training.traces import Traces, kept
 from effnetv2_jax.training.watch import Watch
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -88,11 +92,23 @@ def _train(
             best=config.checkpoint.keep_best,
         ),
     )
-    abstract_state = jax.eval_shape(run.initial_state)
-    resumed = checkpoints.latest_step() is not None
+    found = checkpoints.latest_step()
+    resumed, first_step = found is not None, found or 0
+    train_step = _train_step(config, run, record)
+    preparation = Preparation(
+        train_step,
+        mesh=run.mesh,
+        batches=run.train_batches,
+        batch_shapes=run.batch_shapes,
+        state=abstract_state(run.state_shapes, run.mesh),
+        first_step=first_step,
+    )
+    if first_step < run.stages[-1].end_step:
+        # While the state is made or read.
+        preparation.prepared(stage_at(run.stages, first_step))
     if resumed:
         record = _resumed(record, checkpoints.record())
-        state = checkpoints.restore(abstract_state, run.mesh)
+        state = checkpoints.restore(run.state_shapes, run.mesh)
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
         state = shard_state(run.first_state(), run.mesh)
@@ -100,14 +116,14 @@ def _train(
         if hosts.is_first():
             rewind(workdir, int(state.step))
             if not (workdir / "parameters.txt").exists():
-                write_parameter_overview(workdir / "parameters.txt", abstract_state.params)
+                write_parameter_overview(workdir / "parameters.txt", run.state_shapes.params)
     checkpoints.scores |= report.read_scores(workdir / "metrics.jsonl")
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",
         run.name,
         run.source.name,
         run.source.num_classes,
-        sum(x.size for x in jax.tree.leaves(abstract_state.params)),
+        sum(x.size for x in jax.tree.leaves(run.state_shapes.params)),
         workdir / "parameters.txt",
         run.mesh.size,
         jax.devices()[0].device_kind,
@@ -133,9 +149,9 @@ def _train(
         )
 
     loop = Loop(
-        train_step=run.train_step,
+        train_step=train_step,
         mesh=run.mesh,
-        batches=run.train_batches,
+        preparation=preparation,
         evaluate=evaluate,
         learning_rate=run.learning_rate,
         checkpoints=checkpoints,
@@ -168,6 +184,17 @@ def _train(
             f"the last step could not be saved; the same command goes on from step {saved}"
         )
     return time.perf_counter() - started, resumed
+
+
+def _train_step(config: ConfigDict, run: programs.Run, record: dict[str, Any]) -> TrainStep:
+    """The run's, whose traces are kept where JAX keeps programs."""
+    folder = compile_cache.folder()
+    # Several processes have to have the same program to the letter, which was tried with none.
+    if folder is None or jax.process_count() > 1:
+        return run.train_step
+    # Learning rates go by epochs.
+    examples = run.source.split(config.data.train_split).size
+    return kept(run.train_step, Traces(folder, record | {"examples": examples}))
 
 
 def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

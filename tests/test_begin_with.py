@@ -32,7 +32,7 @@ def test_the_state_begins_with_the_weights_but_for_another_classifier(tmp_path):
     saved.stem.norm.mean[...] += 0.5
     save_weights(saved, tmp_path / "x.safetensors")
     run = programs.build(config_for(tmp_path / "x.safetensors"))
-    state, fresh = run.first_state(), run.initial_state()
+    state, fresh = run.first_state(), programs.build(config_for("")).first_state()
     _, params, batch_stats = functional(saved)
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     assert same(state.params.pop("classifier"), fresh.params["classifier"])
@@ -44,8 +44,11 @@ def test_the_state_begins_with_the_weights_but_for_another_classifier(tmp_path):
 
 
 def test_without_weights_a_run_begins_at_random():
-    run = programs.build(config_for(""))
-    assert same(run.first_state(), run.initial_state())
+    config = config_for("")
+    states = [programs.build(config).first_state()]
+    config.seed = 1
+    states.append(programs.build(config).first_state())
+    assert not same(states[0].params, states[1].params)
 
 
 def test_the_config_has_to_remember_how_weights_were_trained(tmp_path):

@@ -11,7 +11,7 @@ from configs import common, digits, efficientnetv2
 from effnetv2_jax import programs
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.training.mesh import shard_batch, shard_state
+from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
 ARGUMENTS = [
@@ -90,7 +90,7 @@ def test_s_takes_two_steps_on_synthetic_data():
     config.epochs = 4 * 2 * 8 / 8192
     config.schedule.image_size = (32, 35)
     run = programs.build(config)
-    state = run.initial_state()
+    state = run.first_state()
     stage = run.stages[0]
     batches = run.train_batches(stage, 0)
     scalars = {
@@ -136,7 +136,7 @@ def test_the_fields_for_many_devices_reach_the_step():
     run = programs.build(config)
     assert dict(run.mesh.shape) == {"data": 4, "fsdp": 2}
     stage = run.stages[0]
-    state = shard_state(run.initial_state(), run.mesh)
+    state = shard_state(run.first_state(), run.mesh)
     batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
     scalars = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), np.float32(0))
     program = str(
@@ -150,11 +150,18 @@ def test_the_fields_for_many_devices_reach_the_step():
     assert "checkpoint" in program or "remat" in program
 
 
+def test_a_stages_batches_are_known_before_they_are_there():
+    run = programs.build(small_config())
+    stage = run.stages[0]
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
+    assert run.batch_shapes(stage) == abstract(batch)
+
+
 def test_a_vit_is_made_for_the_images_of_evaluation():
     """Of what a config says of models in general it takes what it has."""
     fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
     run = programs.build(small_config(**fields))
-    state = jax.eval_shape(run.initial_state)
+    state = run.state_shapes
     assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
     assert state.batch_stats == {}
     batch = next(run.eval_batches("test", 32))

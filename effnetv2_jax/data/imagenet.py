@@ -129,6 +129,7 @@ def imagenet21k_source(data_dir: str, *, cache_dir: str | None = None) -> Source
         name="imagenet21k",
         class_names=tuple(f"class {i}" for i in range(NUM_CLASSES_21K)),
         split=_splits("imagenet21k", data_dir, files, splits, _parse_21k, cache_dir),
+        label_shape=(MAX_LABELS,),
     )
 
 

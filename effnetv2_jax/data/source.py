@@ -64,11 +64,13 @@ class Source:
         name: as the user gave it.
         class_names: one a label.
         split: of (name) → Split; raises UsageError for an unknown name.
+        label_shape: of an example's label, () or (MAX_LABELS,).
     """
 
     name: str
     class_names: tuple[str, ...]
     split: Callable[[str], Split]
+    label_shape: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

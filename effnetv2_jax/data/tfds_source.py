@@ -154,6 +154,7 @@ def tfds_source(
         name=name,
         class_names=keys.class_names,
         split=lambda split: open_(_resolve(name, builder.info.splits, dataset.splits, split)),
+        label_shape=(MAX_LABELS,) if keys.several else (),
     )
 
 

@@ -10,11 +10,24 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from absl import logging
-from clu import metric_writers, parameter_overview
+from clu import asynclib, parameter_overview
 
 from effnetv2_jax.files import write_atomically
+
+if TYPE_CHECKING:
+    # Brings TensorBoard along, and Keras: seconds that no first step should wait for.
+    from clu import metric_writers
+
+
+class Writer(Protocol):
+    """What a run needs of clu's ``MetricWriter``."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -62,14 +75,10 @@ def _append(file: int, data: bytes) -> None:
         raise
 
 
-class JsonLinesWriter(metric_writers.MultiWriter):
-    """Appends one object a call to ``workdir/metrics.jsonl``: step, time (Unix, s), scalars.
-
-    Everything but scalars is ignored, which is what a MultiWriter of no writers does.
-    """
+class JsonLinesWriter:
+    """Appends one object a call to ``workdir/metrics.jsonl``: step, time (Unix, s), scalars."""
 
     def __init__(self, workdir: str | pathlib.Path):
-        super().__init__([])
         self._lines = JsonLines(pathlib.Path(workdir) / "metrics.jsonl")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -79,21 +88,55 @@ class JsonLinesWriter(metric_writers.MultiWriter):
     def flush(self) -> None:
         self._lines.flush()
 
+    close = flush
 
-class ForgivingWriter(metric_writers.MultiWriter):
+
+class LaterWriter:
+    """One of clu's writers, which a thread makes when there is something to write, and writes to.
+
+    Like clu's own in a thread, it raises in one call what went wrong in a call before.
+
+    Args:
+        make: of the writer.
+    """
+
+    def __init__(self, make: Callable[[], "metric_writers.MetricWriter"]):
+        self._make = make
+        self._writer: metric_writers.MetricWriter | None = None
+        # One thread, so that the order stays.
+        self._pool = asynclib.Pool("writer", max_workers=1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._pool(self._write)(step, scalars)
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._writer = self._writer or self._make()
+        self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        self._pool.join()
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._pool.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ForgivingWriter:
     """A writer whose failures are logged, once until it works again, and end nothing.
 
     One that has failed is given up, and the next flush makes another: TensorBoard reads no further
     in a file where half an event was written. What comes in between is lost.
 
     Args:
-        make: of clu's writer, which raises in one call what went wrong in a call before.
+        make: of the writer, which raises in one call what went wrong in a call before.
     """
 
-    def __init__(self, make: Callable[[], metric_writers.MetricWriter]):
-        super().__init__([])
+    def __init__(self, make: Callable[[], Writer]):
         self._make = make
-        self._writer: metric_writers.MetricWriter | None = None
+        self._writer: Writer | None = None
         self._failing = False
         self.flush()
 
@@ -128,24 +171,52 @@ class ForgivingWriter(metric_writers.MultiWriter):
             self._failing = True
 
 
-def make_writer(workdir: str | pathlib.Path | None) -> metric_writers.MetricWriter:
+class Writers:
+    """Several writers as one.
+
+    Args:
+        *writers: in this order; none for a writer that writes nothing.
+    """
+
+    def __init__(self, *writers: Writer):
+        self._writers = writers
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def make_writer(workdir: str | pathlib.Path | None) -> Writer:
     """A writer to TensorBoard and ``metrics.jsonl`` in the workdir, and to the log.
 
     Args:
         workdir: of the run; None for a writer that writes nothing.
     """
     if workdir is None:
-        return metric_writers.MultiWriter([])
+        return Writers()
 
-    def to_tensorboard() -> metric_writers.MetricWriter:
-        return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+    def to_log() -> "metric_writers.MetricWriter":
+        from clu import metric_writers
 
-    return metric_writers.MultiWriter(
-        [
-            metric_writers.create_default_writer(just_logging=True),
-            ForgivingWriter(to_tensorboard),
-            JsonLinesWriter(workdir),
-        ]
+        return metric_writers.LoggingWriter()
+
+    def to_tensorboard() -> "metric_writers.MetricWriter":
+        from clu import metric_writers
+
+        return metric_writers.SummaryWriter(str(workdir))
+
+    return Writers(
+        LaterWriter(to_log),
+        ForgivingWriter(lambda: LaterWriter(to_tensorboard)),
+        JsonLinesWriter(workdir),
     )
 
 

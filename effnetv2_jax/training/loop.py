@@ -1,10 +1,9 @@
 """The training loop: stage after stage, with metrics, evaluation and checkpoints."""
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax
@@ -18,11 +17,12 @@ from effnetv2_jax.training.bad_steps import BadSteps
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.interval import Interval
-from effnetv2_jax.training.mesh import Batch, abstract, shard_batch, shard_state
+from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.preparation import Preparation, stage_scalars
 from effnetv2_jax.training.starting import Starting
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import StageScalars, TrainStep
+from effnetv2_jax.training.step import TrainStep
 
 
 class Stop(Protocol):
@@ -61,7 +61,7 @@ class Loop:
     Args:
         train_step: from ``step.make_train_step``.
         mesh: that batches are split over.
-        batches: of (stage, first step) → the stage's batches from that step on.
+        preparation: of the stages, which may have begun.
         evaluate: of (state, agreement) → metrics, or None where it was given up.
         learning_rate: of (step) → rate, for the log.
         checkpoints: where the state is saved.
@@ -78,7 +78,7 @@ class Loop:
         train_step: TrainStep,
         *,
         mesh: Mesh,
-        batches: Callable[[Stage, int], Iterator[Batch]],
+        preparation: Preparation,
         evaluate: Evaluate,
         learning_rate: Callable[[int], float],
         checkpoints: Checkpoints,
@@ -90,7 +90,7 @@ class Loop:
     ):
         self._train_step = train_step
         self._mesh = mesh
-        self._batches = batches
+        self._preparation = preparation
         self._evaluate = evaluate
         self._learning_rate = learning_rate
         self._checkpoints = checkpoints
@@ -117,8 +117,7 @@ class Loop:
             UsageError: where too many steps in a row were left out, as their numbers were not
                 finite; the state before them is saved.
         """
-        shapes, first_step = abstract(state), int(state.step)
-        self._step = first_step
+        self._step = first_step = int(state.step)
         remaining = [stage for stage in stages if stage.end_step > first_step]
         for stage in stages:
             # A run that ended between a stage and its evaluation.
@@ -127,25 +126,16 @@ class Loop:
         if not remaining:
             return state
         self._monitor.progress.start(first_step)
-        background = ThreadPoolExecutor()
         try:
-            update = background.submit(self._train_step.compile_update, shapes)
-            preparations = (
-                background.submit(self._prepare, stage, max(first_step, stage.first_step), shapes)
-                for stage in remaining
-            )
-            coming = list(itertools.islice(preparations, 1))
-            for stage in remaining:
+            for stage, following in zip(remaining, [*remaining[1:], None], strict=True):
                 self._monitor.stage_begins(stage, len(stages))
-                feed = self._awaited(coming.pop(), state)
-                # jit would compile it once more rather than wait.
-                self._awaited(update, state)
-                # The next stage gets ready while this one trains.
-                coming.extend(itertools.islice(preparations, 1))
+                feed = self._awaited(self._preparation.prepared(stage), state)
+                if following:
+                    # It gets ready while this one trains.
+                    self._preparation.prepared(following)
                 state = self._run_stage(state, stage, feed)
         finally:
-            # A compiler cannot be stopped, but whoever stops the run need not wait for it here.
-            background.shutdown(wait=False)
+            self._preparation.close()
             self._monitor.progress.stop()
             self._monitor.writer.flush()
         return state
@@ -157,21 +147,8 @@ class Loop:
                 self._stop_here(state)
         return future.result()
 
-    def _prepare(self, stage: Stage, first_step: int, state: TrainState) -> Feed:
-        """Starts a stage's pipeline and compiles its program; the state is abstract.
-
-        Returns:
-            The stage's batches, on the devices.
-        """
-        batches = (shard_batch(batch, self._mesh) for batch in self._batches(stage, first_step))
-        first = next(batches)
-        feed = Feed(itertools.chain([first], batches))
-        shapes = self._agreement.attach_shapes(abstract(first))
-        self._train_step.compile_gradients(state, shapes, _scalars(stage))
-        return feed
-
     def _run_stage(self, state: TrainState, stage: Stage, feed: Feed) -> TrainState:
-        scalars = _scalars(stage)
+        scalars = stage_scalars(stage)
         # Time spent on compiling is not time spent on steps.
         self._interval = Interval(self._interval.rows)
         begin = int(state.step) + 1
@@ -300,11 +277,3 @@ class Loop:
             f"{max(self._checkpoints.steps(), default=0)}, and bad_steps.jsonl in the workdir "
             "names their examples"
         )
-
-
-def _scalars(stage: Stage) -> StageScalars:
-    return {
-        "dropout_rate": np.float32(stage.dropout_rate),
-        "mixup_alpha": np.float32(stage.mixup_alpha),
-        "cutmix_alpha": np.float32(stage.cutmix_alpha),
-    }

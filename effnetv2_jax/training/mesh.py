@@ -95,6 +95,30 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     }
 
 
+def abstract_batch(
+    image_size: int, batch_size: int, label_shape: tuple[int, ...], mesh: Mesh
+) -> Batch:
+    """What ``shard_batch`` makes of a training batch, without its numbers.
+
+    Args:
+        image_size: side in px.
+        batch_size: of all processes.
+        label_shape: of an example.
+        mesh: from ``make_mesh``.
+    """
+    sharding = batch_sharding(mesh)
+
+    def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+
+    return {
+        "image": array(np.uint8, image_size, image_size, 3),
+        "label": array(np.int32, *label_shape),
+        "mask": array(np.float32),
+        "index": array(np.int32),
+    }
+
+
 def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
     """Which axis of a state's array is split over ``fsdp``: its longest that can be.
 

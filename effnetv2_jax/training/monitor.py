@@ -4,10 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from clu import metric_writers
-
 from effnetv2_jax.compile_cache import COUNTS
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.training.history import Writer
 from effnetv2_jax.training.progress import Progress
 from effnetv2_jax.training.starting import seconds_since_start
 from effnetv2_jax.training.status import Status
@@ -25,7 +24,7 @@ class Monitor:
         watch: is told that the run moves.
     """
 
-    writer: metric_writers.MetricWriter
+    writer: Writer
     progress: Progress
     status: Status
     watch: Watch

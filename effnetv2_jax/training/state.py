@@ -1,6 +1,7 @@
 """The training state, one pytree, and the functional form of a model that it goes with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,21 +64,18 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+# One program instead of two for every shape, and traced once.
+@functools.partial(jax.jit, static_argnames="optimizer")
 def create_state(
     params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the moving averages start at the initial values."""
-
-    @jax.jit  # one program instead of two for every shape
-    def start(params: PyTree, batch_stats: PyTree) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            # Buffers of their own: the step donates each of them.
-            ema_params=jax.tree.map(jnp.copy, params),
-            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
-        )
-
-    return start(params, batch_stats)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # Buffers of their own: the step donates each of them.
+        ema_params=jax.tree.map(jnp.copy, params),
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+    )

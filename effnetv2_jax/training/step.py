@@ -131,14 +131,6 @@ class TrainStep:
         finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
         return self.update.lower(state, state.params, state.batch_stats, finite)
 
-    def compile_gradients(self, state: TrainState, batch: Batch, scalars: StageScalars) -> None:
-        """Compiles ahead, as ``lower_gradients``; jit finds the program when arrays arrive."""
-        self.lower_gradients(state, batch, scalars).compile()
-
-    def compile_update(self, state: TrainState) -> None:
-        """Likewise, as ``lower_update``."""
-        self.lower_update(state).compile()
-
 
 def make_train_step(
     apply: Apply,

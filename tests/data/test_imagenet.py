@@ -222,6 +222,7 @@ def test_imagenet21k_examples(tmp_path):
         "image": tf.TensorSpec([], tf.string),
         "label": tf.TensorSpec([imagenet.MAX_LABELS], tf.int64),
     }
+    assert source.label_shape == (imagenet.MAX_LABELS,)
     assert source.name == "imagenet21k"
     assert source.num_classes == 21_843
     assert source.class_names[1] == "class 1"

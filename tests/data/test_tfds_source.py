@@ -134,7 +134,7 @@ def test_every_named_data_set_gives_images_and_labels(name, tmp_path):
         channels = 1 if "mnist" in name else 3
         assert tf.io.decode_image(example["image"]).shape[-1] == channels
         assert example["label"].dtype == np.int64
-        assert example["label"].shape == ((MAX_LABELS,) if several else ())
+        assert example["label"].shape == source.label_shape == ((MAX_LABELS,) if several else ())
         assert (example["label"] >= (-1 if several else 0)).all()
         assert (example["label"] < num_classes).all()
     assert len({example["label"].tobytes() for example in examples}) > 1

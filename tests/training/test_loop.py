@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import re
 import time
 import types
 
@@ -19,6 +21,7 @@ from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.history import JsonLinesWriter, rewind
 from effnetv2_jax.training.loop import Cadence, Loop
 from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.progress import LogProgress
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.status import Status
@@ -45,8 +48,13 @@ class Step:
     def __init__(self, bad):
         self._bad = bad
 
-    def compile_update(self, state): ...
-    def compile_gradients(self, state, batch, scalars): ...
+    def lower_update(self, state):
+        return self
+
+    def lower_gradients(self, state, batch, scalars):
+        return self
+
+    def compile(self): ...
 
     def __call__(self, state, batch, scalars):
         Step.made += 1
@@ -84,11 +92,19 @@ def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
     begin = (int(state.step), float(state.params["w"]))
     rewind(workdir, int(state.step))
     watch = Watch(1000, lambda: None)
+    step = Step(bad)
+    batch = {"mask": np.ones(EXAMPLES, np.float32)}
+    shapes = placement.abstract(placement.shard_batch(batch, mesh))
     loop = Loop(
-        Step(bad),
+        step,
         mesh=mesh,
-        batches=lambda stage, first: (
-            {"mask": np.ones(EXAMPLES, np.float32)} for _ in range(first, stage.end_step)
+        preparation=Preparation(
+            step,
+            mesh=mesh,
+            batches=lambda stage, first: (batch for _ in range(first, stage.end_step)),
+            batch_shapes=lambda stage: shapes,
+            state=placement.abstract(state),
+            first_step=int(state.step),
         ),
         evaluate=lambda state, agreement: {"top1": 0.5, "top5": 1.0, "loss": 1.0, "count": 1.0},
         learning_rate=lambda step: 0.1,
@@ -108,6 +124,16 @@ def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
         watch.stop()
         checkpoints.close()
     return begin, end
+
+
+def test_the_log_has_the_first_step_and_the_stall_at_a_border(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        live(tmp_path, stages(2, 4))
+    pattern = "stage . of 2|first step after(?: a stall of)?|end of stage ."
+    assert re.findall(pattern, caplog.text) == [
+        *("stage 1 of 2", "first step after", "end of stage 1"),
+        *("stage 2 of 2", "first step after a stall of", "end of stage 2"),
+    ]
 
 
 def losses(workdir):

@@ -200,8 +200,9 @@ def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
     batch = placement.shard_batch(batch_of(size=20), mesh)
     programs = ("compute_gradients", "_update")
     with jax.log_compiles():
-        train_step.compile_gradients(placement.abstract(state), placement.abstract(batch), SCALARS)
-        train_step.compile_update(placement.abstract(state))
+        shapes = placement.abstract(state)
+        train_step.lower_gradients(shapes, placement.abstract(batch), SCALARS).compile()
+        train_step.lower_update(shapes).compile()
         assert all(f"XLA compilation of jit({name})" in caplog.text for name in programs)
         caplog.clear()
         train_step(state, batch, SCALARS)
