@@ -73,7 +73,7 @@ LEAST = {
 }
 # What may differ between two starts in the same workdir: it does not change what is computed.
 FREE_FIELDS = re.compile(
-    r"log_every_steps|max_bad_steps|stall_seconds|fsdp|model\.remat|checkpoint\..*"
+    r"log_every_steps|max_bad_steps|stall_seconds|fsdp|model\.(remat|scan_blocks)|checkpoint\..*"
 )
 # What a run may compute other numbers with, to the last bit.
 LIBRARIES = (
@@ -181,6 +181,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         "axis_name": AXES,
         "bn_group_size": config.model.bn_group_size or None,
         "remat": config.model.remat,
+        "scan_blocks": config.model.scan_blocks,
     } | {field: value for field, value in overrides.items() if field in vars(spec)}
     apply, *shapes = functional(abstract_model(config.model.name, **arguments))
 

@@ -78,6 +78,7 @@ def make_model_step(
     num_classes: int,
     bn_group_size: int | None = None,
     remat: str = "none",
+    scan_blocks: bool = False,
     accumulation_steps: int = 1,
     fsdp: int = 1,
     reduce_dtype: str = "float32",
@@ -94,6 +95,7 @@ def make_model_step(
         num_classes: of the classifier.
         bn_group_size: devices that share batch-norm statistics; None for all.
         remat: ``none``, ``blocks`` or ``stages``, as for ``create_model``.
+        scan_blocks: likewise.
         accumulation_steps: parts of a device's batch, worked through one after the other.
         fsdp: neighbouring devices that share one copy of the state.
         reduce_dtype: in which gradients are summed, ``bfloat16`` or ``float32``.
@@ -116,6 +118,7 @@ def make_model_step(
         "axis_name": meshes.AXES,
         "bn_group_size": bn_group_size,
         "remat": remat,
+        "scan_blocks": scan_blocks,
         "eval_size": image_size,
     }
 

@@ -30,6 +30,7 @@ BN_GROUP_SIZE = flags.DEFINE_integer(
     "bn_group_size", None, "Cores that share batch-norm statistics; all by default.", lower_bound=1
 )
 REMAT = flags.DEFINE_string("remat", "none", "What is computed anew: none, blocks or stages.")
+SCAN_BLOCKS = flags.DEFINE_boolean("scan_blocks", False, "Equal blocks as a loop.")
 ACCUMULATION_STEPS = flags.DEFINE_integer(
     "accumulation_steps", 1, "Parts of a core's batch, one after the other.", lower_bound=1
 )
@@ -60,6 +61,7 @@ def main() -> None:
                 num_classes=NUM_CLASSES.value,
                 bn_group_size=BN_GROUP_SIZE.value,
                 remat=REMAT.value,
+                scan_blocks=SCAN_BLOCKS.value,
                 accumulation_steps=ACCUMULATION_STEPS.value,
                 fsdp=FSDP.value,
                 reduce_dtype=REDUCE_DTYPE.value,

@@ -1,6 +1,7 @@
 """MBConv, Fused-MBConv (Figure 2) and the one network built out of them."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.activations import ACTIVATIONS
 from effnetv2_jax.models.convolutions import PADDINGS
-from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec, squeezed_filters
+from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
     AxisName,
@@ -24,6 +25,7 @@ from effnetv2_jax.models.layers import (
     stochastic_depth,
     uniform_by_example,
 )
+from effnetv2_jax.models.scanning import equal_runs, scan
 
 Norm = Callable[..., BatchNorm]
 
@@ -78,6 +80,7 @@ class _Residual(nnx.Module):
         rngs: nnx.Rngs | None = None,
         index: jax.Array | None = None,
         draw: jax.Array | None = None,
+        survival_prob: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [batch, height, width, in_filters] to [batch, ceil(height / stride), …, filters].
 
@@ -90,12 +93,15 @@ class _Residual(nnx.Module):
                 the key. None for 0 … batch − 1.
             draw: as for ``layers.stochastic_depth``, in place of rngs and index: a network draws
                 for all of its blocks at once.
+            survival_prob: float32 scalar, in place of the block's own; goes with draw.
         """
         y = self._branch(x, train)
         if not self.has_skip:
             return y
         training = not self.deterministic if train is None else train
-        if training and self.survival_prob < 1.0:
+        if training and draw is not None and survival_prob is not None:
+            y = stochastic_depth(y, survival_prob, draw)
+        elif training and self.survival_prob < 1.0:
             if draw is None:
                 if rngs is None:
                     raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
@@ -236,12 +242,8 @@ class FusedMBConv(_Residual):
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
 
 
-REMAT: dict[str, Callable[[tuple[GroupSpec, ...]], tuple[int, ...]]] = {
-    "none": lambda groups: (),
-    "blocks": lambda groups: (1,) * sum(group.repeats for group in groups),
-    "stages": lambda groups: tuple(group.repeats for group in groups),
-}
-"""Rematerialisation policies: of (groups) → how many blocks in a row are computed anew together.
+REMAT = ("none", "blocks", "stages")
+"""What is computed anew together in the backward pass, of blocks in a row.
 
 Of each such row, training keeps the input and batch norm's statistics alone: those are small, and
 computing them anew would send them between devices once more.
@@ -265,6 +267,8 @@ class EfficientNet(nnx.Module):
         bn_group_size: neighbouring devices that do so together, at most all; None for all.
         remat: a name in ``REMAT``: what training computes anew in the backward pass, and does not
             keep in memory.
+        scan_blocks: equal blocks in a row are a loop, which is compiled in less time. Parameters,
+            statistics and results are those of the same model without.
         rngs: gives the ``params`` keys and the ``dropout`` key that training falls back on.
     """
 
@@ -277,6 +281,7 @@ class EfficientNet(nnx.Module):
         axis_name: AxisName | None = None,
         bn_group_size: int | None = None,
         remat: str = "none",
+        scan_blocks: bool = False,
         rngs: nnx.Rngs,
     ):
         if num_classes < 0:
@@ -324,7 +329,14 @@ class EfficientNet(nnx.Module):
         # A reduction ends where the next block halves the image, and at the last block.
         strides = [block.stride for block in blocks[1:]] + [2]
         self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
-        self.remat_sizes = REMAT[remat](spec.groups)
+        self.remat = remat
+        # Numbers of blocks: those that are one loop, and of such runs those that are one row.
+        runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
+        by_group = itertools.groupby(runs, key=lambda run: blocks[run.start].group)
+        rows = (
+            [tuple(group) for _, group in by_group] if remat == "stages" else [(r,) for r in runs]
+        )
+        self.rows = tuple(rows)
         self.head = ConvNorm(
             conv(spec.groups[-1].filters, spec.head_filters),
             norm(spec.head_filters, dtype=dtype),
@@ -421,18 +433,33 @@ class EfficientNet(nnx.Module):
             index = jnp.arange(len(images)) if index is None else index
             draws = uniform_by_example(rngs.dropout(), index, (len(self.blocks),))
 
-        def run(blocks: nnx.List, x: jax.Array, draws: jax.Array | None) -> jax.Array:
-            for i, block in enumerate(blocks):
-                x = block(x, train=training, draw=None if draws is None else draws[:, i])
-            return x
-
-        if training and self.remat_sizes:
-            run = nnx.remat(run, policy=_KEEP_STATISTICS)
-        last = -1
-        for size in self.remat_sizes or [1] * len(self.blocks):
-            first, last = last + 1, last + size
-            some = slice(first, last + 1)
-            x = run(nnx.List(self.blocks[some]), x, None if draws is None else draws[:, some])
-            if last in self.reduction_ends:
+        for row in self.rows:
+            x = self._run(row, x, training, draws)
+            if row[-1].stop - 1 in self.reduction_ends:
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions
+
+    def _run(
+        self, row: tuple[range, ...], x: jax.Array, training: bool, draws: jax.Array | None
+    ) -> jax.Array:
+        """Calls the blocks of some runs in a row."""
+        first, end = row[0].start, row[-1].stop
+        # A loop computes its blocks anew one by one.
+        one_by_one = self.remat == "blocks" and end - first > 1
+
+        def call(blocks: nnx.List, x: jax.Array, draws: jax.Array | None) -> jax.Array:
+            for run in row:
+                some = blocks[run.start - first : run.stop - first]
+                of_some = None if draws is None else draws[:, run.start - first : run.stop - first]
+                if len(run) > 1:
+                    policy = _KEEP_STATISTICS if one_by_one and training else None
+                    x = scan(some, x, of_some, train=training, remat_policy=policy)
+                else:
+                    draw = None if of_some is None else of_some[:, 0]
+                    x = some[0](x, train=training, draw=draw)
+            return x
+
+        if training and self.remat != "none" and not one_by_one:
+            call = nnx.remat(call, policy=_KEEP_STATISTICS)
+        of_row = None if draws is None else draws[:, first:end]
+        return call(nnx.List(self.blocks[first:end]), x, of_row)

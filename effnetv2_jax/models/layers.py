@@ -120,18 +120,18 @@ def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] 
     return jax.vmap(draw)(index)
 
 
-def stochastic_depth(x: jax.Array, survival_prob: float, draw: jax.Array) -> jax.Array:
+def stochastic_depth(x: jax.Array, survival_prob: float | jax.Array, draw: jax.Array) -> jax.Array:
     """Zeroes whole images of a batch with probability 1 − survival_prob and rescales the others.
 
     Huang et al. 2016 (arXiv 1603.09382), scaled during training as in the official code.
 
     Args:
         x: [batch, ...], the residual branch.
-        survival_prob: in (0, 1].
+        survival_prob: in (0, 1]; may be traced.
         draw: float32 [batch], uniform in [0, 1), as ``uniform_by_example`` has it.
     """
     keep = draw.reshape(-1, *(1,) * (x.ndim - 1)) < survival_prob
-    return jnp.where(keep, x / survival_prob, jnp.zeros_like(x))
+    return jnp.where(keep, x / jnp.asarray(survival_prob, x.dtype), jnp.zeros_like(x))
 
 
 def dropout(

@@ -72,6 +72,7 @@ def create_model(
     axis_name: AxisName | None = None,
     bn_group_size: int | None = None,
     remat: str = "none",
+    scan_blocks: bool = False,
     rngs: nnx.Rngs | None = None,
     **overrides,
 ) -> Network:
@@ -86,6 +87,8 @@ def create_model(
         bn_group_size: neighbouring devices that do so together, at most all; None for all.
         remat: what training computes anew in the backward pass to save memory: ``none``,
             ``blocks`` or ``stages``.
+        scan_blocks: equal blocks of an EfficientNet become a loop, which is compiled in less time;
+            parameters and results stay the same.
         rngs: keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
         **overrides: fields of the model's spec to change, e.g. ``survival_prob=1.0`` or
             ``bn_momentum=0.9``; for a ViT of another image size ``eval_size=224``.
@@ -94,9 +97,12 @@ def create_model(
         The Flax NNX module.
 
     Raises:
-        UsageError: for an unknown name, remat or override, or a negative num_classes.
+        UsageError: for an unknown name, remat or override, a negative num_classes, or scan_blocks
+            of a network that has none.
     """
     spec = get_spec(name)
+    if scan_blocks and not isinstance(spec, EfficientNetSpec):
+        raise UsageError(f"scan_blocks must be False for {name}, which is no EfficientNet")
     for field in overrides:
         if field not in vars(spec):
             raise unknown_name(f"field of {type(spec).__name__}", field, vars(spec))
@@ -108,6 +114,7 @@ def create_model(
         bn_group_size=bn_group_size,
         remat=remat,
         rngs=nnx.Rngs(0) if rngs is None else rngs,
+        **({"scan_blocks": True} if scan_blocks else {}),
     )
 
 
