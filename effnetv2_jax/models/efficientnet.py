@@ -453,7 +453,14 @@ class EfficientNet(nnx.Module):
                 of_some = None if draws is None else draws[:, run.start - first : run.stop - first]
                 if len(run) > 1:
                     policy = _KEEP_STATISTICS if one_by_one and training else None
-                    x = scan(some, x, of_some, train=training, remat_policy=policy)
+                    x = scan(
+                        some,
+                        x,
+                        of_some,
+                        survival_probs=[block.survival_prob for block in some],
+                        train=training,
+                        remat_policy=policy,
+                    )
                 else:
                     draw = None if of_some is None else of_some[:, 0]
                     x = some[0](x, train=training, draw=draw)

@@ -28,6 +28,7 @@ def scan(
     x: jax.Array,
     draws: jax.Array | None,
     *,
+    survival_probs: Sequence[float],
     train: bool,
     remat_policy: Callable | None = None,
 ) -> jax.Array:
@@ -37,9 +38,10 @@ def scan(
     by side, and what it says of their moving statistics is given back to each.
 
     Args:
-        blocks: equal but for their parameters and ``survival_prob``.
+        blocks: equal but for their parameters and their ``survival_prob``.
         x: [batch, height, width, filters], the input of the first and the shape of the output.
         draws: float32 [batch, blocks], as each takes it; None where nothing is random.
+        survival_probs: of the blocks.
         train: as for a block.
         remat_policy: of ``jax.checkpoint``, under which the backward pass computes each block
             anew; None where it does not.
@@ -50,7 +52,6 @@ def scan(
     graphdef, *_ = nnx.split(blocks[0], nnx.Param, nnx.BatchStat)
     states = [nnx.split(block, nnx.Param, nnx.BatchStat)[1:] for block in blocks]
     side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    survival_probs = jnp.asarray([block.survival_prob for block in blocks])
 
     def body(x, each):
         (params, batch_stats), survival_prob, draw = each
@@ -62,7 +63,7 @@ def scan(
         # A loop keeps what is computed anew from what is computed first by itself.
         body = jax.checkpoint(body, policy=remat_policy, prevent_cse=False)
     by_block = None if draws is None else draws.T
-    x, batch_stats = lax.scan(body, x, (side_by_side, survival_probs, by_block))
+    x, batch_stats = lax.scan(body, x, (side_by_side, jnp.asarray(survival_probs), by_block))
     if train:
         for number, block in enumerate(blocks):
             nnx.update(block, jax.tree.map(functools.partial(_row, number=number), batch_stats))
