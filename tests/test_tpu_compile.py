@@ -69,14 +69,14 @@ def report(gradients=FIGURES, *, beside=GIB, accumulation_steps=1):
     }
 
 
-def combined(*args, **kwargs):
+def combined(*args, options=None, **kwargs):
     return tpu_compile.combine(
         report(*args, **kwargs),
         model="efficientnetv2-s",
         image_size=128,
         topology="v3:4x4",
         batch_per_core=128,
-        options={},
+        options=options or {},
     )
 
 
@@ -105,6 +105,13 @@ def test_accumulation_multiplies_what_is_counted_once():
     step = combined(accumulation_steps=4)
     assert step.flops == 5 * 4e9 and step.seconds == 4 * 0.25 + 0.01
     assert step.collectives == {"all-reduce": Collectives(4, 104)}  # counted in the loop already
+
+
+def test_of_loops_over_blocks_nothing_is_said_that_xla_counts_once():
+    step = combined(options={"scan_blocks": True})
+    assert step.flops is step.bytes_accessed is step.seconds is None
+    assert step.fits and step.images_per_second_per_core is None
+    assert step.collectives == combined().collectives
 
 
 @pytest.mark.parametrize(
