@@ -14,6 +14,7 @@ from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
+    CONVOLUTION,
     AxisName,
     BatchNorm,
     Conv,
@@ -250,6 +251,8 @@ computing them anew would send them between devices once more.
 """
 
 _KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTICS)
+# A loop keeps what it may. Of straight code, XLA computes by itself anew what is elementwise.
+_KEEP_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION, BATCH_STATISTICS)
 
 
 class EfficientNet(nnx.Module):
@@ -452,7 +455,7 @@ class EfficientNet(nnx.Module):
                 some = blocks[run.start - first : run.stop - first]
                 of_some = None if draws is None else draws[:, run.start - first : run.stop - first]
                 if len(run) > 1:
-                    policy = _KEEP_STATISTICS if one_by_one and training else None
+                    policy = _KEEP_STATISTICS if one_by_one else _KEEP_CONVOLUTIONS
                     x = scan(
                         some,
                         x,

@@ -22,6 +22,9 @@ AxisName = str | tuple[str, ...]
 BATCH_STATISTICS = "batch_statistics"
 """The name of batch norm's means for ``jax.checkpoint``: small, and dear to compute anew."""
 
+CONVOLUTION = "convolution"
+"""Likewise of what convolutions return: what comes after them is elementwise, and cheap."""
+
 _CHUNK = 1 << 16
 
 
@@ -193,6 +196,7 @@ class Conv(nnx.Module):
             x = convolutions.matrix_product(x, kernel[0, 0])
         else:
             x = convolutions.conv(x, kernel, self.stride, self.padding)
+        x = checkpoint_name(x, CONVOLUTION)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -229,6 +233,7 @@ class DepthwiseConv(nnx.Module):
         """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels]."""
         kernel = self.kernel[...].astype(self.dtype)
         x = convolutions.depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
+        x = checkpoint_name(x, CONVOLUTION)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 

@@ -30,7 +30,7 @@ def scan(
     *,
     survival_probs: Sequence[float],
     train: bool,
-    remat_policy: Callable | None = None,
+    remat_policy: Callable,
 ) -> jax.Array:
     """Calls equal blocks one after the other.
 
@@ -43,8 +43,8 @@ def scan(
         draws: float32 [batch, blocks], as each takes it; None where nothing is random.
         survival_probs: of the blocks.
         train: as for a block.
-        remat_policy: of ``jax.checkpoint``, under which the backward pass computes each block
-            anew; None where it does not.
+        remat_policy: of ``jax.checkpoint``, under which the backward pass of training computes a
+            block anew.
 
     Returns:
         What the last block returns.
@@ -59,7 +59,7 @@ def scan(
         x = block(x, train=train, draw=draw, survival_prob=survival_prob)
         return x, nnx.state(block, nnx.BatchStat)
 
-    if remat_policy is not None:
+    if train:
         # A loop keeps what is computed anew from what is computed first by itself.
         body = jax.checkpoint(body, policy=remat_policy, prevent_cse=False)
     by_block = None if draws is None else draws.T
