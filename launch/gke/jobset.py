@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.gke.machines import MACHINES, machine_of
+from launch.gke.machines import MACHINES, MAX_NAME, machine_of
 
 NAME = flags.DEFINE_string("name", None, "Of the job.", required=True)
 IMAGE = flags.DEFINE_string("image", None, "Made with launch/gke/Dockerfile.", required=True)
@@ -34,9 +34,8 @@ GRACE_SECONDS = flags.DEFINE_integer(
     "grace_seconds", 300, "That a run has to save before it is killed.", lower_bound=30
 )
 
-# A Kubernetes name (RFC 1123); names of pods, NAME-slice-0-0-xxxxx, are to be ones too.
+# A Kubernetes name (RFC 1123).
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-MAX_NAME = 40
 
 _TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
 

@@ -7,6 +7,9 @@ slice that it has on machines of 4 and of 8 chips, those of 4 are here.
 import dataclasses
 import math
 
+MAX_NAME = 40
+"""Characters of a job's, so that names of its pods, NAME-slice-0-0-xxxxx, are names too."""
+
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SOLID = (
     *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),

@@ -10,8 +10,7 @@ import sys
 import pytest
 import yaml
 
-from launch.gke import jobset
-from launch.gke.machines import MACHINES, machine_of
+from launch.gke.machines import MACHINES, MAX_NAME, machine_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FLAGS = {"name": "v2-s", "image": "example/image:1", "tpu": "v5e", "topology": "4x8", "claim": "c"}
@@ -159,4 +158,4 @@ def test_only_absl_is_needed():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "[]\n"
-    assert jobset.MAX_NAME + len("-slice-9999-999-xxxxx") < 64
+    assert MAX_NAME + len("-slice-9999-999-xxxxx") < 64

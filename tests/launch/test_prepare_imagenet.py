@@ -18,8 +18,8 @@ from effnetv2_jax.data import imagenet_tar
 from effnetv2_jax.data.tfds_source import open_tfds
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.imagenet_classes import imagenet_ids
-from launch import prepare_imagenet
-from launch.prepare_imagenet import prepare
+from launch import imagenet
+from launch.imagenet import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHARDS = 4
@@ -76,7 +76,7 @@ def files(data_dir):
     """Their contents by name, but for the one that TFDS does not have."""
     (folder,) = pathlib.Path(data_dir, "imagenet2012").iterdir()
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert found.pop(prepare_imagenet.SOURCES)
+    assert found.pop(imagenet.SOURCES)
     return found
 
 
@@ -133,7 +133,7 @@ def test_tfds_and_our_source_read_it(prepared):
 def test_tfds_chooses_as_many_files():
     def shards(count, total):
         image = imagenet_tar.TarImage("", "", 0, total // count)
-        return prepare_imagenet.number_of_shards([image] * count)
+        return imagenet.number_of_shards([image] * count)
 
     assert shards(1_281_167, 146 * 10**9) == 1024
     assert shards(50_000, 67 * 10**8) == 64
@@ -143,7 +143,7 @@ def test_killed_and_started_again(tars, prepared, tmp_path):
     """What was whole stays as it was; what comes out is what would have come out."""
     killed_at_an_image = """
 import os, signal, sys
-from launch import prepare_imagenet
+from launch import imagenet
 from effnetv2_jax.data import imagenet_tar
 count = 0
 def read(path, image):
@@ -152,8 +152,8 @@ def read(path, image):
     if count == 25:
         os.kill(os.getpid(), signal.SIGKILL)
     return imagenet_tar.read_image(path, image)
-prepare_imagenet.read_image = read
-prepare_imagenet.prepare(*sys.argv[1:], partial=True, num_shards=4, threads=1)
+imagenet.read_image = read
+imagenet.prepare(*sys.argv[1:], partial=True, num_shards=4, threads=1)
 """
     command = [sys.executable, "-c", killed_at_an_image, tars, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
