@@ -61,7 +61,7 @@ def check_within_slices(name: str, size: int, devices: Iterable) -> None:
         devices: in the order of a mesh.
     """
     slices = [slice_of(device) for device in devices]
-    groups = np.reshape(slices, (-1, size))
+    groups = np.array(slices).reshape(-1, size)
     if (groups != groups[:, :1]).any():
         smallest = min(collections.Counter(slices).values())
         raise UsageError(
