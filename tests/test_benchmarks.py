@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_named(values, message):
 
 def test_help_lists_the_benchmarks_and_the_flags_of_one():
     for arguments, expected in (
-        (["--help"], "input, peers, plots, step"),
+        (["--help"], "input, peers, plots, start, step"),
         (["step", "--help"], "--image_size"),
     ):
         command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
