@@ -1,4 +1,7 @@
-"""What a launcher's user can cause or has to know; each message is one sentence."""
+"""What a launcher's user can cause or has to know; each message is one sentence.
+
+Not the package's: that imports JAX, which need not be installed here.
+"""
 
 
 class UsageError(ValueError):

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
+from launch.arguments import parse_flags
+
 PROCESSES = flags.DEFINE_integer("processes", 4, "Processes to run.", lower_bound=1)
 DEVICES = flags.DEFINE_integer(
     "devices_per_process", 8, "Simulated devices of each.", lower_bound=1
@@ -274,17 +276,6 @@ def main(arguments: list[str]) -> int:
         # Whoever read our output has gone; Python would try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Returns the program's name and the arguments of the program that is to be run."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        unknown = isinstance(error, flags.UnrecognizedFlagError)
-        hint = "; the program's own flags come after --" if unknown else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

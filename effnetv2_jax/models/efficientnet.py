@@ -26,7 +26,7 @@ from effnetv2_jax.models.layers import (
     stochastic_depth,
     uniform_by_example,
 )
-from effnetv2_jax.models.scanning import equal_runs, scan
+from effnetv2_jax.models.scanning import Draws, equal_runs, scan
 
 Norm = Callable[..., BatchNorm]
 
@@ -100,15 +100,14 @@ class _Residual(nnx.Module):
         if not self.has_skip:
             return y
         training = not self.deterministic if train is None else train
-        if training and draw is not None and survival_prob is not None:
-            y = stochastic_depth(y, survival_prob, draw)
-        elif training and self.survival_prob < 1.0:
+        if training and (draw is not None or self.survival_prob < 1.0):
             if draw is None:
                 if rngs is None:
                     raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
                 index = jnp.arange(len(x)) if index is None else index
                 draw = uniform_by_example(rngs.dropout(), index)
-            y = stochastic_depth(y, self.survival_prob, draw)
+            prob = self.survival_prob if survival_prob is None else survival_prob
+            y = stochastic_depth(y, prob, draw)
         return x + y
 
 
@@ -431,10 +430,10 @@ class EfficientNet(nnx.Module):
         reductions: dict[str, jax.Array] = {}
 
         # One program for the random numbers of all blocks: they are small, and dear to compile.
-        draws = None
+        draws: Draws = [None] * len(self.blocks)
         if training and self.spec.survival_prob < 1.0:
             index = jnp.arange(len(images)) if index is None else index
-            draws = uniform_by_example(rngs.dropout(), index, (len(self.blocks),))
+            draws = list(uniform_by_example(rngs.dropout(), index, (len(self.blocks),)).T)
 
         for row in self.rows:
             x = self._run(row, x, training, draws)
@@ -442,34 +441,22 @@ class EfficientNet(nnx.Module):
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions
 
-    def _run(
-        self, row: tuple[range, ...], x: jax.Array, training: bool, draws: jax.Array | None
-    ) -> jax.Array:
+    def _run(self, row: tuple[range, ...], x: jax.Array, training: bool, draws: Draws) -> jax.Array:
         """Calls the blocks of some runs in a row."""
         first, end = row[0].start, row[-1].stop
         # A loop computes its blocks anew one by one.
         one_by_one = self.remat == "blocks" and end - first > 1
+        policy = _KEEP_STATISTICS if one_by_one else _KEEP_CONVOLUTIONS
 
-        def call(blocks: nnx.List, x: jax.Array, draws: jax.Array | None) -> jax.Array:
+        def call(blocks: nnx.List, x: jax.Array, draws: Draws) -> jax.Array:
             for run in row:
-                some = blocks[run.start - first : run.stop - first]
-                of_some = None if draws is None else draws[:, run.start - first : run.stop - first]
+                some = slice(run.start - first, run.stop - first)
                 if len(run) > 1:
-                    policy = _KEEP_STATISTICS if one_by_one else _KEEP_CONVOLUTIONS
-                    x = scan(
-                        some,
-                        x,
-                        of_some,
-                        survival_probs=[block.survival_prob for block in some],
-                        train=training,
-                        remat_policy=policy,
-                    )
+                    x = scan(blocks[some], x, draws[some], train=training, remat_policy=policy)
                 else:
-                    draw = None if of_some is None else of_some[:, 0]
-                    x = some[0](x, train=training, draw=draw)
+                    x = blocks[some.start](x, train=training, draw=draws[some.start])
             return x
 
         if training and self.remat != "none" and not one_by_one:
             call = nnx.remat(call, policy=_KEEP_STATISTICS)
-        of_row = None if draws is None else draws[:, first:end]
-        return call(nnx.List(self.blocks[first:end]), x, of_row)
+        return call(nnx.List(self.blocks[first:end]), x, draws[first:end])

@@ -16,8 +16,8 @@ def isolated(function: Callable[P, R], static: str | tuple[str, ...] = ()) -> Ca
 
     What goes in and comes out lies in memory, and nothing is fused across. XLA on CPU fuses too
     much: whatever one array is computed from goes into each of the loops that read it, so that the
-    nine taps of a convolution would compute the activation before it nine times. Equal calls, of
-    blocks that are equal, are compiled once.
+    nine taps of a convolution would compute the activation before it nine times
+    (``lax.optimization_barrier`` is gone before XLA on CPU fuses).
 
     Args:
         function: of arrays, traceable.

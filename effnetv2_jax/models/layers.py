@@ -191,11 +191,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out]."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            # The same program on TPU, and 1.5 times faster than XLA's convolution on CPU.
-            x = convolutions.matrix_product(x, kernel[0, 0])
-        else:
-            x = convolutions.conv(x, kernel, self.stride, self.padding)
+        x = convolutions.conv(x, kernel, self.stride, self.padding)
         x = checkpoint_name(x, CONVOLUTION)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 

@@ -1,8 +1,9 @@
 """Equal blocks in a row as the body of one loop, of which a compiler sees one."""
 
-import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from flax import nnx
 from jax import lax
 
 from effnetv2_jax.models.efficientnet_specs import BlockSpec
+
+Draws = list[jax.Array | None]
+"""For each block float32 [batch], as ``layers.stochastic_depth``; None where nothing is random."""
 
 
 def equal_runs(blocks: Sequence[BlockSpec]) -> list[range]:
@@ -24,11 +28,10 @@ def equal_runs(blocks: Sequence[BlockSpec]) -> list[range]:
 
 
 def scan(
-    blocks: Sequence[nnx.Module],
+    blocks: Sequence[Any],
     x: jax.Array,
-    draws: jax.Array | None,
+    draws: Draws,
     *,
-    survival_probs: Sequence[float],
     train: bool,
     remat_policy: Callable,
 ) -> jax.Array:
@@ -38,10 +41,9 @@ def scan(
     by side, and what it says of their moving statistics is given back to each.
 
     Args:
-        blocks: equal but for their parameters and their ``survival_prob``.
+        blocks: MBConvs or FusedMBConvs, equal but for their parameters and ``survival_prob``.
         x: [batch, height, width, filters], the input of the first and the shape of the output.
-        draws: float32 [batch, blocks], as each takes it; None where nothing is random.
-        survival_probs: of the blocks.
+        draws: what each block takes.
         train: as for a block.
         remat_policy: of ``jax.checkpoint``, under which the backward pass of training computes a
             block anew.
@@ -51,7 +53,8 @@ def scan(
     """
     graphdef, *_ = nnx.split(blocks[0], nnx.Param, nnx.BatchStat)
     states = [nnx.split(block, nnx.Param, nnx.BatchStat)[1:] for block in blocks]
-    side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    survival_probs = [jnp.float32(block.survival_prob) for block in blocks]
+    each = list(zip(states, survival_probs, draws, strict=True))
 
     def body(x, each):
         (params, batch_stats), survival_prob, draw = each
@@ -62,13 +65,9 @@ def scan(
     if train:
         # A loop keeps what is computed anew from what is computed first by itself.
         body = jax.checkpoint(body, policy=remat_policy, prevent_cse=False)
-    by_block = None if draws is None else draws.T
-    x, batch_stats = lax.scan(body, x, (side_by_side, jnp.asarray(survival_probs), by_block))
+    side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    x, batch_stats = lax.scan(body, x, side_by_side)
     if train:
         for number, block in enumerate(blocks):
-            nnx.update(block, jax.tree.map(functools.partial(_row, number=number), batch_stats))
+            nnx.update(block, jax.tree.map(operator.itemgetter(number), batch_stats))
     return x
-
-
-def _row(leaf: jax.Array, *, number: int) -> jax.Array:
-    return leaf[number]

@@ -10,12 +10,12 @@ import json
 import pathlib
 import re
 import string
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
+from launch.arguments import parse_flags
 from launch.gke.machines import MACHINES, MAX_NAME, machine_of
 
 NAME = flags.DEFINE_string("name", None, "Of the job.", required=True)
@@ -123,17 +123,6 @@ def main(arguments: list[str]) -> None:
         ),
         end="",
     )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Returns the program's name and the arguments of the program that is to be run."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        unknown = isinstance(error, flags.UnrecognizedFlagError)
-        hint = "; the program's own flags come after --" if unknown else ""
-        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

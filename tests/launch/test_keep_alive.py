@@ -59,6 +59,13 @@ def processes(launcher, worker, text):
     return found
 
 
+def send(number, launcher, worker, text=""):
+    """Sends a signal to those ``processes``; some end by themselves meanwhile, a ``sleep`` say."""
+    for pid in processes(launcher, worker, text):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @pytest.mark.parametrize(
     ("seed", "queued"),
     [
@@ -163,8 +170,7 @@ def test_one_worker_that_failed_has_the_others_stopped(launcher):
 
 def test_a_worker_that_went_down_has_the_job_started_again_on_the_same_node(launcher):
     with running(launcher, "--keep_alive", "--delete_when_done", job=["--steps=50"]) as process:
-        for pid in processes(launcher, 1, ""):
-            os.kill(pid, signal.SIGKILL)
+        send(signal.SIGKILL, launcher, 1)
         code, err = ended(process)
     assert code == 0, err
     assert "the job is missing on a node that is ready: restart 1 of at most 50" in err
@@ -177,8 +183,7 @@ def test_machines_that_tell_the_job_to_stop_are_no_end_of_it(launcher):
     with running(launcher, "--keep_alive", "--delete_when_done", job=["--steps=50"]) as process:
         for worker in range(2):
             for text in ("supervise.sh", "small_job"):
-                for pid in processes(launcher, worker, text):
-                    os.kill(pid, signal.SIGTERM)
+                send(signal.SIGTERM, launcher, worker, text)
         code, err = ended(process)
     assert code == 0, err
     assert "the job is interrupted on a node that is ready" in err

@@ -54,7 +54,8 @@ def running(directory, program, *arguments, processes=2, grace=0.5, **keywords):
         process.kill()
         process.communicate()
         for pid in alive(directory):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def run(directory, program, *arguments, **keywords):

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import tiny_run
 
 from configs import common
 from effnetv2_jax import hosts, programs
@@ -19,31 +20,15 @@ from effnetv2_jax.training import report
 from launch import local_pod
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Compiles in seconds. With stochastic depth and dropout, which are drawn by an example's number in
-# the batch; batch norm over all devices and no Mixup, as examples lie beside others where several
-# processes read a batch.
 CONFIG = [
-    "--config=configs/digits.py",
-    "--config.model.name=efficientnetv2-tiny",
-    "--config.model.survival_prob=0.8",
+    *tiny_run.CONFIG,
+    # Over all devices, as examples lie beside others where several processes read a batch.
     "--config.model.bn_group_size=0",
-    "--config.schedule.num_stages=1",
-    "--config.schedule.image_size=(16,16)",
-    "--config.schedule.dropout_rate=(0.5,0.5)",
-    "--config.batch_size=64",
-    "--config.eval_batch_size=64",
-    "--config.eval_image_size=16",
-    "--config.optimizer.name=sgd",
-    "--config.optimizer.learning_rate=0.1",
-    "--config.optimizer.warmup_epochs=0.0",
-    "--config.log_every_steps=1",
     "--config.checkpoint.every_steps=3",
 ]
 STEPS = 6
 EPOCHS = f"--config.epochs={(STEPS + 0.5) * 64 / 1437}"
 WRITTEN = {"config.json", "class_names.txt", "parameters.txt", "report.md", "report.png"}
-# What takes seconds to start.
-QUICK = ["--config.data.augmentation=none", "--config.data.eval_split=test[:64]"]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +90,8 @@ def assert_same_losses(rows, expected):
 
 def test_two_processes_are_one_with_all_their_devices(data_dir, tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
-    output = run(data_dir, 2, 2, "train", *CONFIG, *QUICK, EPOCHS, f"--workdir={together}")
-    run(data_dir, 1, 4, "train", *CONFIG, *QUICK, EPOCHS, f"--workdir={alone}")
+    output = run(data_dir, 2, 2, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={together}")
+    run(data_dir, 1, 4, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={alone}")
     assert_same_losses(losses(together), losses(alone))
     # Process 0 speaks and writes for both.
     assert "[0] top-1" in output

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tiny_run
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -123,23 +124,10 @@ def test_two_slices_of_two_processes_train_as_two_processes(tmp_path):
         command = [
             *("--program", program, f"--processes={processes}", f"--devices_per_process={devices}"),
             "--",
-            "--config=configs/digits.py",
-            "--config.model.name=efficientnetv2-tiny",
-            "--config.model.survival_prob=0.8",
+            *tiny_run.CONFIG,
+            *tiny_run.QUICK,
             "--config.model.bn_group_size=4",
             "--config.fsdp=2",
-            "--config.schedule.num_stages=1",
-            "--config.schedule.image_size=(16,16)",
-            "--config.schedule.dropout_rate=(0.5,0.5)",
-            "--config.batch_size=64",
-            "--config.eval_batch_size=64",
-            "--config.eval_image_size=16",
-            "--config.optimizer.name=sgd",
-            "--config.optimizer.learning_rate=0.1",
-            "--config.optimizer.warmup_epochs=0.0",
-            "--config.data.augmentation=none",
-            "--config.data.eval_split=test[:64]",
-            "--config.log_every_steps=1",
             "--config.epochs=0.25",
             f"--workdir={workdir}",
         ]

@@ -1,0 +1,212 @@
+"""Convolutions and their gradients as XLA on CPU is fast with.
+
+XLA's own grouped convolution is slow there, and so is its gradient of any convolution by the
+kernel. A depthwise convolution is a sum of shifted products here, gradients are matrix products, or
+sums of images (docs/performance.md has what was measured).
+
+Arrays are NHWC, kernels HWIO. All functions take padding as numbers, by keyword.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from effnetv2_jax.models.isolation import isolated
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Pixels of padding before and after, of height and width."""
+
+
+@functools.partial(isolated, static=("stride", "pads"))
+def product_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """Of a 1 × 1 convolution of stride 1, by x and by its kernel [1, 1, in, out]."""
+    dx = lax.dot_general(dy, kernel[0, 0], (((3,), (1,)), ((), ())))
+    # The first operand is transposed in memory: the smaller one had better be.
+    if x.shape[-1] > dy.shape[-1]:
+        return dx, _over_pixels(dy, x).T[None, None]
+    return dx, _over_pixels(x, dy)[None, None]
+
+
+def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sum over pixels of a_i · b_j: [batch, height, width, i], [..., j] → [i, j]."""
+    axes = (0, 1, 2)
+    return lax.dot_general(a, b, ((axes, axes), ((), ())))
+
+
+@functools.partial(isolated, static=("shape", "stride", "pads"))
+def kernel_gradient(
+    x: jax.Array, dy: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads
+) -> jax.Array:
+    """Of a dense convolution by its kernel, which is of this shape.
+
+    One matrix product for each row of the kernel, of the row's columns side by side.
+    """
+    (rows, columns), (height, width) = shape[:2], dy.shape[1:3]
+    side_by_side = _side_by_side(x, columns=columns, width=width, stride=stride, pads=pads)
+    last = (height - 1) * stride + 1
+    # Not the other way round: dy is transposed in memory once for all rows.
+    products = [_over_pixels(dy, side_by_side[:, i : i + last : stride]).T for i in range(rows)]
+    return jnp.stack(products).reshape(shape)
+
+
+@functools.partial(isolated, static=("columns", "width", "stride", "pads"))
+def _side_by_side(x, *, columns: int, width: int, stride: int, pads: Pads):
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    last = (width - 1) * stride + 1
+    return jnp.concatenate([x[:, :, j : j + last : stride] for j in range(columns)], axis=-1)
+
+
+@functools.partial(isolated, static=("shape", "stride", "pads"))
+def image_gradient(
+    dy: jax.Array, kernel: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads
+) -> jax.Array:
+    """Of a dense convolution by its input, which is of this shape.
+
+    A matrix product for each tap, added where the tap had read.
+    """
+
+    def forward(x: jax.Array) -> jax.Array:
+        taps = _taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), x.shape, kernel.shape, stride, pads)
+        products = [
+            lax.dot_general(
+                tap, kernel[i, j], (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32
+            )
+            for i, j, tap in taps
+        ]
+        return functools.reduce(operator.add, products).astype(dy.dtype)
+
+    return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
+
+
+@functools.partial(isolated, static=("stride", "pads"))
+def depthwise_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """Of a depthwise convolution, by x and by its kernel."""
+    products = _products_by_tap(
+        _padded(x, pads=pads),
+        dy,
+        shape=x.shape,
+        kernel_size=kernel.shape[:2],
+        stride=stride,
+        pads=pads,
+    )
+    dkernel = products.sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
+    if stride == 1:
+        # The same convolution, with the kernel turned round.
+        (top, bottom), (left, right) = pads
+        rows, columns = (size - 1 for size in kernel.shape[:2])
+        ends = (rows - top, rows - bottom), (columns - left, columns - right)
+        return depthwise_conv(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
+
+    def forward(x):
+        return _summed_taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, x.shape, stride, pads)
+
+    return jax.linear_transpose(forward, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)[0], dkernel
+
+
+@functools.partial(isolated, static=("stride", "pads"))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+    """The sum over the kernel's taps of shifted images."""
+    return _summed_taps(_padded(x, pads=pads), kernel, x.shape, stride, pads)
+
+
+def _summed_taps(
+    padded: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, pads: Pads
+) -> jax.Array:
+    taps = _taps(padded, shape, kernel.shape, stride, pads)
+    # As everywhere, sums of bfloat16 numbers are float32.
+    kernel = kernel.astype(jnp.float32)
+    products = [tap.astype(jnp.float32) * kernel[i, j, 0] for i, j, tap in taps]
+    return functools.reduce(operator.add, products).astype(padded.dtype)
+
+
+@functools.partial(isolated, static="pads")
+def _padded(x: jax.Array, *, pads: Pads) -> jax.Array:
+    # In memory: within a loop over many taps, it would be a condition for each of them.
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+_MAX_TERMS = 16
+"""More would make programs longer, not faster."""
+
+
+@functools.partial(isolated, static=("shape", "kernel_size", "stride", "pads"))
+def _products_by_tap(
+    padded: jax.Array,
+    dy: jax.Array,
+    *,
+    shape: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    stride: int,
+    pads: Pads,
+) -> jax.Array:
+    """What each tap saw times dy, of which images have been added to each other.
+
+    That is elementwise, while a reduction to so few numbers reads all that it adds from memory.
+
+    Returns:
+        float32 [kernel height · kernel width, images that are left, height, width, channels].
+    """
+    batch, dtype = len(dy), jnp.float32
+    left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+    seen = {(i, j): tap for i, j, tap in _taps(padded, shape, kernel_size, stride, pads)}
+
+    def summed(tap: jax.Array) -> jax.Array:
+        terms = [
+            tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype)
+            for k in range(0, batch, left)
+        ]
+        return functools.reduce(operator.add, terms)
+
+    nothing = jnp.zeros((left, *dy.shape[1:]), dtype)
+    places = itertools.product(*map(range, kernel_size))
+    return jnp.stack([summed(seen[p]) if p in seen else nothing for p in places])
+
+
+def _taps(
+    padded: jax.Array,
+    shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    stride: int,
+    pads: Pads,
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """What each tap of a kernel sees of an image, but of those that see only padding.
+
+    The last maps of small images are 1 px wide: there, one tap of nine is left.
+
+    Args:
+        padded: the images.
+        shape: of the images without padding.
+        kernel_shape: begins with height and width.
+        stride: of both.
+        pads: that were added.
+
+    Yields:
+        Row and column of the tap, and [batch, output height, output width, channels].
+    """
+    batch, height, width, channels = shape
+    rows = list(_slices(kernel_shape[0], stride, pads[0], height))
+    columns = list(_slices(kernel_shape[1], stride, pads[1], width))
+    for i, row_end in rows:
+        for j, column_end in columns:
+            end = (batch, row_end, column_end, channels)
+            yield i, j, lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
+
+
+def _slices(
+    kernel_size: int, stride: int, pad: tuple[int, int], size: int
+) -> Iterator[tuple[int, int]]:
+    """First and end of each tap's slice of a padded axis, where it sees something of the image."""
+    span = (size + sum(pad) - kernel_size) // stride * stride + 1
+    for first in range(kernel_size):
+        end = first + span
+        if any(pad[0] <= position < pad[0] + size for position in range(first, end, stride)):
+            yield first, end
