@@ -5,6 +5,7 @@ Stands in environments that have torch and timm and may have nothing of ours.
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,17 @@ Steps = Callable[[int], None]
 
 
 def _import_timm():
-    # torchvision's compiled operations may not load beside a torch built for the CPU.
+    try:
+        import timm
+
+        return timm, None
+    except RuntimeError:
+        # torchvision's compiled operations do not load beside a torch built for the CPU.
+        for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
+            del sys.modules[name]
     library = torch.library.Library("torchvision", "DEF")
     for name in (*DETECTION, *(f"_{name}_backward" for name in DETECTION)):
-        try:
-            getattr(torch.ops.torchvision, name)
-        except AttributeError:
-            library.define(f"{name}(Tensor a) -> Tensor")
+        library.define(f"{name}(Tensor a) -> Tensor")
     import timm
 
     return timm, library

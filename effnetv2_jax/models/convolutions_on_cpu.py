@@ -40,6 +40,30 @@ def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.dot_general(a, b, ((axes, axes), ((), ())))
 
 
+@functools.partial(isolated, static=("stride", "pads"))
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+    """A dense convolution: what all taps see side by side, and one matrix product.
+
+    Fast where there are few channels, so that there is not much to copy.
+    """
+    side_by_side = _all_side_by_side(x, kernel_size=kernel.shape[:2], stride=stride, pads=pads)
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    return lax.dot_general(side_by_side, rows, (((3,), (0,)), ((), ())))
+
+
+@functools.partial(isolated, static=("kernel_size", "stride", "pads"))
+def _all_side_by_side(x, *, kernel_size: tuple[int, ...], stride: int, pads: Pads):
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    height, width = (
+        (size - k) // stride for size, k in zip(x.shape[1:3], kernel_size, strict=True)
+    )
+    taps = [
+        x[:, i : i + height * stride + 1 : stride, j : j + width * stride + 1 : stride]
+        for i, j in itertools.product(*map(range, kernel_size))
+    ]
+    return jnp.concatenate(taps, axis=-1)
+
+
 @functools.partial(isolated, static=("shape", "stride", "pads"))
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads

@@ -69,15 +69,21 @@ def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
     return jax.tree.map(summed, gradients, specs) if lax.axis_size(AXES) > 1 else gradients
 
 
+_SMALL = 1 << 14
+
+
 def _all_finite(tree: PyTree) -> jax.Array:
     """1.0 where all numbers are finite, on all devices; otherwise 0.0.
 
     Args:
         tree: arrays of which devices have the same or, along ``fsdp``, their parts.
     """
+    leaves = [x.reshape(-1) for x in jax.tree.leaves(tree)]
+    # Hundreds of small ones, each of which would be a kernel of its own.
+    small = jnp.concatenate([x for x in leaves if x.size < _SMALL])
+    large = [x for x in leaves if x.size >= _SMALL]
     # 0 · x is 0 for all that is finite: one sum where isfinite would write an array of its own.
-    finite = jnp.isfinite(sum((0 * x).sum() for x in jax.tree.leaves(tree)))
-    finite = finite.astype(jnp.float32)
+    finite = jnp.isfinite(sum((0 * x).sum() for x in [small, *large])).astype(jnp.float32)
     return lax.pmin(finite, "fsdp") if lax.axis_size("fsdp") > 1 else finite
 
 
