@@ -278,6 +278,50 @@ print(json.dumps(sentences))
 """
 
 
+STANDS_FOR_TORCH = """
+defined = []
+Tensor = channels_last = contiguous_format = None
+class library:
+    class Library:
+        def __init__(self, *arguments):
+            assert compiled_loads is False, "its operations are registered already"
+        def define(self, schema):
+            defined.append(schema.partition("(")[0])
+class cuda:
+    is_available = staticmethod(lambda: False)
+class device: pass
+dtype = device
+"""
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_timm_is_imported_with_and_without_torchvisions_compiled_operations(tmp_path, loads):
+    """Its schemas are missing beside a torch for the CPU, and must not be defined twice."""
+    files = {
+        "torch/__init__.py": f"compiled_loads = {loads}{STANDS_FOR_TORCH}",
+        "torch/_dynamo.py": "",
+        "torchvision.py": "import torch\n"
+        "if not torch.compiled_loads and 'nms' not in torch.defined:\n"
+        "    raise RuntimeError('operator torchvision::nms does not exist')\n",
+        "timm.py": "import torchvision\n__version__ = '1'\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    program = (
+        "import runpy, torch\n"
+        f"names = runpy.run_path({str(CONTENDERS['timm-eager'].file)!r})\n"
+        "print(names['timm'].__version__, len(torch.defined))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.split() == ["1", "0" if loads else "14"], ran.stderr
+
+
 def test_what_cannot_be_used_is_named():
     values = json.dumps([values for values, _ in REFUSED])
     done = subprocess.run(
