@@ -82,7 +82,10 @@ class Job:
             return "", self.workdir
         match = _BUCKET.fullmatch(self.workdir)
         if match is None or {".", ".."} & set(match[2].split("/")):
-            raise UsageError(f"workdir must be gs://BUCKET/PATH, got {self.workdir!r}")
+            raise UsageError(
+                "workdir must be gs://BUCKET/PATH, a bucket's name in lower case and a path without "
+                f"dots alone, got {self.workdir!r}"
+            )
         return match[1], f"{BUCKETS}/{match[1]}{match[2]}"
 
     @property
