@@ -280,7 +280,7 @@ print(json.dumps(sentences))
 
 STANDS_FOR_TORCH = """
 defined = []
-Tensor = channels_last = contiguous_format = None
+dtype = object
 class library:
     class Library:
         def __init__(self, *arguments):
@@ -289,8 +289,6 @@ class library:
             defined.append(schema.partition("(")[0])
 class cuda:
     is_available = staticmethod(lambda: False)
-class device: pass
-dtype = device
 """
 
 

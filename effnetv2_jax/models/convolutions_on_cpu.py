@@ -46,22 +46,10 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Arr
 
     Fast where there are few channels, so that there is not much to copy.
     """
-    side_by_side = _all_side_by_side(x, kernel_size=kernel.shape[:2], stride=stride, pads=pads)
-    rows = kernel.reshape(-1, kernel.shape[-1])
+    taps = list(_taps(_padded(x, pads=pads), x.shape, kernel.shape, stride, pads))
+    side_by_side = jnp.concatenate([tap for *_, tap in taps], axis=-1)
+    rows = jnp.concatenate([kernel[i, j] for i, j, _ in taps])
     return lax.dot_general(side_by_side, rows, (((3,), (0,)), ((), ())))
-
-
-@functools.partial(isolated, static=("kernel_size", "stride", "pads"))
-def _all_side_by_side(x, *, kernel_size: tuple[int, ...], stride: int, pads: Pads):
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = (
-        (size - k) // stride for size, k in zip(x.shape[1:3], kernel_size, strict=True)
-    )
-    taps = [
-        x[:, i : i + height * stride + 1 : stride, j : j + width * stride + 1 : stride]
-        for i, j in itertools.product(*map(range, kernel_size))
-    ]
-    return jnp.concatenate(taps, axis=-1)
 
 
 @functools.partial(isolated, static=("shape", "stride", "pads"))

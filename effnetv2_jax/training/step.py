@@ -70,6 +70,7 @@ def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
 
 
 _SMALL = 1 << 14
+"""Numbers of an array, of which a program had better not make a kernel of its own."""
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
@@ -79,7 +80,7 @@ def _all_finite(tree: PyTree) -> jax.Array:
         tree: arrays of which devices have the same or, along ``fsdp``, their parts.
     """
     leaves = [x.reshape(-1) for x in jax.tree.leaves(tree)]
-    # Hundreds of small ones, each of which would be a kernel of its own.
+    # Hundreds, as one; the loss at least is one of them.
     small = jnp.concatenate([x for x in leaves if x.size < _SMALL])
     large = [x for x in leaves if x.size >= _SMALL]
     # 0 · x is 0 for all that is finite: one sum where isfinite would write an array of its own.

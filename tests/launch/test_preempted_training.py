@@ -7,27 +7,17 @@ import time
 
 import numpy as np
 import pytest
+import tiny_run
 
 from effnetv2_jax.training import checkpoint
 
 SEED = 0
 STEPS = 16
-BATCH = 64
-# Compiles in seconds. With stochastic depth, dropout and Mixup, and a crop of every image.
+BATCH = 64  # of tiny_run
 CONFIG = [
-    "--config=configs/digits.py",
-    "--config.model.name=efficientnetv2-tiny",
-    "--config.model.survival_prob=0.8",
-    "--config.schedule.num_stages=1",
-    "--config.schedule.image_size=(16,16)",
-    "--config.schedule.dropout_rate=(0.5,0.5)",
+    *tiny_run.CONFIG,
+    *tiny_run.QUICK,
     "--config.schedule.mixup_alpha=(0.2,0.2)",
-    f"--config.batch_size={BATCH}",
-    "--config.eval_batch_size=64",
-    "--config.eval_image_size=16",
-    "--config.data.augmentation=none",
-    "--config.data.eval_split=test[:64]",
-    "--config.log_every_steps=1",
     "--config.checkpoint.every_steps=2",
     f"--config.epochs={(STEPS + 0.5) * BATCH / 1437}",
 ]

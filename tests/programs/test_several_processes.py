@@ -22,6 +22,7 @@ from launch import local_pod
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = [
     *tiny_run.CONFIG,
+    *tiny_run.SGD,
     # Over all devices, as examples lie beside others where several processes read a batch.
     "--config.model.bn_group_size=0",
     "--config.checkpoint.every_steps=3",

@@ -125,6 +125,7 @@ def test_two_slices_of_two_processes_train_as_two_processes(tmp_path):
             *("--program", program, f"--processes={processes}", f"--devices_per_process={devices}"),
             "--",
             *tiny_run.CONFIG,
+            *tiny_run.SGD,
             *tiny_run.QUICK,
             "--config.model.bn_group_size=4",
             "--config.fsdp=2",
