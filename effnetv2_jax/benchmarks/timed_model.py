@@ -20,6 +20,7 @@ from effnetv2_jax.benchmarks.measure import (
 )
 from effnetv2_jax.benchmarks.model_step import make_model_step
 from effnetv2_jax.benchmarks.program_figures import memory_of, refused_sizes
+from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models import abstract_model, create_model, fold_batch_norm, model_info
 from effnetv2_jax.training import mesh as meshes
@@ -247,7 +248,8 @@ def prepare_inference(
 
     def compile() -> list[jax.stages.Compiled]:
         shapes = jax.eval_shape(halved, params)
-        return [jax.jit(infer).lower(shapes, batch_stats, images).compile()]
+        jitted = jax.jit(infer, compiler_options=compiler_options())
+        return [jitted.lower(shapes, batch_stats, images).compile()]
 
     def start(programs: list[jax.stages.Compiled]) -> Callable[[], Any]:
         _, params, batch_stats = functional(fold_batch_norm(create_model(model, **options)))

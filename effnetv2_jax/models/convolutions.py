@@ -126,28 +126,15 @@ def _product(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
-def _ungrouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    return _xla_conv(x, kernel, stride, pads)
-
-
 def _dense(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    default = functools.partial(_ungrouped, stride=stride, pads=pads)
-    # Images: with more channels, it depends on the shape which of the two is faster.
-    if x.shape[-1] > 4:
-        return default(x, kernel)
-    here = functools.partial(on_cpu.conv, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=here, default=default)
+    return _xla_conv(x, kernel, stride, pads)
 
 
 def _dense_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    in_channels, out_channels = kernel.shape[2:]
-    dx, dkernel = jax.vjp(functools.partial(_ungrouped, stride=stride, pads=pads), x, kernel)[1](dy)
-    # With few channels there is more to copy than to multiply.
-    if out_channels >= in_channels:
-        dkernel = on_cpu.kernel_gradient(x, dy, shape=kernel.shape, stride=stride, pads=pads)
-    if out_channels >= 2 * in_channels:
+    dx, dkernel = jax.vjp(functools.partial(_dense, stride=stride, pads=pads), x, kernel)[1](dy)
+    if stride > 1:
         dx = on_cpu.image_gradient(dy, kernel, shape=x.shape, stride=stride, pads=pads)
     return dx, dkernel
 
@@ -163,5 +150,5 @@ def _depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> j
 
 
 _PRODUCT = _Kind(_product, _product, on_cpu.product_gradients)
-_DENSE = _Kind(_dense, _ungrouped, _dense_gradients)
+_DENSE = _Kind(_dense, _dense, _dense_gradients)
 _DEPTHWISE = _Kind(_depthwise, _grouped, on_cpu.depthwise_gradients)

@@ -40,41 +40,6 @@ def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.dot_general(a, b, ((axes, axes), ((), ())))
 
 
-@functools.partial(isolated, static=("stride", "pads"))
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    """A dense convolution: what all taps see side by side, and one matrix product.
-
-    Fast where there are few channels, so that there is not much to copy.
-    """
-    taps = list(_taps(_padded(x, pads=pads), x.shape, kernel.shape, stride, pads))
-    side_by_side = jnp.concatenate([tap for *_, tap in taps], axis=-1)
-    rows = jnp.concatenate([kernel[i, j] for i, j, _ in taps])
-    return lax.dot_general(side_by_side, rows, (((3,), (0,)), ((), ())))
-
-
-@functools.partial(isolated, static=("shape", "stride", "pads"))
-def kernel_gradient(
-    x: jax.Array, dy: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads
-) -> jax.Array:
-    """Of a dense convolution by its kernel, which is of this shape.
-
-    One matrix product for each row of the kernel, of the row's columns side by side.
-    """
-    (rows, columns), (height, width) = shape[:2], dy.shape[1:3]
-    side_by_side = _side_by_side(x, columns=columns, width=width, stride=stride, pads=pads)
-    last = (height - 1) * stride + 1
-    # Not the other way round: dy is transposed in memory once for all rows.
-    products = [_over_pixels(dy, side_by_side[:, i : i + last : stride]).T for i in range(rows)]
-    return jnp.stack(products).reshape(shape)
-
-
-@functools.partial(isolated, static=("columns", "width", "stride", "pads"))
-def _side_by_side(x, *, columns: int, width: int, stride: int, pads: Pads):
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    last = (width - 1) * stride + 1
-    return jnp.concatenate([x[:, :, j : j + last : stride] for j in range(columns)], axis=-1)
-
-
 @functools.partial(isolated, static=("shape", "stride", "pads"))
 def image_gradient(
     dy: jax.Array, kernel: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads

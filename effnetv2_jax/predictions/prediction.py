@@ -1,12 +1,14 @@
 """Images → the classes that a network finds likeliest, batch after batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax import lax
 
+from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.data import pipeline
 from effnetv2_jax.data.named_images import NamedImage, named_source
 from effnetv2_jax.errors import UsageError
@@ -118,7 +120,7 @@ def make_predict_step(
         top: classes of each image, the likeliest first.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def predict_step(params: PyTree, batch_stats: PyTree, images: jax.Array):
         logits, _ = apply(params, batch_stats, normalize(images, mean, std), train=False)
         probabilities, classes = lax.top_k(jax.nn.softmax(logits), top)

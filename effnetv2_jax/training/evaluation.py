@@ -8,6 +8,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.training.agreement import STEPS_BEHIND, Agreement
 from effnetv2_jax.training.feed import Feed
@@ -69,7 +70,8 @@ def make_eval_step(
             in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXES)),
             out_specs=PartitionSpec(),
             check_vma=False,
-        )
+        ),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 

@@ -15,6 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.training.losses import LOSSES, targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, state_shardings, state_specs
 from effnetv2_jax.training.mixing import mix
@@ -108,10 +109,12 @@ class TrainStep:
             metrics); compiles once per image size.
         update: jitted, of (state, gradients, batch_stats, finite) → state, the old one donated;
             knows nothing of images and compiles once per run.
+        compiler_options: of both.
     """
 
     gradients: jax.stages.Wrapped
     update: jax.stages.Wrapped
+    compiler_options: dict[str, str]
 
     def __call__(
         self, state: TrainState, batch: Batch, scalars: StageScalars
@@ -266,7 +269,12 @@ def make_train_step(
         )(params, batch_stats, step, batch, scalars)
 
     update = functools.partial(_update, optimizer, ema_decay, mesh)
-    return TrainStep(jax.jit(compute_gradients), jax.jit(update, donate_argnums=0))
+    options = compiler_options(mesh.devices.flat[0].platform)
+    return TrainStep(
+        jax.jit(compute_gradients, compiler_options=options),
+        jax.jit(update, donate_argnums=0, compiler_options=options),
+        options,
+    )
 
 
 def _update(

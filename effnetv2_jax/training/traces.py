@@ -9,6 +9,7 @@ every module that its trace may have passed through are the same.
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -102,10 +103,11 @@ def kept(train_step: TrainStep, traces: Traces) -> TrainStep:
     def update(state, gradients, batch_stats, finite) -> PyTree:
         return state
 
+    options = train_step.compiler_options
     # Not all that jitted functions can do, but all that is asked of these.
     functions: dict[str, Any] = {
-        "gradients": _Kept(train_step.gradients, "gradients", traces, gradients),
-        "update": _Kept(train_step.update, "update", traces, update, donates_first=True),
+        "gradients": _Kept(train_step.gradients, "gradients", traces, gradients, options),
+        "update": _Kept(train_step.update, "update", traces, update, options, donates_first=True),
     }
     return dataclasses.replace(train_step, **functions)
 
@@ -118,6 +120,7 @@ class _Kept:
         name: of it.
         traces: where.
         like: of the arguments → a tree like the result, of arrays that lie on the mesh alike.
+        compiler_options: that it is compiled with.
         donates_first: whether the first argument is donated.
     """
 
@@ -127,13 +130,16 @@ class _Kept:
         name: str,
         traces: Traces,
         like: Callable[..., PyTree],
+        compiler_options: dict[str, str],
         *,
         donates_first: bool = False,
     ):
-        self._function = function
+        # As it was before it was jitted: JAX takes no options of what is within another program.
+        self._function = inspect.unwrap(function)
         self._name = name
         self._traces = traces
         self._like = like
+        self._compiler_options = compiler_options
         self._donates_first = donates_first
         self._programs: dict[Any, tuple[jax.stages.Wrapped, Any]] = {}
 
@@ -173,6 +179,7 @@ class _Kept:
         jitted = jax.jit(
             program,
             donate_argnums=tuple(donated),
+            compiler_options=self._compiler_options,
             out_shardings=[x.sharding for x in jax.tree.leaves(expected)],
         )
         return jitted, result_structure

@@ -159,19 +159,18 @@ def test_second_derivatives():
 
 
 @pytest.mark.parametrize(
-    # With few channels, and depthwise, there are products alone.
-    ("kind", "on_cpu"),
-    [("conv 3 → 8", 0), ("conv 5 → 10", 1), ("depthwise", 0)],
+    ("kind", "stride", "on_cpu"),
+    [("conv 3 → 8", 1, 3), ("conv 3 → 8", 2, 2), ("depthwise", 1, 0), ("depthwise", 2, 0)],
 )
-def test_each_platform_gets_its_own_lowering(kind, on_cpu):
+def test_each_platform_gets_its_own_lowering(kind, stride, on_cpu):
     function, x, kernel = arguments(kind, 3)
 
     def lowered(platform):
-        program = jax.jit(lambda x, kernel: with_gradients(function, x, kernel))
+        program = jax.jit(lambda x, kernel: with_gradients(function, x, kernel, stride=stride))
         return export.export(program, platforms=[platform])(x, kernel).mlir_module()
 
     convolutions_of = {p: lowered(p).count("stablehlo.convolution") for p in ("cpu", "tpu", "cuda")}
-    # Forward and two gradients; on CPU, the forward pass alone.
+    # Forward and two gradients, of which some are sums and products on CPU.
     assert convolutions_of == {"cpu": on_cpu, "tpu": 3, "cuda": 3}
 
 
