@@ -286,16 +286,32 @@ def _update(
     batch_stats: PyTree,
     finite: jax.Array,
 ) -> TrainState:
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    # Warm-up of tf.train.ExponentialMovingAverage: the average follows closely at first.
-    decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-    ema_params, ema_batch_stats = optax.incremental_update(
-        (params, batch_stats), (state.ema_params, state.ema_batch_stats), 1.0 - decay
-    )
-    updated = TrainState(step, params, batch_stats, opt_state, ema_params, ema_batch_stats)
-    kept = dataclasses.replace(state, step=step)
-    state = jax.tree.map(lambda new, old: jnp.where(finite > 0, new, old), updated, kept)
+    def updated(taken: jax.Array | bool) -> TrainState:
+        """The state after the step or, where it is not taken, as it was, but for the step."""
+
+        def chosen(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old)
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        # Not the sum but what is added: so XLA makes one loop of a parameter's whole update.
+        updates = jax.tree.map(lambda update: jnp.where(taken, update, 0.0), updates)
+        params = optax.apply_updates(state.params, updates)
+        opt_state, new_stats = chosen((opt_state, batch_stats), (state.opt_state, state.batch_stats))
+        step = state.step + 1
+        # Warm-up of tf.train.ExponentialMovingAverage: the average follows closely at first.
+        decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+        ema_params, ema_batch_stats = optax.incremental_update(
+            (params, new_stats),
+            (state.ema_params, state.ema_batch_stats),
+            jnp.where(taken, 1.0 - decay, 0.0),
+        )
+        return TrainState(step, params, new_stats, opt_state, ema_params, ema_batch_stats)
+
+    def updated_or_left() -> TrainState:
+        left = dataclasses.replace(state, step=state.step + 1)
+        return lax.cond(finite > 0, lambda: updated(True), lambda: left)
+
+    # A branch lets XLA on CPU write over the old state, which it would copy; on TPU, it copies more.
+    state = lax.platform_dependent(cpu=updated_or_left, default=lambda: updated(finite > 0))
     # Arithmetic on single numbers: every device does its part of the state alone.
     return lax.with_sharding_constraint(state, state_shardings(state, mesh))
