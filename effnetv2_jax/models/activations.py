@@ -1,5 +1,6 @@
 """Activations, and what batch norm does before them: a scale and a shift for every channel."""
 
+import dataclasses
 import functools
 
 import jax
@@ -57,6 +58,82 @@ def _scale_shift_backward(activation, dtype, residuals, dy):
 
 
 scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "scale", "shift", "gate"],
+    meta_fields=["activation", "dtype"],
+)
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where an activation comes from: what ``scale_shift`` takes, and a gate.
+
+    On TPU, moving an activation to memory and back costs more than to compute it again in what
+    reads it. So whatever needs it for a gradient is given its origin as well, of which training
+    keeps x, which batch norm needs in any case.
+
+    Attributes:
+        x: as for ``scale_shift``.
+        scale: likewise.
+        shift: likewise.
+        activation: likewise.
+        dtype: likewise.
+        gate: [batch, 1, 1, channels], by which the activation was multiplied; None for none.
+    """
+
+    x: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+    activation: str | None
+    dtype: jnp.dtype
+    gate: jax.Array | None = None
+
+    def value(self) -> jax.Array:
+        """The activation, without gate."""
+        return scale_shift(self.x, self.scale, self.shift, self.activation, self.dtype)
+
+    def anew(self, value: jax.Array) -> jax.Array:
+        """The activation with its gate, in a backward pass.
+
+        Args:
+            value: as the forward pass had it, which is kept only where it is what is returned.
+        """
+        return lax.platform_dependent(
+            self, value, tpu=Origin._computed_again, default=lambda _, value: value
+        )
+
+    def _computed_again(self, _: jax.Array) -> jax.Array:
+        # Behind the barrier: XLA would find that it has it already, and keep it.
+        x = lax.optimization_barrier(self.x)
+        value = dataclasses.replace(self, x=x).value()
+        return value if self.gate is None else value * self.gate
+
+
+@jax.custom_vjp
+def gated(x: jax.Array, gate: jax.Array, origin: Origin | None) -> jax.Array:
+    """x · gate.
+
+    Args:
+        x: [batch, height, width, channels].
+        gate: [batch, 1, 1, channels].
+        origin: of x, if it has one.
+    """
+    return x * gate
+
+
+def _gated_forward(x, gate, origin):
+    return gated(x, gate, origin), (x, gate, origin)
+
+
+def _gated_backward(residuals, dy):
+    x, gate, origin = residuals
+    x = x if origin is None else origin.anew(x)
+    dgate = (dy * x).sum((1, 2), keepdims=True, dtype=jnp.float32)
+    return dy * gate, dgate.astype(gate.dtype), None
+
+
+gated.defvjp(_gated_forward, _gated_backward)
 
 
 def _forward(x, scale, shift, *, activation: str | None, dtype):

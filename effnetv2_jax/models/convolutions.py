@@ -16,6 +16,7 @@ import jax
 from jax import lax
 
 from effnetv2_jax.models import convolutions_on_cpu as on_cpu
+from effnetv2_jax.models.activations import Origin
 from effnetv2_jax.models.convolutions_on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
@@ -28,7 +29,13 @@ is PyTorch's, (kernel_size − 1) / 2 on both sides, which networks that were tr
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: str = "same",
+    origin: Origin | None = None,
+) -> jax.Array:
     """A dense convolution; of 1 × 1 px and stride 1, a matrix product.
 
     Args:
@@ -36,17 +43,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same"
         kernel: [kernel_height, kernel_width, in_channels, out_channels], of x's dtype.
         stride: of both spatial axes.
         padding: one of ``PADDINGS``.
+        origin: of x, if it has one.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), out_channels], of x's dtype.
     """
     is_product = kernel.shape[:2] == (1, 1) and stride == 1
     kind = _PRODUCT if is_product else _DENSE
-    return _convolved(x, kernel, kind, stride, _pads(x, kernel, stride, padding))
+    return _convolved(x, kernel, origin, kind, stride, _pads(x, kernel, stride, padding))
 
 
 def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same"
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: str = "same",
+    origin: Origin | None = None,
 ) -> jax.Array:
     """A depthwise convolution, of multiplier 1.
 
@@ -55,11 +67,12 @@ def depthwise_conv(
         kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
         stride: of both spatial axes.
         padding: one of ``PADDINGS``.
+        origin: of x, if it has one.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
     """
-    return _convolved(x, kernel, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
+    return _convolved(x, kernel, origin, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
 
 
 def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> Pads:
@@ -100,22 +113,28 @@ class _Kind:
     gradients_on_cpu: Callable[..., tuple[jax.Array, jax.Array]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolved(x: jax.Array, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _convolved(
+    x: jax.Array, kernel: jax.Array, origin: Origin | None, kind: _Kind, stride: int, pads: Pads
+) -> jax.Array:
     return kind.forward(x, kernel, stride=stride, pads=pads)
 
 
-def _convolved_forward(x, kernel, kind, stride, pads):
-    return _convolved(x, kernel, kind, stride, pads), (x, kernel)
+def _convolved_forward(x, kernel, origin, kind, stride, pads):
+    return _convolved(x, kernel, origin, kind, stride, pads), (x, kernel, origin)
 
 
 def _convolved_backward(kind, stride, pads, residuals, dy):
+    x, kernel, origin = residuals
+    x = x if origin is None else origin.anew(x)
+
     def derived(x, kernel, dy):
         forward = functools.partial(kind.derived, stride=stride, pads=pads)
         return jax.vjp(forward, x, kernel)[1](dy)
 
     here = functools.partial(kind.gradients_on_cpu, stride=stride, pads=pads)
-    return lax.platform_dependent(*residuals, dy, cpu=here, default=derived)
+    dx, dkernel = lax.platform_dependent(x, kernel, dy, cpu=here, default=derived)
+    return dx, dkernel, None
 
 
 _convolved.defvjp(_convolved_forward, _convolved_backward)

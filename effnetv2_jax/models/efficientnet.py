@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models.activations import ACTIVATIONS
+from effnetv2_jax.models.activations import ACTIVATIONS, Origin
 from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
@@ -42,15 +42,24 @@ class ConvNorm(nnx.Module):
         self.norm: BatchNorm | None = norm
         self.activation = activation
 
-    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        x = self.conv(x)
+    def __call__(
+        self, x: jax.Array, *, train: bool | None = None, origin: Origin | None = None
+    ) -> jax.Array:
+        return self.with_origin(x, train=train, origin=origin)[0]
+
+    def with_origin(
+        self, x: jax.Array, *, train: bool | None = None, origin: Origin | None = None
+    ) -> tuple[jax.Array, Origin | None]:
+        """The result and its origin, of an input and, if it has one, its own."""
+        x = self.conv(x, origin)
         if self.norm is not None:
-            return self.norm(x, train=train, activation=self.activation)
+            origin = self.norm.origin(x, train=train, activation=self.activation)
+            return origin.value(), origin
         if train:
             raise UsageError(
                 "a model with folded batch norm cannot be trained: train must be False"
             )
-        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+        return x if self.activation is None else ACTIVATIONS[self.activation](x), None
 
 
 def _squeeze_excite(
@@ -171,12 +180,13 @@ class MBConv(_Residual):
         self.project = ConvNorm(conv(expanded, filters), norm(filters))
 
     def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
+        origin = None
         if self.expand is not None:
-            x = self.expand(x, train=train)
-        x = self.depthwise(x, train=train)
+            x, origin = self.expand.with_origin(x, train=train)
+        x, origin = self.depthwise.with_origin(x, train=train, origin=origin)
         if self.se is not None:
-            x = self.se(x)
-        return self.project(x, train=train)
+            x, origin = self.se.with_origin(x, origin)
+        return self.project(x, train=train, origin=origin)
 
 
 class FusedMBConv(_Residual):
@@ -232,11 +242,12 @@ class FusedMBConv(_Residual):
             self.project = ConvNorm(spatial(in_filters, filters), norm(filters), activation)
 
     def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
+        origin = None
         if self.expand is not None:
-            x = self.expand(x, train=train)
+            x, origin = self.expand.with_origin(x, train=train)
         if self.se is not None:
-            x = self.se(x)
-        return self.project(x, train=train)
+            x, origin = self.se.with_origin(x, origin)
+        return self.project(x, train=train, origin=origin)
 
 
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}

@@ -3,6 +3,7 @@
 Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computation.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import convolutions
-from effnetv2_jax.models.activations import ACTIVATIONS, scale_shift
+from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated
 
 # Of one mesh axis or of several.
 AxisName = str | tuple[str, ...]
@@ -188,10 +189,15 @@ class Conv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out]."""
+    def __call__(self, x: jax.Array, origin: Origin | None = None) -> jax.Array:
+        """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out].
+
+        Args:
+            x: the input.
+            origin: of x, if it has one of this dtype.
+        """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        x = convolutions.conv(x, kernel, self.stride, self.padding)
+        x = convolutions.conv(x, kernel, self.stride, self.padding, origin)
         x = checkpoint_name(x, CONVOLUTION)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
@@ -225,10 +231,15 @@ class DepthwiseConv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels]."""
-        kernel = self.kernel[...].astype(self.dtype)
-        x = convolutions.depthwise_conv(x.astype(self.dtype), kernel, self.stride, self.padding)
+    def __call__(self, x: jax.Array, origin: Origin | None = None) -> jax.Array:
+        """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels].
+
+        Args:
+            x: the input.
+            origin: of x, if it has one of this dtype.
+        """
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        x = convolutions.depthwise_conv(x, kernel, self.stride, self.padding, origin)
         x = checkpoint_name(x, CONVOLUTION)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
@@ -282,6 +293,12 @@ class BatchNorm(nnx.Module):
                 ``.train()`` or ``.eval()`` said last (a new module is in evaluation mode).
             activation: of the result, a name in ``ACTIVATIONS``; None for none.
         """
+        return self.origin(x, train=train, activation=activation).value()
+
+    def origin(
+        self, x: jax.Array, *, train: bool | None = None, activation: str | None = None
+    ) -> Origin:
+        """Of what a call with the same arguments returns."""
         if train is None:
             train = not self.use_running_average
         if train:
@@ -291,7 +308,7 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return scale_shift(x, scale, self.bias[...] - mean * scale, activation, self.dtype)
+        return Origin(x, scale, self.bias[...] - mean * scale, activation, self.dtype)
 
     def _moved(self, average: nnx.BatchStat, value: jax.Array) -> jax.Array:
         return self.momentum * average[...] + (1 - self.momentum) * value
@@ -358,7 +375,13 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, channels] to the same shape."""
+        return self.with_origin(x, None)[0]
+
+    def with_origin(self, x: jax.Array, origin: Origin | None) -> tuple[jax.Array, Origin | None]:
+        """The result and its origin, of an input and its own."""
         # The mean of many bfloat16 numbers needs a float32 sum.
         gate = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
         gate = ACTIVATIONS[self.activation](self.reduce(gate))
-        return x * jax.nn.sigmoid(self.expand(gate))
+        gate = jax.nn.sigmoid(self.expand(gate))
+        gated_origin = None if origin is None else dataclasses.replace(origin, gate=gate)
+        return gated(x, gate, origin), gated_origin

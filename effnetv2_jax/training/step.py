@@ -288,15 +288,15 @@ def _update(
 ) -> TrainState:
     def updated(taken: jax.Array | bool) -> TrainState:
         """The state after the step or, where it is not taken, as it was, but for the step."""
-
-        def chosen(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old)
-
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Not the sum but what is added: so XLA makes one loop of a parameter's whole update.
         updates = jax.tree.map(lambda update: jnp.where(taken, update, 0.0), updates)
         params = optax.apply_updates(state.params, updates)
-        opt_state, new_stats = chosen((opt_state, batch_stats), (state.opt_state, state.batch_stats))
+        opt_state, new_stats = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            (opt_state, batch_stats),
+            (state.opt_state, state.batch_stats),
+        )
         step = state.step + 1
         # Warm-up of tf.train.ExponentialMovingAverage: the average follows closely at first.
         decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
@@ -311,7 +311,7 @@ def _update(
         left = dataclasses.replace(state, step=state.step + 1)
         return lax.cond(finite > 0, lambda: updated(True), lambda: left)
 
-    # A branch lets XLA on CPU write over the old state, which it would copy; on TPU, it copies more.
+    # With a branch, XLA on CPU writes over the old state in place of copying it; on TPU, it copies.
     state = lax.platform_dependent(cpu=updated_or_left, default=lambda: updated(finite > 0))
     # Arithmetic on single numbers: every device does its part of the state alone.
     return lax.with_sharding_constraint(state, state_shardings(state, mesh))

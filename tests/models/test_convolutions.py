@@ -10,7 +10,7 @@ from jax import export, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.models import convolutions
-from effnetv2_jax.models.activations import ACTIVATIONS, scale_shift
+from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated, scale_shift
 
 KINDS = {
     # out channels of in channels: narrower, as wide, wider, much wider.
@@ -210,3 +210,51 @@ def test_what_is_isolated_stays_a_call_on_cpu():
     text = jax.jit(block).lower(x, kernel).compile().as_text()
     assert text.count(" tanh(") == 1
     assert " call(" in text
+
+
+def with_origin(x, scale, shift, gate, kernel):
+    """What a block does after its first convolution, by our functions."""
+    origin = Origin(x, scale, shift, "silu", x.dtype)
+    z = convolutions.depthwise_conv(origin.value(), kernel["depthwise"], origin=origin)
+    origin = Origin(z, scale, shift, "silu", x.dtype)
+    gated_value = gated(origin.value(), gate, origin)
+    origin = Origin(z, scale, shift, "silu", x.dtype, gate)
+    return convolutions.conv(gated_value, kernel["project"], origin=origin)
+
+
+def without_origin(x, scale, shift, gate, kernel):
+    """The same by XLA's functions and JAX's derivatives."""
+    z = reference(jax.nn.silu(x * scale + shift), kernel["depthwise"])
+    return reference(jax.nn.silu(z * scale + shift) * gate, kernel["project"])
+
+
+def of_a_block():
+    kernel = {"depthwise": normal(4, 3, 3, 1, 6), "project": normal(5, 1, 1, 6, 4)}
+    gate = jax.nn.sigmoid(normal(3, 2, 1, 1, 6))
+    return normal(0, 2, 5, 4, 6), normal(1, 6), normal(2, 6), gate, kernel
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_an_origin_changes_no_gradient(monkeypatch, platform):
+    """Neither where it is not used nor, as on TPU, where activations are computed again from it."""
+
+    def choose(*arguments, default, **by_platform):
+        return by_platform.get(platform, default)(*arguments)
+
+    monkeypatch.setattr(lax, "platform_dependent", choose)
+
+    def gradients(block):
+        out, pull = jax.vjp(block, *of_a_block())
+        return jax.tree.leaves((out, pull(jnp.cos(out))))
+
+    assert_close(gradients(with_origin), gradients(without_origin), 1e-5)
+
+
+def test_an_activation_is_computed_again_on_tpu_alone():
+    def lowered(platform):
+        block = jax.jit(jax.grad(lambda *arguments: with_origin(*arguments).sum(), range(5)))
+        return export.export(block, platforms=[platform])(*of_a_block()).mlir_module()
+
+    again = {p: lowered(p).count("stablehlo.optimization_barrier") for p in ("cpu", "tpu", "cuda")}
+    # For the gradients of the two convolutions and of the gate.
+    assert again == {"cpu": 0, "tpu": 3, "cuda": 0}
