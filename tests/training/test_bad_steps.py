@@ -124,6 +124,38 @@ def sums(finite, loss=1.0):
     return {"finite": np.float32(finite), "loss": np.float32(loss * 4), "count": np.float32(4)}
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_every_platform_updates_alike(monkeypatch, finite):
+    """By a branch on CPU, by a choice for every number elsewhere."""
+    state, _, mesh = setup(devices=1)
+    optimizer = programs(devices=1)[2]
+    number = 1.0 if finite else np.nan
+    gradients = jax.tree.map(
+        lambda x: number * jnp.cos(jnp.arange(x.size)).reshape(x.shape), state.params
+    )
+
+    def updated(platform):
+        def choose(*arguments, default, **by_platform):
+            return by_platform.get(platform, default)(*arguments)
+
+        monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+        train_step = make_train_step(
+            apply, optimizer, mesh=mesh, num_classes=CLASSES, ema_decay=0.5, **FAMILY
+        )
+        copy = jax.tree.map(jnp.copy, state)
+        return train_step.update(copy, gradients, {"mean": number * jnp.ones(3)}, float(finite))
+
+    on_cpu, on_tpu = updated("cpu"), updated("tpu")
+    assert on_cpu.step == on_tpu.step == state.step + 1
+    if finite:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), on_cpu, on_tpu)
+        assert not (on_cpu.params["bias"] == state.params["bias"]).any()
+        np.testing.assert_array_equal(on_cpu.batch_stats["mean"], 1.0)
+    else:
+        assert_same_but_for_step(on_cpu, state)
+        assert_same_but_for_step(on_tpu, state)
+
+
 def test_steps_in_a_row_are_counted_and_a_good_one_ends_the_row():
     bad_steps = BadSteps(3)
     for step, finite in enumerate([1, 0, 0, 1, 0, 0], start=1):
