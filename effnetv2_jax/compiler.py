@@ -32,7 +32,7 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
 @functools.cache
 def _is_understood(platform: str, name: str, value: str) -> bool:
     try:
-        with jax.default_device(jax.devices(platform)[0]):
+        with jax.default_device(jax.local_devices(backend=platform)[0]):
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False

@@ -103,11 +103,11 @@ class Origin:
             self, value, tpu=Origin._computed_again, default=lambda _, value: value
         )
 
-    def _computed_again(self, _: jax.Array) -> jax.Array:
+    def _computed_again(self, like: jax.Array) -> jax.Array:
         # Behind the barrier: XLA would find that it has it already, and keep it.
         x = lax.optimization_barrier(self.x)
         value = dataclasses.replace(self, x=x).value()
-        return value if self.gate is None else value * self.gate
+        return (value if self.gate is None else value * self.gate).astype(like.dtype)
 
 
 @jax.custom_vjp

@@ -1,8 +1,8 @@
 """Convolutions and their gradients as XLA on CPU is fast with.
 
-XLA's own grouped convolution is slow there, and so is its gradient of any convolution by the
-kernel. A depthwise convolution is a sum of shifted products here, gradients are matrix products, or
-sums of images (docs/performance.md has what was measured).
+XLA's own grouped convolution is slow there, and so is its gradient of a strided one by the image.
+A depthwise convolution is a sum of shifted products here, gradients are matrix products, or sums of
+images. Dense ones are XLA's (docs/performance.md has what was measured).
 
 Arrays are NHWC, kernels HWIO. All functions take padding as numbers, by keyword.
 """

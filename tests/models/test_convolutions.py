@@ -13,12 +13,8 @@ from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated, scale_shift
 
 KINDS = {
-    # out channels of in channels: narrower, as wide, wider, much wider.
     "conv 6 → 4": (convolutions.conv, 6, 4),
-    "conv 4 → 4": (convolutions.conv, 4, 4),
-    "conv 4 → 6": (convolutions.conv, 4, 6),
     "conv 3 → 8": (convolutions.conv, 3, 8),
-    "conv 5 → 10": (convolutions.conv, 5, 10),
     "depthwise": (convolutions.depthwise_conv, 3, 3),
 }
 
