@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 TESTS = pathlib.Path(__file__).resolve().parent
 
 # Before JAX starts: the mesh tests need devices, and compiling is most of the suite's time.
@@ -34,3 +36,17 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     places = {TESTS / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture
+def as_if_on(monkeypatch):
+    """Of a platform's name: what is traced from then on takes that platform's way, on this one."""
+    import jax  # after the environment above
+
+    def choose_for(platform):
+        def chosen(*arguments, default, **by_platform):
+            return by_platform.get(platform, default)(*arguments)
+
+        monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+
+    return choose_for

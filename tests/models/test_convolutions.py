@@ -231,13 +231,9 @@ def of_a_block():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_an_origin_changes_no_gradient(monkeypatch, platform):
+def test_an_origin_changes_no_gradient(as_if_on, platform):
     """Neither where it is not used nor, as on TPU, where activations are computed again from it."""
-
-    def choose(*arguments, default, **by_platform):
-        return by_platform.get(platform, default)(*arguments)
-
-    monkeypatch.setattr(lax, "platform_dependent", choose)
+    as_if_on(platform)
 
     def gradients(block):
         out, pull = jax.vjp(block, *of_a_block())

@@ -125,7 +125,7 @@ def sums(finite, loss=1.0):
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_every_platform_updates_alike(monkeypatch, finite):
+def test_every_platform_updates_alike(as_if_on, finite):
     """By a branch on CPU, by a choice for every number elsewhere."""
     state, _, mesh = setup(devices=1)
     optimizer = programs(devices=1)[2]
@@ -135,10 +135,7 @@ def test_every_platform_updates_alike(monkeypatch, finite):
     )
 
     def updated(platform):
-        def choose(*arguments, default, **by_platform):
-            return by_platform.get(platform, default)(*arguments)
-
-        monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+        as_if_on(platform)
         train_step = make_train_step(
             apply, optimizer, mesh=mesh, num_classes=CLASSES, ema_decay=0.5, **FAMILY
         )
