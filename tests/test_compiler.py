@@ -1,11 +1,14 @@
 """XLA's options against what XLA makes of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
 from effnetv2_jax import compiler
+from effnetv2_jax.models.layers import global_average_pool
 
 
 def compiled(options):
@@ -32,6 +35,23 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     name = next(iter(known))
     monkeypatch.setitem(compiler.OPTIONS, "cpu", {name: "NO_SUCH_VALUE"})
     assert compiler.compiler_options("cpu") == {}
+
+
+def test_a_mean_does_not_take_the_products_around_it_to_that_library():
+    def head(pool, x, kernel):
+        return jax.nn.silu(pool(jax.nn.silu(x @ kernel)) @ kernel)
+
+    x, kernel = jnp.ones((16, 4, 4, 64)), jnp.ones((64, 64))
+
+    def products(pool):
+        options = compiler.compiler_options()
+        program = jax.jit(functools.partial(head, pool), compiler_options=options)
+        _, entry = program.lower(x, kernel).compile().as_text().split("\nENTRY")
+        return entry.count(" dot(")
+
+    assert products(global_average_pool) == 2
+    # Where this fails, XLA may do without.
+    assert products(lambda x: x.mean((1, 2))) < 2
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -1,8 +1,9 @@
 """Convolutions and their gradients as XLA on CPU is fast with.
 
 XLA's own grouped convolution is slow there, and so is its gradient of a strided one by the image.
-A depthwise convolution is a sum of shifted products here, gradients are matrix products, or sums of
-images. Dense ones are XLA's (docs/performance.md has what was measured).
+A depthwise convolution is a sum of shifted products here, as is a dense one of an image's three
+channels; gradients are matrix products, or sums of images. Other dense ones are XLA's
+(docs/performance.md has what was measured).
 
 Arrays are NHWC, kernels HWIO. All functions take padding as numbers, by keyword.
 """
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from effnetv2_jax.models.activations import ACTIVATIONS
 from effnetv2_jax.models.isolation import isolated
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -68,7 +70,7 @@ def depthwise_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Of a depthwise convolution, by x and by its kernel."""
     products = _products_by_tap(
-        _padded(x, pads=pads),
+        jnp.pad(x, ((0, 0), *pads, (0, 0))),
         dy,
         shape=x.shape,
         kernel_size=kernel.shape[:2],
@@ -81,7 +83,7 @@ def depthwise_gradients(
         (top, bottom), (left, right) = pads
         rows, columns = (size - 1 for size in kernel.shape[:2])
         ends = (rows - top, rows - bottom), (columns - left, columns - right)
-        return depthwise_conv(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
+        return conv_by_taps(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
 
     def forward(x):
         return _summed_taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, x.shape, stride, pads)
@@ -89,26 +91,59 @@ def depthwise_gradients(
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)[0], dkernel
 
 
-@functools.partial(isolated, static=("stride", "pads"))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    """The sum over the kernel's taps of shifted images."""
-    return _summed_taps(_padded(x, pads=pads), kernel, x.shape, stride, pads)
+def conv_by_taps(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int,
+    pads: Pads,
+    activation: str | None = None,
+) -> jax.Array:
+    """The sum over a kernel's taps of shifted images, for few input channels of each output.
+
+    Args:
+        x: [batch, height, width, channels].
+        kernel: [kernel height, kernel width, channels that an output sees, out_channels].
+        bias: [out_channels], added in the same loop; None for none.
+        stride: of both spatial axes.
+        pads: of both.
+        activation: of the sum, in the same loop; a name in ``ACTIVATIONS``, or None.
+    """
+    # Not isolated: where x is computed by a loop, it had better write into the padded array.
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    return _tapped(
+        padded, kernel, bias, shape=x.shape, stride=stride, pads=pads, activation=activation
+    )
+
+
+@functools.partial(isolated, static=("shape", "stride", "pads", "activation"))
+def _tapped(
+    padded: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    *,
+    shape: tuple[int, ...],
+    stride: int,
+    pads: Pads,
+    activation: str | None,
+) -> jax.Array:
+    y = _summed_taps(padded, kernel, shape, stride, pads)
+    y = y if bias is None else y + bias
+    return y if activation is None else ACTIVATIONS[activation](y)
 
 
 def _summed_taps(
     padded: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, pads: Pads
 ) -> jax.Array:
-    taps = _taps(padded, shape, kernel.shape, stride, pads)
     # As everywhere, sums of bfloat16 numbers are float32.
-    kernel = kernel.astype(jnp.float32)
-    products = [tap.astype(jnp.float32) * kernel[i, j, 0] for i, j, tap in taps]
+    padded32, kernel = padded.astype(jnp.float32), kernel.astype(jnp.float32)
+    products = [
+        channels * kernel[i, j, k]
+        for i, j, tap in _taps(padded32, shape, kernel.shape, stride, pads)
+        for k, channels in enumerate(jnp.split(tap, kernel.shape[2], axis=-1))
+    ]
     return functools.reduce(operator.add, products).astype(padded.dtype)
-
-
-@functools.partial(isolated, static="pads")
-def _padded(x: jax.Array, *, pads: Pads) -> jax.Array:
-    # In memory: within a loop over many taps, it would be a condition for each of them.
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 _MAX_TERMS = 16

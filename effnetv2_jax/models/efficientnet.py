@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models.activations import ACTIVATIONS, Origin
+from effnetv2_jax.models.activations import Origin
 from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
 from effnetv2_jax.models.layers import (
@@ -23,6 +23,7 @@ from effnetv2_jax.models.layers import (
     check_images,
     dense_kernel_init,
     dropout,
+    global_average_pool,
     stochastic_depth,
     uniform_by_example,
 )
@@ -51,15 +52,15 @@ class ConvNorm(nnx.Module):
         self, x: jax.Array, *, train: bool | None = None, origin: Origin | None = None
     ) -> tuple[jax.Array, Origin | None]:
         """The result and its origin, of an input and, if it has one, its own."""
-        x = self.conv(x, origin)
         if self.norm is not None:
+            x = self.conv(x, origin)
             origin = self.norm.origin(x, train=train, activation=self.activation)
             return origin.value(), origin
         if train:
             raise UsageError(
                 "a model with folded batch norm cannot be trained: train must be False"
             )
-        return x if self.activation is None else ACTIVATIONS[self.activation](x), None
+        return self.conv(x, activation=self.activation), None
 
 
 def _squeeze_excite(
@@ -399,7 +400,7 @@ class EfficientNet(nnx.Module):
         training = self._is_training(train)
         rngs = self.rngs if rngs is None else rngs
         x, _ = self._body(images, training, rngs, index)
-        x = self.head(x, train=training).mean((1, 2), dtype=jnp.float32)
+        x = global_average_pool(self.head(x, train=training))
         if self.classifier is None:
             return x
         rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate

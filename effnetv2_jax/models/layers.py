@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated
+from effnetv2_jax.models.isolation import isolated
 
 # Of one mesh axis or of several.
 AxisName = str | tuple[str, ...]
@@ -156,6 +157,16 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Means over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
+    # By itself on CPU: XLA would hand the products before and after it to YNNPACK as well.
+    return lax.platform_dependent(x, cpu=isolated(_pixel_means), default=_pixel_means)
+
+
+def _pixel_means(x: jax.Array) -> jax.Array:
+    return x.mean((1, 2), dtype=jnp.float32)
+
+
 class Conv(nnx.Module):
     """A dense convolution.
 
@@ -189,17 +200,21 @@ class Conv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, origin: Origin | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, origin: Origin | None = None, activation: str | None = None
+    ) -> jax.Array:
         """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out].
 
         Args:
             x: the input.
             origin: of x, if it has one of this dtype.
+            activation: of the result, a name in ``ACTIVATIONS``; None for none.
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         x = convolutions.conv(x, kernel, self.stride, self.padding, origin)
         x = checkpoint_name(x, CONVOLUTION)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        x = x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        return x if activation is None else ACTIVATIONS[activation](x)
 
 
 class DepthwiseConv(nnx.Module):
@@ -231,17 +246,25 @@ class DepthwiseConv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, origin: Origin | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, origin: Origin | None = None, activation: str | None = None
+    ) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels].
 
         Args:
             x: the input.
             origin: of x, if it has one of this dtype.
+            activation: of the result, a name in ``ACTIVATIONS``; None for none.
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            bias = self.bias[...].astype(self.dtype)
+            return convolutions.biased_depthwise_conv(
+                x, kernel, bias, self.stride, self.padding, activation
+            )
         x = convolutions.depthwise_conv(x, kernel, self.stride, self.padding, origin)
         x = checkpoint_name(x, CONVOLUTION)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        return x if activation is None else ACTIVATIONS[activation](x)
 
 
 class BatchNorm(nnx.Module):

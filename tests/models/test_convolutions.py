@@ -1,6 +1,8 @@
 """Our convolutions and activations against XLA's own and what JAX derives from them."""
 
+import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,42 @@ def test_bfloat16_is_as_exact_as_xlas(kind):
     equal_to_reference(kind, 3, options, [(2, 6, 6)], jnp.bfloat16, tolerance=2e-2)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_a_bias_and_an_activation_are_what_comes_after_a_convolution(
+    as_if_on, platform, activation
+):
+    """Also of its gradients, which somebody may want of a network with folded batch norm."""
+    as_if_on(platform)
+    x, kernel, bias = normal(0, 2, 5, 8, 3), normal(1, 3, 3, 1, 3), normal(2, 3)
+
+    def gradients(function):
+        out, pull = jax.vjp(function, x, kernel, bias)
+        return out, *pull(jnp.cos(out))
+
+    def plain(x, kernel, bias):
+        y = reference(x, kernel, 2, "symmetric") + bias
+        return y if activation is None else ACTIVATIONS[activation](y)
+
+    ours = functools.partial(
+        convolutions.biased_depthwise_conv, stride=2, padding="symmetric", activation=activation
+    )
+    assert_close(gradients(ours), gradients(plain), 1e-6)
+
+
+def test_on_cpu_bias_and_activation_are_in_the_loop_that_convolves():
+    x, kernel, bias = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 1, 4), normal(2, 4)
+
+    @jax.jit
+    def block(x, kernel, bias):
+        return convolutions.biased_depthwise_conv(jnp.tanh(x), kernel, bias, activation="silu")
+
+    text = block.lower(x, kernel, bias).compile().as_text()
+    # What comes before goes into the padded array, the rest is one loop.
+    _, entry = text.split("\nENTRY")
+    assert len(re.findall(r"= f32\[2,8,8,4\]\S* (?:fusion|call)\(", entry)) == 1, entry
+
+
 @pytest.mark.parametrize("batch", [16, 17, 40])
 def test_the_kernel_gradient_counts_every_image(batch):
     """Images are added to each other in groups, of which not every batch is a multiple."""
@@ -156,7 +194,14 @@ def test_second_derivatives():
 
 @pytest.mark.parametrize(
     ("kind", "stride", "on_cpu"),
-    [("conv 3 → 8", 1, 3), ("conv 3 → 8", 2, 2), ("depthwise", 1, 0), ("depthwise", 2, 0)],
+    [
+        ("conv 6 → 4", 1, 3),
+        ("conv 6 → 4", 2, 2),
+        ("conv 3 → 8", 1, 2),
+        ("conv 3 → 8", 2, 1),
+        ("depthwise", 1, 0),
+        ("depthwise", 2, 0),
+    ],
 )
 def test_each_platform_gets_its_own_lowering(kind, stride, on_cpu):
     function, x, kernel = arguments(kind, 3)
