@@ -13,6 +13,11 @@ ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 """By the names that specs give them."""
 
 
+def activated(x: jax.Array, activation: str | None) -> jax.Array:
+    """The activation of x: a name in ``ACTIVATIONS``; None for none."""
+    return x if activation is None else ACTIVATIONS[activation](x)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def scale_shift(
     x: jax.Array, scale: jax.Array, shift: jax.Array, activation: str | None, dtype
@@ -137,8 +142,7 @@ gated.defvjp(_gated_forward, _gated_backward)
 
 
 def _forward(x, scale, shift, *, activation: str | None, dtype):
-    z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
-    return z if activation is None else ACTIVATIONS[activation](z)
+    return activated((x.astype(jnp.float32) * scale + shift).astype(dtype), activation)
 
 
 def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):

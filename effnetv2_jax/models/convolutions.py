@@ -17,7 +17,7 @@ import jax
 from jax import lax
 
 from effnetv2_jax.models import convolutions_on_cpu as on_cpu
-from effnetv2_jax.models.activations import ACTIVATIONS, Origin
+from effnetv2_jax.models.activations import Origin, activated
 from effnetv2_jax.models.convolutions_on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
@@ -178,8 +178,7 @@ def _biased(
 
 
 def _then_biased(x, kernel, bias, *, stride: int, pads: Pads, activation: str | None):
-    y = _convolved(x, kernel, None, _DEPTHWISE, stride, pads) + bias
-    return y if activation is None else ACTIVATIONS[activation](y)
+    return activated(_convolved(x, kernel, None, _DEPTHWISE, stride, pads) + bias, activation)
 
 
 def _biased_forward(x, kernel, bias, stride, pads, activation):

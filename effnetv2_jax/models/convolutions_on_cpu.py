@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from effnetv2_jax.models.activations import ACTIVATIONS
+from effnetv2_jax.models.activations import activated
 from effnetv2_jax.models.isolation import isolated
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -52,7 +52,7 @@ def image_gradient(
     """
 
     def forward(x: jax.Array) -> jax.Array:
-        taps = _taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), x.shape, kernel.shape, stride, pads)
+        taps = _taps(_padded(x, pads), x.shape, kernel.shape, stride, pads)
         products = [
             lax.dot_general(
                 tap, kernel[i, j], (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32
@@ -70,7 +70,7 @@ def depthwise_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Of a depthwise convolution, by x and by its kernel."""
     products = _products_by_tap(
-        jnp.pad(x, ((0, 0), *pads, (0, 0))),
+        _padded(x, pads),
         dy,
         shape=x.shape,
         kernel_size=kernel.shape[:2],
@@ -86,7 +86,7 @@ def depthwise_gradients(
         return conv_by_taps(dy, kernel[::-1, ::-1], stride=1, pads=ends), dkernel
 
     def forward(x):
-        return _summed_taps(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, x.shape, stride, pads)
+        return _summed_taps(_padded(x, pads), kernel, x.shape, stride, pads)
 
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)[0], dkernel
 
@@ -111,10 +111,14 @@ def conv_by_taps(
         activation: of the sum, in the same loop; a name in ``ACTIVATIONS``, or None.
     """
     # Not isolated: where x is computed by a loop, it had better write into the padded array.
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    padded = _padded(x, pads)
     return _tapped(
         padded, kernel, bias, shape=x.shape, stride=stride, pads=pads, activation=activation
     )
+
+
+def _padded(x: jax.Array, pads: Pads) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 @functools.partial(isolated, static=("shape", "stride", "pads", "activation"))
@@ -129,8 +133,7 @@ def _tapped(
     activation: str | None,
 ) -> jax.Array:
     y = _summed_taps(padded, kernel, shape, stride, pads)
-    y = y if bias is None else y + bias
-    return y if activation is None else ACTIVATIONS[activation](y)
+    return activated(y if bias is None else y + bias, activation)
 
 
 def _summed_taps(

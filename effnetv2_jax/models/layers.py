@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import convolutions
-from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated
+from effnetv2_jax.models.activations import ACTIVATIONS, Origin, activated, gated
 from effnetv2_jax.models.isolation import isolated
 
 # Of one mesh axis or of several.
@@ -160,11 +160,14 @@ def dropout(
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Means over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
     # By itself on CPU: XLA would hand the products before and after it to YNNPACK as well.
-    return lax.platform_dependent(x, cpu=isolated(_pixel_means), default=_pixel_means)
+    return lax.platform_dependent(x, cpu=_pixel_means_on_cpu, default=_pixel_means)
 
 
 def _pixel_means(x: jax.Array) -> jax.Array:
     return x.mean((1, 2), dtype=jnp.float32)
+
+
+_pixel_means_on_cpu = isolated(_pixel_means)
 
 
 class Conv(nnx.Module):
@@ -214,7 +217,7 @@ class Conv(nnx.Module):
         x = convolutions.conv(x, kernel, self.stride, self.padding, origin)
         x = checkpoint_name(x, CONVOLUTION)
         x = x if self.bias is None else x + self.bias[...].astype(self.dtype)
-        return x if activation is None else ACTIVATIONS[activation](x)
+        return activated(x, activation)
 
 
 class DepthwiseConv(nnx.Module):
@@ -263,8 +266,7 @@ class DepthwiseConv(nnx.Module):
                 x, kernel, bias, self.stride, self.padding, activation
             )
         x = convolutions.depthwise_conv(x, kernel, self.stride, self.padding, origin)
-        x = checkpoint_name(x, CONVOLUTION)
-        return x if activation is None else ACTIVATIONS[activation](x)
+        return activated(checkpoint_name(x, CONVOLUTION), activation)
 
 
 class BatchNorm(nnx.Module):
