@@ -5,18 +5,13 @@ import pathlib
 
 import pytest
 
+from tests import xla_flags
+
 TESTS = pathlib.Path(__file__).resolve().parent
 
 # Before JAX starts: the mesh tests need devices, and compiling is most of the suite's time.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_force_host_platform_device_count=8",
-        # Programs here run a few times at most: less time in LLVM, slower code.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    )
-)
+os.environ["XLA_FLAGS"] = xla_flags.for_devices(8)
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(TESTS.parent / ".cache" / "jax"),

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from effnetv2_jax.training.checkpoint import Checkpoints, find_damage
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # A network that compiles in seconds, four stages of a few steps, with everything random in them. An
@@ -82,9 +83,7 @@ class Program:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true "
-            f"--xla_force_host_platform_device_count={self.devices}",
+            "XLA_FLAGS": xla_flags.for_devices(self.devices),
         }
 
     @contextlib.contextmanager

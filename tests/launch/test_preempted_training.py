@@ -1,7 +1,6 @@
 """The real training program on a pod of four workers, which is taken away twice at random times."""
 
 import json
-import os
 import random
 import time
 
@@ -10,6 +9,7 @@ import pytest
 import tiny_run
 
 from effnetv2_jax.training import checkpoint
+from tests import xla_flags
 
 SEED = 0
 STEPS = 16
@@ -36,10 +36,9 @@ def steps_logged(launcher):
 
 @pytest.mark.slow
 def test_preempted_twice_it_ends_as_if_nothing_had_been(launcher, tmp_path):
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     environment = [
         "JAX_PLATFORMS=cpu",
-        f"XLA_FLAGS={flags}",
+        f"XLA_FLAGS={xla_flags.for_devices(1)}",
         f"TFDS_DATA_DIR={tmp_path}",
         "JAX_COMPILATION_CACHE_DIR",
     ]

@@ -17,6 +17,7 @@ from PIL import Image
 from effnetv2_jax.data.sources import get_source
 from effnetv2_jax.training import report
 from effnetv2_jax.training.checkpoint import find_damage
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # A network that compiles in seconds, four stages of a few steps.
@@ -46,7 +47,7 @@ def command(program, *arguments):
 
 def environment(data_dir, devices=1):
     """Programs compiled as the tests' own are, which is quick, for so many devices."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    flags = xla_flags.for_devices(devices)
     return os.environ | {"TFDS_DATA_DIR": str(data_dir), "XLA_FLAGS": flags}
 
 

@@ -34,6 +34,7 @@ from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.state import create_state, functional
+from tests import xla_flags
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 8, None, 32])
@@ -278,9 +279,7 @@ def test_the_longest_axis_that_can_be_is_split(shape, axis):
 
 def test_one_eight_and_thirty_two_devices_agree_over_ten_steps():
     """In a process of its own, as the number of simulated devices is settled at the start."""
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=32")
-    }
+    environment = os.environ | {"XLA_FLAGS": xla_flags.for_devices(32)}
     script = pathlib.Path(__file__).with_name("on_1_8_and_32_devices.py")
     result = subprocess.run(
         [sys.executable, str(script)],
