@@ -104,14 +104,15 @@ def _train(
         first_step=first_step,
     )
     if first_step < run.stages[-1].end_step:
-        # While the state is made or read.
+        # Before the state is made, while it is read.
         preparation.prepared(stage_at(run.stages, first_step))
     if resumed:
         record = _resumed(record, checkpoints.record())
         state = checkpoints.restore(run.state_shapes, run.mesh)
         logging.info("resuming at step %d from %s", state.step, workdir)
     else:
-        state = shard_state(run.first_state(), run.mesh)
+        made = preparation.in_turn(lambda: shard_state(run.first_state(), run.mesh))
+        state = made.result()
     with hosts.first_alone("history"):
         if hosts.is_first():
             rewind(workdir, int(state.step))

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -15,18 +16,22 @@ from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import StageScalars, TrainStep
 
+T = TypeVar("T")
+
 
 class Preparation:
     """Gets stages ready.
 
-    Python traces in one thread at a time, whatever one does: so that what is needed first is there
-    first, one thread traces all programs in that order. Compilers, what reads compiled programs,
-    and the pipeline mostly do without Python, and go on beside it.
+    Python runs one thread at a time, whatever one does, and several take longer than one after the
+    other: each waits for its turn after everything that does without Python. So one thread does
+    all of it, traces and pipelines' graphs, in the order of need. Compilers, what reads compiled
+    programs, and pipelines that run do without Python, and go on beside it.
 
     Args:
         train_step: from ``step.make_train_step``.
         mesh: that batches are split over.
-        batches: of (stage, first step) → the stage's batches from that step on.
+        batches: of (stage, first step) → the stage's batches from that step on; begins with them
+            at the first ``next``.
         batch_shapes: of (stage) → what they are on the mesh, as ``mesh.abstract_batch``.
         state: abstract, on the mesh.
         first_step: that the run goes on from.
@@ -48,7 +53,7 @@ class Preparation:
         self._batch_shapes = batch_shapes
         self._state = state
         self._first_step = first_step
-        self._tracer = ThreadPoolExecutor(1, "tracer")
+        self._python = ThreadPoolExecutor(1, "python")
         self._workers = ThreadPoolExecutor(thread_name_prefix="preparation")
         self._update: Future[jax.stages.Compiled] | None = None
         self._stages: dict[Stage, Future[Feed]] = {}
@@ -61,18 +66,24 @@ class Preparation:
         """
         if stage not in self._stages:
             gradients = self._compiled(lambda: self._lower_gradients(stage))
+            first_step = max(self._first_step, stage.first_step)
+            batches = self._python.submit(self._batches, stage, first_step)
             # Knows nothing of images: one is for all stages.
             self._update = self._update or self._compiled(
                 lambda: self._train_step.lower_update(self._state)
             )
             self._stages[stage] = self._workers.submit(
-                self._ready, stage, [gradients, self._update]
+                self._ready, stage, batches, [gradients, self._update]
             )
         return self._stages[stage]
 
+    def in_turn(self, function: Callable[[], T]) -> Future[T]:
+        """Runs what takes Python when all that was begun before is traced."""
+        return self._python.submit(function)
+
     def close(self) -> None:
         """Begins nothing more; a compiler cannot be stopped, but nobody need wait for it here."""
-        self._tracer.shutdown(wait=False)
+        self._python.shutdown(wait=False)
         self._workers.shutdown(wait=False)
 
     def _lower_gradients(self, stage: Stage) -> jax.stages.Lowered:
@@ -80,13 +91,17 @@ class Preparation:
         return self._train_step.lower_gradients(self._state, batch, stage_scalars(stage))
 
     def _compiled(self, lower: Callable[[], jax.stages.Lowered]) -> Future[jax.stages.Compiled]:
-        lowered = self._tracer.submit(lower)
+        lowered = self._python.submit(lower)
         # jit finds it when arrays arrive.
         return self._workers.submit(lambda: lowered.result().compile())
 
-    def _ready(self, stage: Stage, programs: list[Future[jax.stages.Compiled]]) -> Feed:
-        first_step = max(self._first_step, stage.first_step)
-        batches = (shard_batch(batch, self._mesh) for batch in self._batches(stage, first_step))
+    def _ready(
+        self,
+        stage: Stage,
+        made: Future[Iterator[Batch]],
+        programs: list[Future[jax.stages.Compiled]],
+    ) -> Feed:
+        batches = (shard_batch(batch, self._mesh) for batch in made.result())
         first = next(batches)
         # Otherwise the program would be compiled once more, at the first step.
         assert abstract(first) == self._batch_shapes(stage), abstract(first)

@@ -74,6 +74,21 @@ def make(asked):
     return make
 
 
+def test_what_takes_python_is_done_one_after_the_other_in_the_order_of_need(make, asked):
+    class AskedFirst(Step):
+        def lower_update(self, state):
+            # So that the first batch is made while the update is traced.
+            assert asked == [(0, 0)]
+            return super().lower_update(state)
+
+    step = AskedFirst()
+    preparation = make(step)
+    ready = preparation.prepared(STAGES[0])
+    traced = preparation.in_turn(lambda: [name for name in step.done if "compiled" not in name])
+    assert traced.result() == ["gradients 0.1", "update"]
+    ready.result()
+
+
 def test_programs_are_traced_one_at_a_time_in_the_order_of_need(make):
     step = Step()
     preparation = make(step)
