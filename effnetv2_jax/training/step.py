@@ -248,8 +248,10 @@ def make_train_step(
         gradients, new_batch_stats, sums = share_gradients(
             _gathered(params, specs), batch_stats, examples, scalars, key, count
         )
-        # Where groups of devices share statistics, each has others.
-        new_batch_stats = over_devices(lax.pmean, new_batch_stats)
+        # Where groups of devices share statistics, each has others. Divided before they are summed:
+        # in the loops that move them, where after it each would be divided in one of its own.
+        shares = jax.tree.map(lambda x: x / lax.axis_size(AXES), new_batch_stats)
+        new_batch_stats = over_devices(lax.psum, shares)
         if "wishes" in batch:
             sums["wishes"] = batch["wishes"].sum(axis=0)
         sums = over_devices(lax.psum, sums)
