@@ -16,7 +16,7 @@ def postponed(pattern: str) -> Iterator[None]:
     """Within the block, importing some modules costs nothing yet.
 
     They are executed at the first attribute that is not there without, in whichever thread; other
-    threads wait. (``importlib.util.LazyLoader`` lets them see half a module up to Python 3.11.7.)
+    threads wait. (``importlib.util.LazyLoader`` of Python 3.12.1 lets them see half a module.)
 
     Args:
         pattern: a regular expression, of their whole names; what is imported already stays.
