@@ -203,9 +203,12 @@ def _read(path: pathlib.Path) -> export.Exported | None:
 
 def _write(path: pathlib.Path, exported: export.Exported) -> None:
     text = bytes(exported.serialize())
+    # Copied at once: to list its items takes objects, for which Python may look for garbage and
+    # let another thread import something.
+    modules = sys.modules.copy()
     files = _stamps(
         file
-        for name, module in list(sys.modules.items())
+        for name, module in modules.items()
         if name.partition(".")[0] in _PACKAGES and (file := getattr(module, "__file__", None))
     )
     # One that was written to since may not be what this process has read.

@@ -1,5 +1,6 @@
 """Traces that are kept: they give the same bits, and are made anew where anything is another."""
 
+import gc
 import sys
 import types
 
@@ -62,6 +63,29 @@ def two_steps(folder, origin=None, size=SIZE, **layout):
     for _ in range(2):
         state, metrics = step(state, batch_of(mesh, size), SCALARS)
     return model.traced, state, jax.device_get(metrics)
+
+
+def test_modules_may_be_imported_while_a_trace_is_written(tmp_path):
+    """As other threads do, whenever Python looks for garbage."""
+    exported = jax.export.export(jax.jit(lambda x: x + 1))(np.float32(0))
+    imported = []
+
+    def another(phase, _):
+        imported.append(f"another_module_{len(imported)}")
+        sys.modules[imported[-1]] = types.ModuleType(imported[-1])
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(another)
+    gc.set_threshold(1)
+    try:
+        traces._write(tmp_path / "x", exported)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(another)
+        for name in imported:
+            del sys.modules[name]
+    assert len(imported) > 10
+    assert traces._read(tmp_path / "x") is not None
 
 
 @pytest.mark.parametrize(
