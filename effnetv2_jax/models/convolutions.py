@@ -17,6 +17,7 @@ import jax
 from jax import lax
 
 from effnetv2_jax.models import convolutions_on_cpu as on_cpu
+from effnetv2_jax.models import winograd_on_cpu as winograd
 from effnetv2_jax.models.activations import Origin, activated
 from effnetv2_jax.models.convolutions_on_cpu import Pads
 
@@ -204,15 +205,21 @@ _FEW_CHANNELS, _FEW_TERMS = 4, 36
 
 def _dense(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
     default = functools.partial(_xla_conv, stride=stride, pads=pads)
-    if kernel.shape[2] > _FEW_CHANNELS or math.prod(kernel.shape[:3]) > _FEW_TERMS:
+    here: Callable[..., jax.Array]
+    if kernel.shape[2] <= _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _FEW_TERMS:
+        here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
+    elif winograd.suits(x, kernel, stride):
+        here = winograd.conv
+    else:
         return default(x, kernel)
-    here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=here, default=default)
 
 
 def _dense_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
+    if winograd.suits(x, kernel, stride):
+        return winograd.gradients(x, kernel, dy)
     forward = functools.partial(_xla_conv, stride=stride, pads=pads)
     dx, dkernel = jax.vjp(forward, x, kernel)[1](dy)
     if stride > 1:
