@@ -1,9 +1,9 @@
 """Convolutions as functions, each with a gradient of its own and a lowering per platform.
 
 On accelerators they are XLA's convolutions, and so are their gradients; on CPU they are those of
-``convolutions_on_cpu``, where these are faster. The platform is chosen when a program is lowered,
-so that a program compiled on one machine for another has what the other is fast with. Derivatives
-are reverse-mode alone: ``jax.jvp`` of these functions raises TypeError.
+``convolutions_on_cpu`` and ``winograd_on_cpu``, where these are faster. The platform is chosen when
+a program is lowered, so that a program compiled on one machine for another has what the other is
+fast with. Derivatives are reverse-mode alone: ``jax.jvp`` of these functions raises TypeError.
 
 Arrays are NHWC, kernels HWIO.
 """

@@ -2,8 +2,8 @@
 
 XLA's own grouped convolution is slow there, and so is its gradient of a strided one by the image.
 A depthwise convolution is a sum of shifted products here, as is a dense one of an image's three
-channels; gradients are matrix products, or sums of images. Other dense ones are XLA's
-(docs/performance.md has what was measured).
+channels; gradients are matrix products, or sums of images. Other dense ones are XLA's, or those of
+``winograd_on_cpu`` (docs/performance.md has what was measured).
 
 Arrays are NHWC, kernels HWIO. All functions take padding as numbers, by keyword.
 """

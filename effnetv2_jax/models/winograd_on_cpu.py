@@ -24,7 +24,7 @@ _SIZE = 3
 _ROWS = 4
 _SUMS = _ROWS + _SIZE - 1
 
-# Each row is of one sum: of six rows of an image,
+# By polynomials at 0, ±1, ±2 and ∞. Each row is of one sum: of six rows of an image,
 _OF_IMAGE = np.array(
     [
         [4, 0, -5, 0, 1, 0],
@@ -100,10 +100,11 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of the convolution, by x and by its kernel."""
-    image_sums, (kernel_sums, pull_kernel) = _image_sums(x), jax.vjp(_kernel_sums, kernel)
-    _, pull = jax.vjp(_products, image_sums, kernel_sums)
+    kernel_sums, pull_kernel = jax.vjp(_kernel_sums, kernel)
+    _, pull = jax.vjp(_products, _image_sums(x), kernel_sums)
     dimage_sums, dkernel_sums = pull(_products_gradient(dy))
-    return _image_gradient(dimage_sums, height=x.shape[1]), pull_kernel(dkernel_sums)[0]
+    (dkernel,) = pull_kernel(dkernel_sums)
+    return _image_gradient(dimage_sums, height=x.shape[1]), dkernel
 
 
 def _tiles(height: int) -> int:

@@ -66,6 +66,19 @@ def test_vmap_of_values_and_gradients():
             np.testing.assert_allclose(values[i], other, atol=1e-5 * np.abs(other).max())
 
 
+def test_second_derivatives():
+    x, kernel = arguments(8)
+
+    def squares(conv):
+        def gradient(x):
+            return jax.grad(lambda x: (conv(x, kernel) ** 2).sum())(x)
+
+        return jax.grad(lambda x: (gradient(x) ** 2).sum())(x)
+
+    ours, expected = squares(convolutions.conv), squares(reference)
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_it_is_for_cpu_alone():
     both = functools.partial(with_gradients, convolutions.conv)
     found = {p: convolutions_in(both, p, *arguments(16)) for p in ("cpu", "tpu", "cuda")}
