@@ -50,8 +50,12 @@ def conv(
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), out_channels], of x's dtype.
     """
-    is_product = kernel.shape[:2] == (1, 1) and stride == 1
-    kind = _PRODUCT if is_product else _DENSE
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        kind = _PRODUCT
+    elif winograd.suits(x, kernel, stride):
+        kind = _WINOGRAD
+    else:
+        kind = _DENSE
     return _convolved(x, kernel, origin, kind, stride, _pads(x, kernel, stride, padding))
 
 
@@ -205,26 +209,31 @@ _FEW_CHANNELS, _FEW_TERMS = 4, 36
 
 def _dense(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
     default = functools.partial(_xla_conv, stride=stride, pads=pads)
-    here: Callable[..., jax.Array]
-    if kernel.shape[2] <= _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _FEW_TERMS:
-        here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
-    elif winograd.suits(x, kernel, stride):
-        here = winograd.conv
-    else:
+    if kernel.shape[2] > _FEW_CHANNELS or math.prod(kernel.shape[:3]) > _FEW_TERMS:
         return default(x, kernel)
+    here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=here, default=default)
 
 
 def _dense_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    if winograd.suits(x, kernel, stride):
-        return winograd.gradients(x, kernel, dy)
     forward = functools.partial(_xla_conv, stride=stride, pads=pads)
     dx, dkernel = jax.vjp(forward, x, kernel)[1](dy)
     if stride > 1:
         dx = on_cpu.image_gradient(dy, kernel, shape=x.shape, stride=stride, pads=pads)
     return dx, dkernel
+
+
+def _winograd(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+    default = functools.partial(_xla_conv, stride=stride, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=winograd.conv, default=default)
+
+
+def _winograd_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    return winograd.gradients(x, kernel, dy)
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
@@ -238,5 +247,6 @@ def _depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> j
 
 
 _PRODUCT = _Kind(_product, _product, on_cpu.product_gradients)
+_WINOGRAD = _Kind(_winograd, _xla_conv, _winograd_gradients)
 _DENSE = _Kind(_dense, _xla_conv, _dense_gradients)
 _DEPTHWISE = _Kind(_depthwise, _grouped, on_cpu.depthwise_gradients)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.activations import ACTIVATIONS, Origin, gated, scale_shift
+from tests.models.against_xla import assert_close, normal, reference, with_gradients
 
 KINDS = {
     "conv 6 → 4": (convolutions.conv, 6, 4),
@@ -21,45 +22,11 @@ KINDS = {
 }
 
 
-def normal(seed, *shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def reference(x, kernel, stride=1, padding="same"):
-    """XLA's convolution; torch's padding as numbers."""
-    size = kernel.shape[0]
-    pads = "SAME" if padding == "same" else [((size - 1) // 2,) * 2] * 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-    )
-
-
 def arguments(kind, size, batch=2, height=5, width=8, dtype=jnp.float32):
     function, inputs, outputs = KINDS[kind]
     depth = 1 if function is convolutions.depthwise_conv else inputs
     kernel = normal(size, size, size, depth, outputs, dtype=dtype)
     return function, normal(0, batch, height, width, inputs, dtype=dtype), kernel
-
-
-def with_gradients(function, x, kernel, **options):
-    out, pull = jax.vjp(lambda x, kernel: function(x, kernel, **options), x, kernel)
-    # Not of what came out: that would make differences in rounding larger.
-    dy = jnp.cos(jnp.arange(out[0].size)).reshape(out.shape[1:])
-    return out, *pull(jnp.broadcast_to(dy, out.shape).astype(out.dtype))
-
-
-def assert_close(ours, expected, tolerance):
-    for value, other in zip(ours, expected, strict=True):
-        assert value.dtype == other.dtype and value.shape == other.shape
-        scale = np.abs(np.asarray(other, np.float32)).max()
-        np.testing.assert_allclose(
-            np.asarray(value, np.float32), np.asarray(other, np.float32), atol=tolerance * scale
-        )
 
 
 def equal_to_reference(kind, size, options, images, dtype=jnp.float32, tolerance=1e-6):

@@ -6,29 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export, lax
+from jax import export
 
 from effnetv2_jax.models import convolutions, winograd_on_cpu
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+from tests.models.against_xla import assert_close, normal, reference, with_gradients
 
 
 def arguments(height, inputs=32, outputs=48, kernel_size=3, dtype=jnp.float32):
     x = normal(0, 2, height, 5, inputs, dtype=dtype)
     return x, normal(1, kernel_size, kernel_size, inputs, outputs, dtype=dtype)
-
-
-def reference(x, kernel):
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def with_gradients(function, x, kernel):
-    out, pull = jax.vjp(function, x, kernel)
-    return out, *pull(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
 
 
 def convolutions_in(function, platform, *arguments):
@@ -42,9 +28,7 @@ def test_values_and_both_gradients_are_xlas(height):
     x, kernel = arguments(height)
     assert winograd_on_cpu.suits(x, kernel, 1)
     ours = jax.jit(functools.partial(with_gradients, convolutions.conv))(x, kernel)
-    for value, expected in zip(ours, with_gradients(reference, x, kernel), strict=True):
-        assert value.dtype == expected.dtype and value.shape == expected.shape
-        np.testing.assert_allclose(value, expected, atol=1e-5 * np.abs(expected).max())
+    assert_close(ours, with_gradients(reference, x, kernel), 1e-5)
 
 
 def test_an_error_is_some_float32_roundings():
@@ -62,8 +46,7 @@ def test_vmap_of_values_and_gradients():
     ours = jax.vmap(functools.partial(with_gradients, convolutions.conv))(xs, kernels)
     for i in range(2):
         expected = with_gradients(reference, xs[i], kernels[i])
-        for values, other in zip(ours, expected, strict=True):
-            np.testing.assert_allclose(values[i], other, atol=1e-5 * np.abs(other).max())
+        assert_close([values[i] for values in ours], expected, 1e-5)
 
 
 def test_second_derivatives():
@@ -75,8 +58,7 @@ def test_second_derivatives():
 
         return jax.grad(lambda x: (gradient(x) ** 2).sum())(x)
 
-    ours, expected = squares(convolutions.conv), squares(reference)
-    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+    assert_close([squares(convolutions.conv)], [squares(reference)], 1e-5)
 
 
 def test_it_is_for_cpu_alone():
