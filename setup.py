@@ -19,7 +19,8 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
     package_data={
-        "effnetv2_jax": ["py.typed", "imagenet_classes.txt"],
+        "effnetv2_jax": ["py.typed"],
+        "effnetv2_jax.data.sources": ["imagenet_classes.txt"],
         "effnetv2_jax.benchmarks": ["compiled_figures/*.json", "compiled_steps/*.json"],
     },
     python_requires=">=3.11",

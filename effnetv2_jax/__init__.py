@@ -3,8 +3,8 @@
 Importing this package imports neither TensorFlow, TFDS, clu nor orbax, and touches no device.
 """
 
-from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
+from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.weights import load_model, load_weights, save_weights
 
 __version__ = "0.1.0"

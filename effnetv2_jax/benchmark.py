@@ -8,20 +8,20 @@ import sys
 
 from absl import app, flags
 
-from effnetv2_jax.cli import refuse
-from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.cli import refuse
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 # Modules with a ``main``; imported when asked for, as ``input`` and ``start`` need TensorFlow.
 BENCHMARKS = {
     "all": "effnetv2_jax.benchmarks.together",
-    "checkpoint": "effnetv2_jax.benchmarks.checkpointing",
-    "input": "effnetv2_jax.benchmarks.input_pipeline",
-    "peers": "effnetv2_jax.benchmarks.peers",
-    "plots": "effnetv2_jax.benchmarks.plots",
-    "start": "effnetv2_jax.benchmarks.start",
-    "step": "effnetv2_jax.benchmarks.train_step",
-    "tables": "effnetv2_jax.benchmarks.tables",
-    "tpu": "effnetv2_jax.benchmarks.tpu_table",
+    "checkpoint": "effnetv2_jax.benchmarks.timing.checkpointing",
+    "input": "effnetv2_jax.benchmarks.timing.input",
+    "peers": "effnetv2_jax.benchmarks.peers.command",
+    "plots": "effnetv2_jax.benchmarks.tables.plots",
+    "start": "effnetv2_jax.benchmarks.timing.start",
+    "step": "effnetv2_jax.benchmarks.timing.step",
+    "tables": "effnetv2_jax.benchmarks.tables.command",
+    "tpu": "effnetv2_jax.benchmarks.tpu.command",
 }
 HELP = ("-h", "--help", "--helpfull")
 

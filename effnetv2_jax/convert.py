@@ -6,10 +6,10 @@ in .safetensors) or to an Orbax folder (any other).
 
 from absl import flags
 
-from effnetv2_jax import cli
+from effnetv2_jax.runtime import cli
 from effnetv2_jax.weights import read_weights, save_weights
-from effnetv2_jax.weights.reading import ADOPTED
-from effnetv2_jax.weights.saving import in_timm
+from effnetv2_jax.weights.read import ADOPTED
+from effnetv2_jax.weights.save import in_timm
 
 MODEL = flags.DEFINE_string("model", None, "That they must fit; by default the one they do.")
 FROM = flags.DEFINE_string(

@@ -8,9 +8,11 @@ import pathlib
 
 from absl import flags
 
-from effnetv2_jax import hosts, programs
-from effnetv2_jax.training import evaluation, report
-from effnetv2_jax.training.checkpoint import Checkpoints
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime import hosts
+from effnetv2_jax.training import evaluation
+from effnetv2_jax.training.observing import report
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; the config's by default.")

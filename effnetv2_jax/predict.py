@@ -12,9 +12,10 @@ import sys
 
 from absl import flags, logging
 
-from effnetv2_jax import cli, compile_cache
 from effnetv2_jax.predictions.request import Request, answer
-from effnetv2_jax.stopping import leave
+from effnetv2_jax.runtime import caches as compile_cache
+from effnetv2_jax.runtime import cli
+from effnetv2_jax.runtime.signals import leave
 from effnetv2_jax.weights import load_model
 
 WEIGHTS = flags.DEFINE_string(

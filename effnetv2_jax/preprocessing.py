@@ -7,7 +7,7 @@ What reads and crops images (``data``) and what normalises them inside the compi
 import dataclasses
 from typing import Any
 
-from effnetv2_jax.errors import unknown_name
+from effnetv2_jax.runtime.errors import unknown_name
 
 # An area_range that leaves out the random crop.
 WHOLE_IMAGE = (1.0, 1.0)

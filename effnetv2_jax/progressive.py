@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 Range = tuple[float, float]
 

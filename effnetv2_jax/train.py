@@ -11,25 +11,29 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from effnetv2_jax import compile_cache, hosts, programs
-from effnetv2_jax.errors import Stopped, UsageError
 from effnetv2_jax.progressive import stage_at
-from effnetv2_jax.stopping import StopRequest, leave, listening
-from effnetv2_jax.training import evaluation, report
-from effnetv2_jax.training.agreement import Agreement
-from effnetv2_jax.training.bad_steps import BadSteps
-from effnetv2_jax.training.checkpoint import Checkpoints, Keep
-from effnetv2_jax.training.history import make_writer, rewind, write_parameter_overview
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime import hosts
+from effnetv2_jax.runtime.errors import Stopped, UsageError
+from effnetv2_jax.runtime.signals import StopRequest, leave, listening
+from effnetv2_jax.training import evaluation
 from effnetv2_jax.training.loop import Cadence, Loop
 from effnetv2_jax.training.mesh import abstract_state, shard_state
-from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.observing import report
+from effnetv2_jax.training.observing.history import (
+    make_writer,
+    rewind,
+    write_parameter_overview,
+)
+from effnetv2_jax.training.observing.monitor import Monitor
+from effnetv2_jax.training.observing.progress import LogProgress, make_progress
+from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.preparation import Preparation
-from effnetv2_jax.training.progress import LogProgress, make_progress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.status import Status
-from effnetv2_jax.training.step import TrainStep
-from effnetv2_jax.training.traces import Traces, kept
-from effnetv2_jax.training.watch import Watch
+from effnetv2_jax.training.survival.agreement import Agreement
+from effnetv2_jax.training.survival.bad_steps import BadSteps
+from effnetv2_jax.training.survival.checkpoint import Checkpoints, Keep
+from effnetv2_jax.training.survival.stalls import Watch
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/digits.py; its fields change by --config.FIELD=VALUE."
@@ -94,9 +98,8 @@ def _train(
     )
     found = checkpoints.latest_step()
     resumed, first_step = found is not None, found or 0
-    train_step = _train_step(config, run, record)
     preparation = Preparation(
-        train_step,
+        run.train_step,
         mesh=run.mesh,
         batches=run.train_batches,
         batch_shapes=run.batch_shapes,
@@ -150,7 +153,7 @@ def _train(
         )
 
     loop = Loop(
-        train_step=train_step,
+        train_step=run.train_step,
         mesh=run.mesh,
         preparation=preparation,
         evaluate=evaluate,
@@ -185,17 +188,6 @@ def _train(
             f"the last step could not be saved; the same command goes on from step {saved}"
         )
     return time.perf_counter() - started, resumed
-
-
-def _train_step(config: ConfigDict, run: programs.Run, record: dict[str, Any]) -> TrainStep:
-    """The run's, whose traces are kept where JAX keeps programs."""
-    folder = compile_cache.folder()
-    # Several processes have to have the same program to the letter, which was tried with none.
-    if folder is None or jax.process_count() > 1:
-        return run.train_step
-    # Learning rates go by epochs.
-    examples = run.source.split(config.data.train_split).size
-    return kept(run.train_step, Traces(folder, record | {"examples": examples}))
 
 
 def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from configs import common, digits, efficientnetv2
-from effnetv2_jax import programs
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import abstract_model, count_parameters
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.progressive import SCHEDULES, examples_before, make_stages, stage_at
+from effnetv2_jax.runtime.errors import UsageError
 
 # Table 6: min → max of each model.
 TABLE_6 = {

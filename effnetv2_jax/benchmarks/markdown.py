@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 
 
 def document_path(value: str | None) -> pathlib.Path | None:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from effnetv2_jax.bars import Counter
 from effnetv2_jax.benchmarks.markdown import document_path
-from effnetv2_jax.benchmarks.measure import environment
-from effnetv2_jax.files import write_atomically
+from effnetv2_jax.benchmarks.timing.measure import environment
+from effnetv2_jax.runtime.bars import Counter
+from effnetv2_jax.runtime.files import write_atomically
 
 TORCH_PYTHON = flags.DEFINE_string(
     "torch_python", None, "Interpreter that has torch and timm, as for peers; by default this one."

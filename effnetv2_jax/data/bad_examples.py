@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from effnetv2_jax.data.preprocess import decode_box, whole_box
-from effnetv2_jax.data.source import Split
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.decoding import decode_box, whole_box
+from effnetv2_jax.data.sources.base import Split
+from effnetv2_jax.runtime.errors import UsageError
 
 
 class BadExamples:

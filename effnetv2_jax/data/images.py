@@ -6,14 +6,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from effnetv2_jax.data import preprocess
-from effnetv2_jax.data.autoaugment import auto_augment
-from effnetv2_jax.data.ops import noise_square
-from effnetv2_jax.data.randaugment import rand_augment
+from effnetv2_jax.data import decoding as preprocess
+from effnetv2_jax.data.augment.autoaugment import auto_augment
+from effnetv2_jax.data.augment.operations import noise_square
+from effnetv2_jax.data.augment.randaugment import rand_augment
 from effnetv2_jax.data.seeds import Use, for_use
-from effnetv2_jax.errors import unknown_name
 from effnetv2_jax.preprocessing import WHOLE_IMAGE, Preprocessing
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

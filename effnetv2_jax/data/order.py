@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from effnetv2_jax.data.seeds import Use, for_use, make_seed
-from effnetv2_jax.data.source import Example, Split
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.base import Example, Split
+from effnetv2_jax.runtime.errors import UsageError
 
 LANES = 64
 CHUNK = 64

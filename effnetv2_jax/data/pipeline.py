@@ -19,10 +19,10 @@ from effnetv2_jax.data.gaps import Batch, in_place
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
 from effnetv2_jax.data.order import Order
 from effnetv2_jax.data.seeds import make_seed
-from effnetv2_jax.data.source import Example, Source, Split
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.base import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.errors import UsageError
 
 # Batches that wait, made, for the device.
 _PREFETCH = 2

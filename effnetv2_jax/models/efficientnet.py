@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.models.activations import Origin
-from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
+from effnetv2_jax.models.kernels.activations import Origin
+from effnetv2_jax.models.kernels.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
     CONVOLUTION,
@@ -28,6 +27,7 @@ from effnetv2_jax.models.layers import (
     uniform_by_example,
 )
 from effnetv2_jax.models.scanning import Draws, equal_runs, scan
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 Norm = Callable[..., BatchNorm]
 

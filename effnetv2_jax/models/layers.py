@@ -13,10 +13,10 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.models import convolutions
-from effnetv2_jax.models.activations import ACTIVATIONS, Origin, activated, gated
-from effnetv2_jax.models.isolation import isolated
+from effnetv2_jax.models.kernels import convolutions
+from effnetv2_jax.models.kernels.activations import ACTIVATIONS, Origin, activated, gated
+from effnetv2_jax.models.kernels.isolation import isolated
+from effnetv2_jax.runtime.errors import UsageError
 
 # Of one mesh axis or of several.
 AxisName = str | tuple[str, ...]

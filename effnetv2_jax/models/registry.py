@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS, EfficientNetSpec
 from effnetv2_jax.models.layers import AxisName
 from effnetv2_jax.models.vit import VisionTransformer
 from effnetv2_jax.models.vit_specs import VIT_SPECS, VisionTransformerSpec
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 Spec = EfficientNetSpec | VisionTransformerSpec
 Network = EfficientNet | VisionTransformer

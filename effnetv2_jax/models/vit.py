@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError, unknown_name
 from effnetv2_jax.models.layers import (
     AxisName,
     check_images,
@@ -17,6 +16,7 @@ from effnetv2_jax.models.layers import (
     uniform_by_example,
 )
 from effnetv2_jax.models.vit_specs import VisionTransformerSpec
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 # What a block's parts, which share width and dtype, are made with.
 Linear = Callable[[int, int], nnx.Linear]

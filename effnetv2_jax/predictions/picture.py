@@ -6,10 +6,16 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from effnetv2_jax.data.named_images import printable, small_copy
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.named_images import printable, small_copy
 from effnetv2_jax.predictions.prediction import Prediction
-from effnetv2_jax.training.report import BLUE, GLYPH_WIDTH, GREY, INK, POINTS_PER_INCH
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.training.observing.report import (
+    BLUE,
+    GLYPH_WIDTH,
+    GREY,
+    INK,
+    POINTS_PER_INCH,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

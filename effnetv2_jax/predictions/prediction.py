@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax import lax
 
-from effnetv2_jax.compiler import compiler_options
 from effnetv2_jax.data import pipeline
-from effnetv2_jax.data.named_images import NamedImage, named_source
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.named_images import NamedImage, named_source
 from effnetv2_jax.models import Network
+from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.preprocessing import Preprocessing
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.state import Apply, PyTree, functional
 from effnetv2_jax.training.step import normalize

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from rich.cells import cell_len
 
-from effnetv2_jax.data.named_images import printable
+from effnetv2_jax.data.sources.named_images import printable
 from effnetv2_jax.predictions.prediction import Prediction
 
 # A column of names is no wider; longer ones push their line to the right.

@@ -7,15 +7,15 @@ from typing import BinaryIO, TextIO
 
 from absl import logging
 
-from effnetv2_jax import bars
-from effnetv2_jax.data.named_images import find_images
-from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.imagenet_classes import imagenet_ids, imagenet_names
+from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids, imagenet_names
+from effnetv2_jax.data.sources.named_images import find_images
 from effnetv2_jax.models import Network
 from effnetv2_jax.predictions.picture import MAX_IMAGES, check_picture, write_picture
 from effnetv2_jax.predictions.prediction import Prediction, predict
 from effnetv2_jax.predictions.printing import FORMATS, column_width
 from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.runtime import bars
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.weights import Loaded
 
 DEFAULT_TOP = 5

@@ -8,14 +8,14 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from effnetv2_jax.compiler import compiler_options
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.training.agreement import STEPS_BEHIND, Agreement
+from effnetv2_jax.models.kernels.compiler import compiler_options
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.losses import targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, shard_batch
 from effnetv2_jax.training.state import Apply, PyTree
 from effnetv2_jax.training.step import Metrics, normalize
+from effnetv2_jax.training.survival.agreement import STEPS_BEHIND, Agreement
 
 EvalStep = Callable[[PyTree, PyTree, Batch], Metrics]
 

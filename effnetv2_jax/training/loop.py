@@ -10,19 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from effnetv2_jax.errors import Stopped, UsageError
 from effnetv2_jax.progressive import Stage
-from effnetv2_jax.training.agreement import STEPS_BEHIND, Agreement
-from effnetv2_jax.training.bad_steps import BadSteps
-from effnetv2_jax.training.checkpoint import Checkpoints
+from effnetv2_jax.runtime.errors import Stopped, UsageError
 from effnetv2_jax.training.feed import Feed
-from effnetv2_jax.training.interval import Interval
 from effnetv2_jax.training.mesh import shard_state
-from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.observing.interval import Interval
+from effnetv2_jax.training.observing.monitor import Monitor
+from effnetv2_jax.training.observing.starting import Starting
 from effnetv2_jax.training.preparation import Preparation, stage_scalars
-from effnetv2_jax.training.starting import Starting
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import TrainStep
+from effnetv2_jax.training.survival.agreement import STEPS_BEHIND, Agreement
+from effnetv2_jax.training.survival.bad_steps import BadSteps
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 
 class Stop(Protocol):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import PyTree
 
 Batch = dict[str, Any]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from effnetv2_jax.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 Schedule = Callable[[jax.Array], jax.Array]
 

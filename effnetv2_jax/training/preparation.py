@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from effnetv2_jax.progressive import Stage
-from effnetv2_jax.training.agreement import Agreement
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import StageScalars, TrainStep
+from effnetv2_jax.training.survival.agreement import Agreement
 
 T = TypeVar("T")
 

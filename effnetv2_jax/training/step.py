@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from effnetv2_jax.compiler import compiler_options
+from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.training.losses import LOSSES, targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, state_shardings, state_specs
 from effnetv2_jax.training.mixing import mix

@@ -3,8 +3,8 @@
 TensorFlow, Orbax and h5py are imported by what needs them; nothing here needs PyTorch.
 """
 
-from effnetv2_jax.weights.loading import Loaded, load_model, load_weights
-from effnetv2_jax.weights.reading import Weights, read_weights
-from effnetv2_jax.weights.saving import save_weights
+from effnetv2_jax.weights.load import Loaded, load_model, load_weights
+from effnetv2_jax.weights.read import Weights, read_weights
+from effnetv2_jax.weights.save import save_weights
 
 __all__ = ["Loaded", "Weights", "load_model", "load_weights", "read_weights", "save_weights"]

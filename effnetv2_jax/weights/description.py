@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNetSpec, GroupSpec, Spec, VisionTransformerSpec
 from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.runtime.errors import UsageError
 
 KEY = "effnetv2_jax"
 """Under which a description stands beside others'."""

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from effnetv2_jax.errors import UsageError, unknown_name
-from effnetv2_jax.files import cache_folder
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.files import cache_folder
 
 FOLDER_VARIABLE = "EFFNETV2_JAX_WEIGHTS"
 

@@ -5,8 +5,8 @@ import resource
 import numpy as np
 import pytest
 
+from effnetv2_jax.benchmarks.timing.photographs import photographs
 from effnetv2_jax.data import images, pipeline
-from effnetv2_jax.data.photographs import photographs
 from effnetv2_jax.preprocessing import PREPROCESSING
 from effnetv2_jax.progressive import Stage
 

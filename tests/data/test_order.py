@@ -10,8 +10,8 @@ import tensorflow as tf
 from effnetv2_jax.data import order
 from effnetv2_jax.data.order import Order
 from effnetv2_jax.data.seeds import make_seed
-from effnetv2_jax.data.source import Split
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.base import Split
+from effnetv2_jax.runtime.errors import UsageError
 
 WINDOW = 32
 # Less than a window, a multiple of it, and three with a tail.

@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 
 from effnetv2_jax.data import images, pipeline
 from effnetv2_jax.data.order import WINDOW
-from effnetv2_jax.data.source import Source, Split
-from effnetv2_jax.data.sources import get_source
-from effnetv2_jax.data.tfrecords import open_split
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.data.sources.base import Source, Split
+from effnetv2_jax.data.sources.registry import get_source
+from effnetv2_jax.data.sources.tfrecords import open_split
 from effnetv2_jax.preprocessing import PREPROCESSING
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.errors import UsageError
 
 FAMILY = PREPROCESSING["v2"]
 PLAIN = images.Augmentation("none", flip=False, area_range=(1.0, 1.0))

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import harness, scenarios
-from .harness import Outcome
+from tests.faults import harness, scenarios
+from tests.faults.harness import Outcome
 
 
 def main() -> int:

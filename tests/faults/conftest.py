@@ -4,7 +4,7 @@ import pytest
 
 pytest.register_assert_rewrite("faults.scenarios")
 
-from . import harness  # noqa: E402
+from tests.faults import harness  # noqa: E402
 
 
 @pytest.fixture(scope="session")

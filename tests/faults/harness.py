@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from effnetv2_jax.training.checkpoint import Checkpoints, find_damage
+from effnetv2_jax.training.survival.checkpoint import Checkpoints, find_damage
 from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from . import harness
-from .harness import Program
+from tests.faults import harness
+from tests.faults.harness import Program
 
 Scenario = Callable[[Program, pathlib.Path, pathlib.Path], None]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import harness, scenarios
+from tests.faults import harness, scenarios
 
 # Seconds each; the others are for make test-slow.
 QUICK = ("Newest checkpoint: truncated", "Disk full for a while", "Numbers go wrong")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import digits
-from effnetv2_jax import programs
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 
 @pytest.fixture

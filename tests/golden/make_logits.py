@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .drawn import digest, draw, image
+from tests.golden.drawn import digest, draw, image
 
 PATH = pathlib.Path(__file__).with_name("logits.npz")
 TIMM = (

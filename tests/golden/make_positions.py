@@ -15,8 +15,8 @@ import pathlib
 
 import numpy as np
 
-from .drawn import draw, image
-from .make_logits import import_timm
+from tests.golden.drawn import draw, image
+from tests.golden.make_logits import import_timm
 
 PATH = pathlib.Path(__file__).with_name("positions.npz")
 NETWORK = "deit_small_patch16_224"

@@ -1,7 +1,7 @@
 """A launcher with a cloud of its own."""
 
 import pytest
-from stand_in.launcher import make_launcher
+from tests.launch.stand_in.launcher import make_launcher
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import concurrent.futures
 
 import pytest
-from stand_in.launcher import make_launcher
+from tests.launch.stand_in.launcher import make_launcher
 
 
 def run_with_a_failure(folder, call, when, *flags):

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from stand_in.launcher import ROOT, interrupt, wait_until
+from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 from launch.job import Outcome, Report, overall
 from launch.keep_alive import Pace

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-import tiny_run
+from tests import tiny_run
 
-from effnetv2_jax.training import checkpoint
+from effnetv2_jax.training.survival import checkpoint
 from tests import xla_flags
 
 SEED = 0

@@ -14,12 +14,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from effnetv2_jax.data import imagenet_tar
-from effnetv2_jax.data.tfds_source import open_tfds
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.imagenet_classes import imagenet_ids
-from launch import imagenet
-from launch.imagenet import prepare
+from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids
+from effnetv2_jax.data.sources.tfds import open_tfds
+from effnetv2_jax.runtime.errors import UsageError
+from launch.prepare_imagenet import prepare as imagenet
+from launch.prepare_imagenet import tars as imagenet_tar
+from launch.prepare_imagenet.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHARDS = 4

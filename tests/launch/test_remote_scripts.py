@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from stand_in.launcher import ROOT, STAND_IN, wait_until
+from tests.launch.stand_in.launcher import ROOT, STAND_IN, wait_until
 
 from launch.job import FOLDER, Outcome, read_reports
 

@@ -11,7 +11,7 @@ import sys
 import tarfile
 
 import pytest
-from stand_in.launcher import ROOT, interrupt, wait_until
+from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 from launch import bundle
 from launch.errors import UsageError

@@ -15,7 +15,6 @@ from flax import nnx
 from jax import lax
 
 import effnetv2_jax
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import (
     EfficientNet,
     EfficientNetSpec,
@@ -29,7 +28,7 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.convolutions import depthwise_conv
+from effnetv2_jax.models.kernels.convolutions import depthwise_conv
 from effnetv2_jax.models.layers import (
     BatchNorm,
     conv_kernel_init,
@@ -39,6 +38,7 @@ from effnetv2_jax.models.layers import (
     stochastic_depth,
     uniform_by_example,
 )
+from effnetv2_jax.runtime.errors import UsageError
 
 # Counted by building the official model (github.com/google/automl, efficientnetv2) with 1000
 # classes.

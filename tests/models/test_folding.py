@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from effnetv2_jax import create_model, fold_batch_norm
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models.layers import BatchNorm
+from effnetv2_jax.runtime.errors import UsageError
 
 
 def trained(name, **arguments):

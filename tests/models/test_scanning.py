@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNet, create_model, get_spec
 from effnetv2_jax.models.folding import fold_batch_norm
 from effnetv2_jax.models.scanning import equal_runs
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import functional
 
 

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import (
     VisionTransformer,
     VisionTransformerSpec,
@@ -19,6 +18,7 @@ from effnetv2_jax.models import (
 )
 from effnetv2_jax.models.vit import Patches
 from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.runtime.errors import UsageError
 
 # Counted by building them in timm 1.0.31: parameters, and 10⁹ multiply-adds by PyTorch's counter
 # with attention as products of matrices.

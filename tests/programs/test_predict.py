@@ -19,13 +19,13 @@ from flax import nnx
 from PIL import Image
 
 from effnetv2_jax.data import images as data_images
-from effnetv2_jax.data.named_images import NamedImage
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.imagenet_classes import imagenet_ids, imagenet_names
+from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids, imagenet_names
+from effnetv2_jax.data.sources.named_images import NamedImage
 from effnetv2_jax.models import EfficientNetSpec, create_model, get_spec
 from effnetv2_jax.predictions import picture, prediction, printing, request
 from effnetv2_jax.predictions.prediction import Guess, Prediction
 from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.step import normalize
 from effnetv2_jax.weights import save_weights
 

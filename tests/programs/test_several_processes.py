@@ -11,12 +11,13 @@ import sys
 import time
 
 import pytest
-import tiny_run
+from tests import tiny_run
 
 from configs import common
-from effnetv2_jax import hosts, programs
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.training import report
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime import hosts
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.training.observing import report
 from launch import local_pod
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

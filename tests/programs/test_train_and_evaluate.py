@@ -14,9 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from effnetv2_jax.data.sources import get_source
-from effnetv2_jax.training import report
-from effnetv2_jax.training.checkpoint import find_damage
+from effnetv2_jax.data.sources.registry import get_source
+from effnetv2_jax.training.observing import report
+from effnetv2_jax.training.survival.checkpoint import find_damage
 from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

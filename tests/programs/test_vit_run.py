@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from effnetv2_jax.data.sources import get_source
+from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.weights import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

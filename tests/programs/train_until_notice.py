@@ -10,7 +10,8 @@ import jax
 from absl import flags
 from jax._src import distributed
 
-from effnetv2_jax import programs, train
+from effnetv2_jax import train
+from effnetv2_jax.runtime import config as programs
 
 STEP = flags.DEFINE_integer("notice_after_step", None, "Of a checkpoint.", required=True)
 

@@ -8,7 +8,7 @@ import sys
 
 from jax.experimental import topologies
 
-from effnetv2_jax.benchmarks.step_programs import lower_train_step
+from effnetv2_jax.benchmarks.tpu.programs import lower_train_step
 
 devices = topologies.get_topology_desc(
     topology_name="v5e:2x2", platform="tpu", num_slices=2

@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import loop as loop_module
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.bad_steps import BadSteps
-from effnetv2_jax.training.checkpoint import Checkpoints
-from effnetv2_jax.training.history import JsonLinesWriter, rewind
 from effnetv2_jax.training.loop import Cadence, Loop
-from effnetv2_jax.training.monitor import Monitor
+from effnetv2_jax.training.observing.history import JsonLinesWriter, rewind
+from effnetv2_jax.training.observing.monitor import Monitor
+from effnetv2_jax.training.observing.progress import LogProgress
+from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.preparation import Preparation
-from effnetv2_jax.training.progress import LogProgress
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.status import Status
-from effnetv2_jax.training.watch import Watch
+from effnetv2_jax.training.survival.bad_steps import BadSteps
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
+from effnetv2_jax.training.survival.stalls import Watch
 
 LIMIT = 3
 LOG_STEPS = 4

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
-from test_step import (
+from tests.training.test_step import (
     CLASSES,
     FAMILY,
     OPTIMIZER,
@@ -26,14 +26,14 @@ from test_step import (
     setup,
 )
 
-from effnetv2_jax.benchmarks.collectives import collectives_of
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.benchmarks.tpu.collectives import collectives_of
 from effnetv2_jax.models import EfficientNet, abstract_model
 from effnetv2_jax.models.layers import BatchNorm
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from tests import xla_flags
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 import tensorflow as tf
 
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.optimizers import make_optimizer, make_schedule
 
 STEPS = 50

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from tests import tiny_run
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from configs import digits
-from effnetv2_jax import programs
-from effnetv2_jax.benchmarks.tpu_compile import worker_environment
-from effnetv2_jax.errors import UsageError
+from effnetv2_jax.benchmarks.tpu.compile import worker_environment
 from effnetv2_jax.models.layers import device_groups
+from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training import report
+from effnetv2_jax.training.observing import report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import EfficientNet, get_spec
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import evaluation, losses, step
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.optimizers import make_optimizer

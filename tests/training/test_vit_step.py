@@ -12,8 +12,8 @@ from flax import nnx
 from effnetv2_jax.models import VisionTransformer, VisionTransformerSpec
 from effnetv2_jax.training import evaluation, step
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.checkpoint import Checkpoints
 from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 SPEC = VisionTransformerSpec("tiny", 4, 48, 2, 4, 16, "vit", survival_prob=0.7)
 CLASSES = 5

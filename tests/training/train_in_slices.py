@@ -3,7 +3,8 @@
 So the order of slices is not that of processes, nor that of devices.
 """
 
-from effnetv2_jax import programs, train
+from effnetv2_jax import train
+from effnetv2_jax.runtime import config as programs
 from effnetv2_jax.training import mesh
 
 

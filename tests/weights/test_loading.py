@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.dialect import OURS
-from effnetv2_jax.weights.torch import TIMM, TORCHVISION
+from effnetv2_jax.weights.dialects.dialect import OURS
+from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
 
-from .conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import arrays, make_tiny, same_bits
 
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, read_weights
 
-from . import official
+from tests.weights import official
 
 # As the official configs write them: repeats, op, kernel, stride, expansion, filters, SE.
 TINY = [

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import published
 from effnetv2_jax.weights.published import PUBLISHED, Published, resolve
 

@@ -6,12 +6,12 @@ import jax
 import optax
 import pytest
 
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.training.checkpoint import Checkpoints
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import load_model
 
-from .conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import arrays, make_tiny, same_bits
 
 CONFIG = {
     "model": {"name": "efficientnetv2-tiny"},

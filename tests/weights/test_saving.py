@@ -10,13 +10,13 @@ import pytest
 import safetensors
 from flax import nnx
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import get_spec
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.orbax import open_weights
-from effnetv2_jax.weights.torch import timm_architecture
+from effnetv2_jax.weights.containers.checkpoints import open_weights
+from effnetv2_jax.weights.dialects.pytorch import timm_architecture
 
-from .conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import arrays, make_tiny, same_bits
 
 NAMES = tuple("abcdefghij")
 

@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from effnetv2_jax.errors import UsageError
-from effnetv2_jax.weights.torch_file import _MAGIC, open_torch
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights.containers.pth import _MAGIC, open_torch
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 

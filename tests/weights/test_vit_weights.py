@@ -11,9 +11,8 @@ import optax
 import pytest
 import safetensors.numpy
 from flax import nnx
-from golden import drawn
+from tests.golden import drawn
 
-from effnetv2_jax.errors import UsageError
 from effnetv2_jax.models import (
     VisionTransformer,
     VisionTransformerSpec,
@@ -22,15 +21,16 @@ from effnetv2_jax.models import (
     model_info,
 )
 from effnetv2_jax.models.registry import SPECS
-from effnetv2_jax.training.checkpoint import Checkpoints
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import layout, load_model, load_weights, read_weights, save_weights
+from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.description import Description
-from effnetv2_jax.weights.files import open_tensors
+from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT, timm_vit_architecture
 from effnetv2_jax.weights.positions import POSITIONS, grid_of, interpolate
-from effnetv2_jax.weights.torch_vit import TIMM_VIT, timm_vit_architecture
 
-from .conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import arrays, make_tiny, same_bits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "positions.npz"
 TINY = VisionTransformerSpec("vit-trial", 4, 16, 2, 2, 16, "vit")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from stand_in.cloud import Cloud
+from tests.launch.stand_in.cloud import Cloud
 
 STAND_IN = pathlib.Path(__file__).resolve().parent
 ROOT = STAND_IN.parent.parent.parent

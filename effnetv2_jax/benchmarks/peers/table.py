@@ -1,0 +1,156 @@
+"""The ``peers`` benchmark's results as Markdown and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from effnetv2_jax.benchmarks.markdown import align
+from effnetv2_jax.benchmarks.peers.contenders import OURS, Contender
+from effnetv2_jax.benchmarks.peers.race import Entry, Result, Task
+
+MAX_IDLE_SHARE = 0.02
+"""Of a core: above it, whoever waited was in the way of the others."""
+
+NOTHING = "–"
+
+
+def images_per_second(result: Result, batch_size: int) -> dict[str, float]:
+    """``median``, ``low`` and ``high`` over the turns."""
+    timing = result.timing
+    seconds = {"median": timing.median, "low": timing.high, "high": timing.low}
+    return {name: batch_size / value for name, value in seconds.items()}
+
+
+def ratio(entries: Mapping[str, Entry], name: str, what: str) -> float | None:
+    """Our images/s over somebody's, by the medians; None where one of them did not run."""
+    ours, theirs = (entries[n].results.get(what) if n in entries else None for n in (OURS, name))
+    return theirs.timing.median / ours.timing.median if ours and theirs else None
+
+
+def as_json(task: Task, entries: Mapping[str, Entry], whats: Sequence[str]) -> dict[str, Any]:
+    """All that was found, for JSON; seconds, and images/s."""
+
+    def done(name: str, entry: Entry, what: str) -> dict[str, Any]:
+        if what in entry.reasons:
+            return {"not_run": entry.reasons[what]}
+        result = entry.results[what]
+        return {
+            "images_per_second": images_per_second(result, task.batch_size),
+            "ours_over_theirs": ratio(entries, name, what),
+            "first_step_seconds": result.first_seconds,
+            "step_seconds": list(result.timing.seconds),
+            "steps_a_turn": result.steps,
+            "way": result.way,
+            "idle_share": result.idle_share,
+        }
+
+    return {
+        "model": task.model,
+        "image_size": task.image_size,
+        "batch_size": task.batch_size,
+        "dtype": task.dtype,
+        "threads": task.threads,
+        "contenders": {
+            name: {
+                "title": entry.title,
+                **entry.facts,
+                **{what: done(name, entry, what) for what in whats},
+            }
+            for name, entry in entries.items()
+        },
+    }
+
+
+def as_markdown(
+    task: Task,
+    entries: Mapping[str, Entry],
+    *,
+    contenders: Mapping[str, Contender],
+    whats: Sequence[str],
+    repeats: int,
+    environment: Mapping[str, str],
+) -> str:
+    """What was done on what, a table with a row for each contender, and notes.
+
+    Args:
+        task: what all did.
+        entries: of ``race``.
+        contenders: by name, as the entries.
+        whats: that were done.
+        repeats: turns of each.
+        environment: variables that change times, as all contenders found them.
+    """
+    rows = [_head(whats), *(_row(name, entries, task, whats) for name in entries)]
+    heading = [
+        f"{task.model}, {task.image_size} px, batch {task.batch_size}, {task.dtype}",
+        f"{_device(entries)}, {task.threads} {'thread' if task.threads == 1 else 'threads'} each; "
+        f"medians of {repeats} turns (low–high), in turn, one at a time",
+        "; ".join(_versions(entries)),
+        *([", ".join(f"{k}={v}" for k, v in environment.items())] if environment else []),
+    ]
+    notes = _notes(entries, contenders, whats)
+    return "\n".join([*heading, "", align(rows), "", *notes])
+
+
+def _head(whats: Sequence[str]) -> list[str]:
+    columns = ("{} images/s", "ours ÷ it", "first step s")
+    return ["contender", *(column.format(what) for what in whats for column in columns)]
+
+
+def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[str]) -> list[str]:
+    entry = entries[name]
+    row = [entry.title]
+    told = ""
+    for what in whats:
+        if what in entry.reasons:
+            # The same reason once.
+            reason = entry.reasons[what]
+            text = NOTHING if reason == told else f"not run: {reason}".replace("|", "\\|")
+            told = reason
+            row += [text, NOTHING, NOTHING]
+            continue
+        result = entry.results[what]
+        speed = images_per_second(result, task.batch_size)
+        ours_over_theirs = ratio(entries, name, what)
+        row += [
+            f"{_figure(speed['median'])} ({_figure(speed['low'])}–{_figure(speed['high'])})",
+            NOTHING if ours_over_theirs is None else f"{ours_over_theirs:.2f}",
+            f"{result.first_seconds:.1f}",
+        ]
+    return row
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _device(entries: Mapping[str, Entry]) -> str:
+    # Ours comes first, and has the longest name for it.
+    return next((e.facts["device"] for e in entries.values() if e.facts), "no device")
+
+
+def _versions(entries: Mapping[str, Entry]) -> list[str]:
+    """Of all that ran; of a library once for each version."""
+    found = [item for e in entries.values() for item in e.facts.get("versions", {}).items()]
+    return [f"{name} {version}" for name, version in dict.fromkeys(found)]
+
+
+def _notes(
+    entries: Mapping[str, Entry], contenders: Mapping[str, Contender], whats: Sequence[str]
+) -> list[str]:
+    ran = {name: entry for name, entry in entries.items() if entry.results}
+    notes = []
+    for name, entry in ran.items():
+        ways = [f"{what} by {entry.results[what].way}" for what in whats if what in entry.results]
+        does = [getattr(contenders[name], what) for what in whats if what in entry.results]
+        kinds = [what for what in whats if what in entry.results]
+        told = "; ".join(f"{what}: {text}" for what, text in zip(kinds, does, strict=True))
+        notes.append(f"- {entry.title}: {told} ({', '.join(ways)}).")
+    for entry in ran.values():
+        for what, result in entry.results.items():
+            if result.idle_share > MAX_IDLE_SHARE:
+                notes.append(
+                    f"- Beware: {entry.title}, {what}: its process took "
+                    f"{100 * result.idle_share:.0f} % of a core while others ran."
+                )
+    return notes

@@ -1,0 +1,98 @@
+"""What the steps of an image cost one core, each timed with those before it."""
+
+import time
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from effnetv2_jax.data import decoding as preprocess
+from effnetv2_jax.data import images
+from effnetv2_jax.data.order import Order
+from effnetv2_jax.data.pipeline import example_seed
+from effnetv2_jax.data.sources.base import Example, Split
+from effnetv2_jax.preprocessing import Preprocessing
+from effnetv2_jax.progressive import Stage
+
+STEPS = ("read", "entropy", "decode", "resize", "augment")
+"""``entropy`` decodes the last row of the crop alone: of a JPEG, that is Huffman decoding."""
+
+
+def make_step_timers(
+    split: Split,
+    stage: Stage,
+    *,
+    num_batches: int,
+    seed: int,
+    preprocessing: Preprocessing,
+    augmentation: images.Augmentation,
+) -> list[Callable[[], float]]:
+    """Makes a timer for each of ``STEPS``.
+
+    Args:
+        split: of a source.
+        stage: its image size, magnitude and batch size are used.
+        num_batches: that a timer reads, at least 2; the first is not counted.
+        seed: of the run.
+        preprocessing: the input family.
+        augmentation: what is done to the images.
+
+    Returns:
+        Functions of () → µs of one core an image, up to and including the step.
+    """
+    elements, fetch = Order(split, seed).read(0)
+
+    def last_pixel(example: Example) -> tf.Tensor:
+        # Of the crop's last row: a decoder has to read all of the file before it.
+        def choose_box(shape: tf.Tensor) -> preprocess.Box:
+            box = images.crop_box(shape, example["seed"], preprocessing, augmentation)
+            return tf.stack([box[0] + box[2] - 1, box[1], 1, 1])
+
+        return preprocess.decode_box(example["image"], choose_box)
+
+    def crop(example: Example) -> tf.Tensor:
+        return images.random_crop(
+            example["image"], example["seed"], stage, preprocessing, augmentation
+        )
+
+    def resized(example: Example) -> tf.Tensor:
+        return preprocess.resize(crop(example), stage.image_size, preprocessing.interpolation)
+
+    def augmented(example: Example) -> tf.Tensor:
+        return images.flip_and_augment(resized(example), example["seed"], stage, augmentation)
+
+    def read(example: Example) -> tf.Tensor:
+        image = example["image"]
+        if image.dtype == tf.string:
+            image = tf.io.decode_raw(tf.strings.substr(image, 0, 1), tf.uint8)
+        return tf.reshape(image, [1, -1, 1])
+
+    def timed(function: Callable[[Example], tf.Tensor]) -> Callable[[], float]:
+        def prepare(element) -> tf.Tensor:
+            example = fetch(element)
+            image_seed = example_seed(seed, example, split.size)
+            return function(example | {"seed": image_seed})[0, 0, 0]
+
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 1
+        options.threading.max_intra_op_parallelism = 1
+        options.autotune.enabled = False
+        # Nothing may be done ahead of time, in the time of another measurement.
+        options.experimental_optimization.apply_default_optimizations = False
+        dataset = (
+            elements.map(tf.autograph.experimental.do_not_convert(prepare))
+            .batch(stage.batch_size)
+            .with_options(options)
+        )
+
+        def measure() -> float:
+            batches = iter(dataset.take(num_batches))
+            next(batches)
+            started = time.process_time()
+            for _ in batches:
+                pass
+            seconds = time.process_time() - started
+            return 1e6 * seconds / (stage.batch_size * (num_batches - 1))
+
+        return measure
+
+    return [timed(function) for function in (read, last_pixel, crop, resized, augmented)]

@@ -1,0 +1,168 @@
+"""Measures the input pipeline: ``python -m effnetv2_jax.benchmark input --sizes=128,171,300``.
+
+For every image size, as a stage of progressive learning has it: images/s of the whole pipeline with
+and without augmentation, and what an image costs one core, step by step. Without ``--dataset`` it
+makes JPEGs of its own. ``--preview=FILE`` draws what each stage trains on instead.
+"""
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+import numpy as np
+from absl import flags
+
+from effnetv2_jax.benchmarks.timing.image_costs import STEPS, make_step_timers
+from effnetv2_jax.benchmarks.timing.photographs import photographs
+from effnetv2_jax.benchmarks.timing.preview import write_preview
+from effnetv2_jax.data import images, pipeline
+from effnetv2_jax.data.sources.registry import get_source
+from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.bars import track
+from effnetv2_jax.runtime.errors import UsageError
+
+DATASET = flags.DEFINE_string(
+    "dataset", None, "As a config's data.name, e.g. folder:PATH; JPEGs made on the spot by default."
+)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "As a config's data.dir.")
+SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
+JPEG_SIZE = flags.DEFINE_list("jpeg_size", ["500", "375"], "Width and height of those JPEGs in px.")
+SIZES = flags.DEFINE_list("sizes", ["128", "171", "214", "257", "300"], "Of the stages, in px.")
+MAGNITUDES = flags.DEFINE_list(
+    "magnitudes", ["5", "10"], "RandAugment's in the first and the last stage."
+)
+AUGMENTATION = flags.DEFINE_string("augmentation", "randaugment", "As a config's.")
+LAYERS = flags.DEFINE_integer("randaugment_layers", 2, "Operations in a row.", lower_bound=1)
+PREPROCESSING = flags.DEFINE_string("preprocessing", "v2", "The input family.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a batch.", lower_bound=1)
+NUM_BATCHES = flags.DEFINE_integer("num_batches", 16, "Batches a measurement.", lower_bound=2)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements, of which the median counts.", 5)
+THREADS = flags.DEFINE_integer("threads", None, "One a core by default.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of order, crops and augmentation.")
+PREVIEW = flags.DEFINE_string("preview", None, "Write a contact sheet to this file, and end.")
+COLUMNS = flags.DEFINE_integer("columns", 8, "Images in a row of the preview.", lower_bound=1)
+
+
+def main() -> None:
+    family = get_preprocessing(PREPROCESSING.value)
+    augmentation = images.Augmentation(AUGMENTATION.value, num_layers=LAYERS.value)
+    batch_size = COLUMNS.value if PREVIEW.value else BATCH_SIZE.value
+    stages = _stages(batch_size)
+    source = (
+        get_source(DATASET.value, DATA_DIR.value)
+        if DATASET.value
+        else photographs(*_numbers("jpeg_size", JPEG_SIZE.value, int, count=2))
+    )
+
+    def batches(stage: Stage, augmentation: images.Augmentation) -> Iterator[pipeline.Batch]:
+        return pipeline.train_batches(
+            source,
+            SPLIT.value,
+            stage,
+            first_example=0,
+            num_batches=NUM_BATCHES.value,
+            seed=SEED.value,
+            preprocessing=family,
+            augmentation=augmentation,
+            share=pipeline.Share(threads=THREADS.value),
+        )
+
+    if PREVIEW.value:
+        rows = [(_name(stage), next(batches(stage, augmentation))["image"]) for stage in stages]
+        write_preview(PREVIEW.value, f"{source.name}, {augmentation.name}", rows)
+        print(f"preview: {PREVIEW.value}")
+        return
+    threads = THREADS.value or os.cpu_count()
+    print(
+        f"{source.name}, {family.name}, TensorFlow {metadata.version('tensorflow-cpu')}, "
+        f"{threads} threads; medians of {REPEATS.value} and their range, µs of one core an image\n"
+    )
+    print(f"| px | magnitude | {augmentation.name}, images/s | without | "
+          f"{' | '.join(STEPS)} | together |")  # fmt: skip
+    print("|---:" * (5 + len(STEPS)) + "|", flush=True)
+    plain = images.Augmentation("none")
+    for stage in stages:
+        pipelines = [functools.partial(batches, stage, a) for a in (augmentation, plain)]
+        speeds = _interleaved(
+            [functools.partial(_speed, pipeline) for pipeline in pipelines],
+            f"{stage.image_size} px, images/s",
+        )
+        timers = make_step_timers(
+            source.split(SPLIT.value),
+            stage,
+            num_batches=NUM_BATCHES.value,
+            seed=SEED.value,
+            preprocessing=family,
+            augmentation=augmentation,
+        )
+        costs = np.median(_interleaved(timers, f"{stage.image_size} px, steps"), axis=1)
+        parts = np.diff(costs, prepend=0)
+        print(
+            f"| {stage.image_size} | {stage.randaugment_magnitude:.3g} | "
+            + " | ".join(_with_range(values) for values in speeds)
+            + " | "
+            + " | ".join(f"{part:.0f} ({part / costs[-1]:.0%})" for part in parts)
+            + f" | {costs[-1]:.0f} |",
+            flush=True,
+        )
+
+
+def _stages(batch_size: int) -> list[Stage]:
+    sizes = _numbers("sizes", SIZES.value, int)
+    first, last = _numbers("magnitudes", MAGNITUDES.value, float, count=2)
+    magnitudes = np.linspace(first, last, len(sizes))
+    return [
+        Stage(
+            index=index,
+            first_step=0,
+            end_step=NUM_BATCHES.value,
+            image_size=size,
+            randaugment_magnitude=float(magnitude),
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
+            dropout_rate=0.0,
+            batch_size=batch_size,
+        )
+        for index, (size, magnitude) in enumerate(zip(sizes, magnitudes, strict=True))
+    ]
+
+
+def _numbers(flag: str, values: list[str], kind: Callable, count: int | None = None) -> list:
+    try:
+        numbers = [kind(value) for value in values]
+    except ValueError:
+        numbers = []
+    least = 1 if kind is int else 0
+    if not numbers or min(numbers) < least or count not in (None, len(numbers)):
+        raise UsageError(
+            f"--{flag} must be {count or 'some'} numbers from {least} on, with commas between "
+            f"them, got {','.join(values)!r}"
+        )
+    return numbers
+
+
+def _name(stage: Stage) -> str:
+    return f"{stage.image_size} px\nmagnitude {stage.randaugment_magnitude:.3g}"
+
+
+def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
+    """Images/s after the first batch, in whose time the stage's program is compiled."""
+    batches = make_batches()
+    next(batches)
+    started = time.perf_counter()
+    count = sum(len(batch["image"]) for batch in batches)
+    return count / (time.perf_counter() - started)
+
+
+def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarray:
+    """Alternates between measurements; float [measurements, repeats]."""
+    rounds = track(range(REPEATS.value), text, REPEATS.value)
+    return np.array([[measure() for measure in measurements] for _ in rounds]).T
+
+
+def _with_range(values: np.ndarray) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"

@@ -1,0 +1,59 @@
+"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719): some operations, drawn uniformly, in a row."""
+
+import math
+
+import tensorflow as tf
+
+from effnetv2_jax.data.augment.operations import NUM_DRAWS, OPS, apply_ops
+
+
+def draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws each layer's operation and what is random in it.
+
+    Args:
+        seed: int32 or int64 [2].
+        num_layers: at least 1.
+
+    Returns:
+        Indices into ``OPS``, int32 [num_layers], and draws for ``ops.apply_ops``, float32
+        [num_layers, NUM_DRAWS].
+    """
+    draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
+    return tf.cast(draws[:, 0] * len(OPS), tf.int32), draws[:, 1:]
+
+
+def rand_augment(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    magnitude: float,
+    num_layers: int = 2,
+    translate_const: float = 100.0,
+    cutout_const: float = 40.0,
+) -> tf.Tensor:
+    """Applies ``num_layers`` randomly chosen operations to an image, one after the other.
+
+    Args:
+        image: uint8 [height, width, 3] of static shape.
+        seed: int32 or int64 [2], as for ``tf.random.stateless_uniform``; the same seed gives the
+            same result.
+        magnitude: strength of the operations, at least 0. The scale's nominal top is 10, but
+            larger and fractional values are allowed.
+        num_layers: operations applied, at least 0; 0 returns the image unchanged.
+        translate_const: px that an image is translated by at magnitude 10.
+        cutout_const: half the side in px of the cut out square at magnitude 10.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ValueError: for a negative magnitude or num_layers.
+    """
+    if not 0 <= magnitude < math.inf:
+        raise ValueError(f"magnitude is {magnitude}, but it must be a finite number >= 0.")
+    if num_layers < 0:
+        raise ValueError(f"num_layers is {num_layers}, but it must be >= 0.")
+    if num_layers == 0:
+        return image
+    table = [(op, op.argument(magnitude, translate_const, cutout_const)) for op in OPS]
+    return apply_ops(image, table, *draw(seed, num_layers))

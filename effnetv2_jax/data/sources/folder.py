@@ -1,0 +1,210 @@
+"""Your own images: a folder for every class, in ``train/`` and, where there are, val/ and test/."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
+    """Opens a folder of images as a data set; files are listed now and read when needed.
+
+    The layout is ``path/train/CLASS/…/IMAGE`` and, where wanted, the same in ``path/val`` and
+    ``path/test``. Labels number the class folders in the order of their names. Files count whose
+    names end in ``ENDINGS``, in any case, at any depth below a class folder; names with a leading
+    dot do not. The splits are ``train``, ``val``, ``test`` where its folder exists, and
+    ``trainval``, which is all of ``train/``. Their examples are in the order of the paths; an
+    example has ``image``, the content of the file (string []), and ``label`` (int64 []).
+
+    Without ``val/``, a share of every class in ``train/`` is held out as ``val``. Which files these
+    are depends on the seed and on the names in that class alone.
+
+    Args:
+        path: local, or remote such as ``gs://bucket/images``.
+        holdout: share of each class held out, between 0 and 1: rounded, at least one image, and
+            one stays in ``train``; a class of one image is not in ``val``.
+        seed: of the draw.
+
+    Raises:
+        UsageError: if holdout is not between 0 and 1, the folders are not laid out as above, cannot
+            be read, lack images, or differ in their classes.
+    """
+    if not 0 < holdout < 1:
+        raise UsageError(
+            f"holdout {holdout} cannot be used: it is the share of train/ to hold out, above 0 and "
+            "below 1"
+        )
+    root = os.path.expanduser(path)
+    if not tf.io.gfile.isdir(root):
+        raise UsageError(
+            f"the folder {path!r} does not exist or cannot be read: give the one that holds train/"
+        )
+    root = root.rstrip("/")
+    if not tf.io.gfile.isdir(f"{root}/train"):
+        raise UsageError(
+            f"there is no folder train/ in {path!r}: put the images in {root}/train/CLASS/, one "
+            "folder for every class"
+        )
+    train = _list_images(f"{root}/train")
+    classes = tuple(train.files)
+    images = {"train": train, "trainval": train}
+    for name in ("val", "test"):
+        if tf.io.gfile.isdir(f"{root}/{name}"):
+            images[name] = _list_images(f"{root}/{name}", classes)
+    if "val" not in images:
+        images["train"], images["val"] = _hold_out(train, holdout, seed)
+
+    def split(name: str) -> Split:
+        if name not in images:
+            raise unknown_name(f"split of folder:{path}", name, images)
+        if not any(images[name].files.values()):  # only a held-out share can be
+            raise UsageError(
+                f"no image of {root}/train can be held out, as each class has just one: add images "
+                "or make a folder val/"
+            )
+        return _split(images[name])
+
+    return Source(name=f"folder:{path}", class_names=classes, split=split)
+
+
+def images_below(folder: str) -> Iterator[str]:
+    """Yields the paths of the images at any depth below a folder, as ``folder_source`` sees them.
+
+    Raises:
+        UsageError: where a folder cannot be read.
+    """
+    for name, is_folder in _entries(folder):
+        if is_folder:
+            yield from images_below(f"{folder}/{name}")
+        elif _is_image(name):
+            yield f"{folder}/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """The images below a folder.
+
+    Attributes:
+        folder: the path.
+        files: class → names of its files relative to the folder, CLASS/…/IMAGE; both sorted.
+    """
+
+    folder: str
+    files: dict[str, list[str]]
+
+
+def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Images:
+    """Finds the images in the class folders of a folder.
+
+    Args:
+        folder: its path.
+        expected: the classes it must have; None where it decides which there are.
+    """
+    entries = list(_entries(folder))
+    classes = sorted(name for name, is_folder in entries if is_folder)
+    if not classes:
+        what = "images but " if any(_is_image(name) for name, _ in entries) else ""
+        raise UsageError(
+            f"{folder} has {what}no class folders: put each image in {folder}/CLASS/, the folder "
+            "of its class"
+        )
+    if expected is not None and set(classes) != set(expected):
+        differences = {
+            "lacks": set(expected) - set(classes),
+            "adds": set(classes) - set(expected),
+        }
+        said = " and ".join(f"{verb} {_few(names)}" for verb, names in differences.items() if names)
+        raise UsageError(f"{folder} must have the same class folders as train/, but it {said}")
+    # Threads, for folders behind a network.
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda name: sorted(images_below(f"{folder}/{name}")), classes)
+        files = {
+            name: [path.removeprefix(f"{folder}/") for path in paths]
+            for name, paths in zip(classes, found, strict=True)
+        }
+    empty = [name for name in classes if not files[name]]
+    if empty:
+        remedy = "put images in" if expected else "delete the folder or put images in"
+        raise UsageError(
+            f"{folder} has no image for the class {_few(empty)}: {remedy}, with names that end in "
+            f"{', '.join(ENDINGS)}"
+        )
+    return _Images(folder, files)
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """Yields (name, whether it is a folder) of what is in a folder and not hidden."""
+    try:
+        for name, is_folder in _remote(folder) if "://" in folder else _local(folder):
+            if name and not name.startswith("."):
+                yield name, is_folder
+    except (OSError, tf.errors.OpError) as error:
+        raise UsageError(f"the folder {folder!r} cannot be read: {error}") from error
+
+
+def _local(folder: str) -> Iterator[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir()
+
+
+def _remote(folder: str) -> Iterator[tuple[str, bool]]:
+    for name in tf.io.gfile.listdir(folder):
+        # Each isdir is a request: buckets mark folders with a slash, and images are files.
+        is_folder = name.endswith("/") or (
+            not _is_image(name) and tf.io.gfile.isdir(f"{folder}/{name}")
+        )
+        yield name.rstrip("/"), is_folder
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def _few(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
+
+
+def _hold_out(images: _Images, holdout: float, seed: int) -> tuple[_Images, _Images]:
+    """Splits images into those that stay and those held out."""
+
+    def key(file: str) -> bytes:
+        return hashlib.blake2b(os.fsencode(f"{seed}/{file}"), digest_size=16).digest()
+
+    stay, held = {}, {}
+    for name, files in images.files.items():
+        count = min(max(1, round(holdout * len(files))), len(files) - 1)
+        drawn = set(sorted(files, key=key)[:count])
+        held[name] = [file for file in files if file in drawn]
+        stay[name] = [file for file in files if file not in drawn]
+    return _Images(images.folder, stay), _Images(images.folder, held)
+
+
+def _split(images: _Images) -> Split:
+    # Bytes, as a file's name need not be text.
+    paths = [
+        os.fsencode(f"{images.folder}/{file}") for files in images.files.values() for file in files
+    ]
+    counts = [len(files) for files in images.files.values()]
+    path_of = tf.constant(paths)
+    label_of = tf.constant(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+
+    def get(index: tf.Tensor) -> Example:
+        image = tf.io.read_file(tf.gather(path_of, index))
+        return {"image": image, "label": tf.gather(label_of, index)}
+
+    def describe(index: int) -> str:
+        return paths[index].decode(errors="replace")
+
+    return Split.of_examples(len(paths), get, describe)

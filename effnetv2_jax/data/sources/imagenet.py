@@ -1,0 +1,223 @@
+"""ImageNet and ImageNet-21k as the official TFRecord files.
+
+Files, features and splits: google/automl, efficientnetv2/datasets.py. The files of ImageNet are
+what https://github.com/tensorflow/tpu/blob/master/tools/datasets/imagenet_to_gcs.py writes.
+"""
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from effnetv2_jax.data.sources.base import MAX_LABELS, Example, Source, Split
+from effnetv2_jax.data.sources.tfrecords import open_split
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
+
+NUM_CLASSES_21K = 21_843
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Which files in a folder make up a split.
+
+    Attributes:
+        pattern: of their names.
+        first: of those in the order of their names, the first taken.
+        end: the first no longer taken; None means all of the rest.
+        meaning: which those are, for a person.
+    """
+
+    pattern: str
+    first: int = 0
+    end: int | None = None
+    meaning: str = "all"
+
+    def among(self, names: list[str]) -> list[str]:
+        return names[self.first : self.end]
+
+
+def _imagenet_splits() -> dict[str, _Files]:
+    eval_files = _Files("val*")
+    return {
+        "train": _Files("train*", 20, None, "those from the 21st on"),
+        "minival": _Files("train*", 0, 20, "the first 20"),
+        "trainval": _Files("train*"),
+        "eval": eval_files,
+        "validation": eval_files,
+        "test": eval_files,
+    }
+
+
+def _imagenet21k_splits(train: str) -> dict[str, _Files]:
+    return {
+        "train": _Files(train, 20, None, "those from the 21st on"),
+        "minival": _Files(train, 16, 20, "the 17th to the 20th"),
+        "eval": _Files(train, 0, 16, "the first 16"),
+        "trainval": _Files(train),
+        "validation": _Files("val*"),
+        "test": _Files("test*"),
+    }
+
+
+def is_imagenet_dir(data_dir: str) -> bool:
+    """Whether a folder holds the official TFRecord files of ImageNet (``train-*``)."""
+    try:
+        return bool(_matching(_list_files(data_dir), "train-*"))
+    except tf.errors.OpError:
+        return False
+
+
+def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
+    """ImageNet, ILSVRC 2012: labels 0 to 999 in the order of the WordNet ids, their names.
+
+    Splits: ``train`` (the train files from the 21st on; 1,256,144 examples), ``minival`` (the first
+    20; 25,021), ``trainval`` (both; 1,281,167), ``eval`` (50,000; also ``validation``, ``test``).
+    Examples: ``image``, a JPEG string, and ``label``, int64 []; reading one whose
+    ``image/class/label`` is not in 1…1000 (0 is the background) fails with
+    tf.errors.InvalidArgumentError.
+
+    Args:
+        data_dir: the folder with the files ``train*`` and ``val*``.
+        cache_dir: as in ``tfrecords.build_index``.
+
+    Raises:
+        UsageError: for a folder without train files, and from ``split`` for an unknown name, a
+            split without files, and files that are empty or cut off.
+    """
+    files = _files_in(
+        data_dir,
+        ["train*"],
+        "put the TFRecord files train-00000-of-01024 … and validation-00000-of-00128 … of ImageNet "
+        "there, or prepare it with TFDS",
+    )
+    names = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
+    return Source(
+        name="imagenet2012",
+        class_names=tuple(names),
+        split=_splits("imagenet2012", data_dir, files, _imagenet_splits(), _parse, cache_dir),
+    )
+
+
+def imagenet21k_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
+    """ImageNet-21k: 21,843 classes without names, several labels an example.
+
+    The train files are ``imagenet21k*``, as in the official code, or ``train*`` where there are
+    none. Splits: ``train`` (those from the 21st on; 12,720,275 examples), ``minival`` (the 17th to
+    the 20th; 25,089), ``eval`` (the first 16; 100,357), ``trainval`` (all of them), and
+    ``validation`` (``val*``) and ``test`` (``test*``) where there are such files.
+    Examples: ``image``, a JPEG string, and ``label``, int64 [MAX_LABELS], filled up with -1;
+    reading one with more labels, or one not in 0…21842, fails with
+    tf.errors.InvalidArgumentError.
+
+    Args:
+        data_dir: the folder with the files.
+        cache_dir: as in ``tfrecords.build_index``.
+
+    Raises:
+        UsageError: as in ``imagenet_source``.
+    """
+    patterns = ["imagenet21k*", "train*"]
+    files = _files_in(
+        data_dir, patterns, "put the TFRecord files of ImageNet-21k there, named imagenet21k-…"
+    )
+    train = next(pattern for pattern in patterns if _matching(files, pattern))
+    splits = _imagenet21k_splits(train)
+    return Source(
+        name="imagenet21k",
+        class_names=tuple(f"class {i}" for i in range(NUM_CLASSES_21K)),
+        split=_splits("imagenet21k", data_dir, files, splits, _parse_21k, cache_dir),
+        label_shape=(MAX_LABELS,),
+    )
+
+
+def _list_files(data_dir: str) -> list[str]:
+    # Object stores mark folders with a slash.
+    return sorted(name for name in tf.io.gfile.listdir(data_dir) if not name.endswith("/"))
+
+
+def _matching(files: list[str], pattern: str) -> list[str]:
+    return [file for file in files if fnmatch.fnmatchcase(file, pattern)]
+
+
+def _files_in(data_dir: str, patterns: list[str], advice: str) -> list[str]:
+    try:
+        files = _list_files(data_dir)
+    except tf.errors.OpError as error:
+        raise UsageError(f"data_dir {data_dir!r} cannot be listed: {advice}") from error
+    if not any(_matching(files, pattern) for pattern in patterns):
+        raise UsageError(f"data_dir {data_dir!r} has no files {' or '.join(patterns)}: {advice}")
+    return files
+
+
+def _splits(
+    source: str,
+    data_dir: str,
+    files: list[str],
+    splits: Mapping[str, _Files],
+    parse: Callable[[tf.Tensor], Example],
+    cache_dir: str | None,
+) -> Callable[[str], Split]:
+    def split(name: str) -> Split:
+        if name not in splits:
+            raise unknown_name(f"split of {source}", name, splits)
+        wanted = splits[name]
+        found = _matching(files, wanted.pattern)
+        taken = wanted.among(found)
+        if not taken:
+            raise UsageError(
+                f"no files for split {name!r} of {source}: it takes {wanted.meaning} of the files "
+                f"{wanted.pattern}, and data_dir {data_dir!r} has {len(found)}"
+            )
+        return open_split(
+            [os.path.join(data_dir, file) for file in taken],
+            parse,
+            cache_dir=cache_dir,
+            allow_empty_files=False,
+        )
+
+    return split
+
+
+def _parse(record: tf.Tensor) -> Example:
+    features = tf.io.parse_single_example(
+        record,
+        {
+            "image/encoded": tf.io.FixedLenFeature([], tf.string),
+            "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+        },
+    )
+    label = features["image/class/label"]
+    valid = tf.debugging.Assert(
+        (label >= 1) & (label <= 1000),
+        ["image/class/label must be in 1...1000 (0 is the background), but is", label],
+    )
+    with tf.control_dependencies([valid]):
+        return {"image": features["image/encoded"], "label": label - 1}
+
+
+def _parse_21k(record: tf.Tensor) -> Example:
+    features = tf.io.parse_single_example(
+        record,
+        {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "labels": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+        },
+    )
+    labels = features["labels"]
+    count = tf.size(labels)
+    few = tf.debugging.Assert(
+        count <= MAX_LABELS,
+        [f"an example may have at most {MAX_LABELS} labels, but one has", count],
+    )
+    valid = tf.debugging.Assert(
+        tf.reduce_all((labels >= 0) & (labels < NUM_CLASSES_21K)),
+        [f"labels must be in 0...{NUM_CLASSES_21K - 1}, but are", labels],
+        summarize=MAX_LABELS,
+    )
+    with tf.control_dependencies([few, valid]):
+        missing = tf.maximum(MAX_LABELS - count, 0)
+        label = tf.pad(labels, [[0, missing]], constant_values=-1)
+        return {"image": features["image"], "label": tf.ensure_shape(label, [MAX_LABELS])}

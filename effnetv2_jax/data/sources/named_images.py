@@ -1,0 +1,122 @@
+"""Images that somebody names: files, folders, and what comes from standard input."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from effnetv2_jax.data.decoding import decode_box, whole_box
+from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.data.sources.folder import ENDINGS, images_below
+from effnetv2_jax.data.switch import switch
+from effnetv2_jax.runtime.errors import UsageError
+
+STDIN = "-"
+
+# How files begin that can be decoded. Names of files may begin with BM, GIF or RIFF, too.
+_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedImage:
+    """An image, which may turn out to be none.
+
+    Attributes:
+        name: the path of its file, or ``-`` for standard input.
+        content: of the file; None where it is read when it is needed.
+    """
+
+    name: str
+    content: bytes | None = None
+
+
+def find_images(arguments: list[str], read_stdin: Callable[[], bytes]) -> list[NamedImage]:
+    """The images that arguments stand for, in their order.
+
+    Args:
+        arguments: files; folders, for all images at any depth below them whose names end in
+            ``ENDINGS``, in the order of their paths; ``-`` for what comes from standard input: one
+            image, or else files and folders, one a line.
+        read_stdin: is called where ``-`` is among them.
+
+    Raises:
+        UsageError: for a path that is not there, a folder without images, and where there is
+            nothing at all.
+    """
+    images: list[NamedImage] = []
+    for argument in arguments:
+        images += _in_stdin(read_stdin()) if argument == STDIN else _at(argument)
+    if not images:
+        raise UsageError(
+            "no images are named: give files, folders, or - for an image or names of files on "
+            "standard input"
+        )
+    return images
+
+
+def named_source(images: list[NamedImage]) -> Source:
+    """A data set of these images in this order; all have label 0, and every split is all."""
+    paths = tf.constant([b"" if x.content else os.fsencode(x.name) for x in images])
+    contents = tf.constant([x.content or b"" for x in images])
+
+    def get(index: tf.Tensor) -> Example:
+        path, content = tf.gather(paths, index), tf.gather(contents, index)
+        is_here = tf.cast(tf.strings.length(content) > 0, tf.int32)
+        choices = (lambda path, content: tf.io.read_file(path), lambda path, content: content)
+        image = switch(is_here, choices, path, content)
+        return {"image": image, "label": tf.constant(0, tf.int64)}
+
+    split = Split.of_examples(len(images), get, lambda index: printable(images[index].name))
+    return Source(name="the images named", class_names=("unknown",), split=lambda name: split)
+
+
+def small_copy(image: NamedImage, side: int) -> tf.Tensor:
+    """The whole image in its own shape, at most ``side`` px long; uint8 [height, width, 3].
+
+    Raises:
+        tf.errors.OpError: where it cannot be read or decoded.
+    """
+    content = image.content or tf.io.read_file(os.fsencode(image.name))
+    pixels = decode_box(tf.constant(content), whole_box, min_size=side)
+    longest = max(pixels.shape[:2])
+    if longest <= side:
+        return pixels
+    shape = [max(1, round(length * side / longest)) for length in pixels.shape[:2]]
+    return tf.cast(tf.image.resize(pixels, shape, antialias=True) + 0.5, tf.uint8)
+
+
+def printable(name: str) -> str:
+    """A name on one line; what a terminal cannot show, such as bytes that are no text, is �."""
+    return "".join(letter if letter.isprintable() else "�" for letter in name)
+
+
+def _at(path: str) -> Iterator[NamedImage]:
+    where = os.fsencode(path)  # a file's name need not be text
+    if tf.io.gfile.isdir(where):
+        paths = sorted(images_below(path.rstrip("/") or "/"))
+        if not paths:
+            raise UsageError(
+                f"the folder {path!r} has no images, whose names end in {', '.join(ENDINGS)}"
+            )
+        yield from map(NamedImage, paths)
+    elif tf.io.gfile.exists(where):
+        yield NamedImage(path)
+    else:
+        raise UsageError(f"{path!r} does not exist: give image files, folders of them, or -")
+
+
+def _in_stdin(content: bytes) -> Iterator[NamedImage]:
+    if _BEGINNING.match(content):
+        yield NamedImage(STDIN, content)
+        return
+    if not content.strip() or b"\0" in content:
+        what = "something else" if content.strip() else "nothing"
+        raise UsageError(
+            f"standard input must be an image ({', '.join(ENDINGS)}) or names of files, one a "
+            f"line, but is {what}"
+        )
+    for line in content.splitlines():
+        if line.strip():
+            yield from _at(os.fsdecode(line))

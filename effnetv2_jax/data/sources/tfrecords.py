@@ -1,0 +1,255 @@
+"""Random access into TFRecord files: a split that is readable from any example on.
+
+A TFRecord file tells nowhere where its records begin, so an index is read from the records' headers
+once and kept in a cache. Format: https://www.tensorflow.org/tutorials/load_data/tfrecord, a uint64
+length, its checksum (4 bytes), the data, its checksum (4 bytes).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from effnetv2_jax.data.sources.base import Example, Split
+from effnetv2_jax.runtime.bars import track
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.files import cache_folder
+
+_HEADER_BYTES = 12
+_FRAME_BYTES = 16
+_MAX_BUFFER_BYTES = 8 << 20
+# Reading headers is waiting for the disk or the network.
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordIndex:
+    """Where the records of some files begin, as if the files were laid end to end.
+
+    Attributes:
+        files: their names, in order.
+        bases: int64 [files], the byte at which each file begins.
+        positions: int64 [records + 1], the byte at which each record begins, and the last one's
+            end.
+    """
+
+    files: tuple[str, ...]
+    bases: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def num_records(self) -> int:
+        return len(self.positions) - 1
+
+    def describe(self, record: int) -> str:
+        """The file that holds a record and the record's number in that file, from 0."""
+        file = np.searchsorted(self.bases, self.positions[record], side="right") - 1
+        first = np.searchsorted(self.positions, self.bases[file])
+        return f"{self.files[file]}, record {record - first}"
+
+
+def open_split(
+    files: Sequence[str],
+    parse: Callable[[tf.Tensor], Example],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    cache_dir: str | None = None,
+    allow_empty_files: bool = True,
+) -> Split:
+    """The records of some files as a split: in the order of the files, numbered over all of them.
+
+    ``read`` fails with tf.errors.DataLossError where a record does not match its checksum.
+
+    Args:
+        files: TFRecord files without compression; anything ``tf.io.gfile`` opens.
+        parse: of (record), a string scalar → its example.
+        start: the split's first record.
+        stop: the record after the split's last; None means all.
+        cache_dir: as in ``build_index``.
+        allow_empty_files: whether a file may have no records.
+
+    Raises:
+        UsageError: for files that cannot be read, are cut off or empty, and for a range that the
+            records do not have.
+    """
+    index = build_index(files, cache_dir=cache_dir)
+    if not allow_empty_files:
+        _check_none_is_empty(index)
+    if index.num_records == 0:
+        raise UsageError(f"no records in {_listed(files)}: copy them again or name other files")
+    stop = index.num_records if stop is None else stop
+    if not 0 <= start <= stop <= index.num_records:
+        raise UsageError(
+            f"records {start} to {stop} do not exist: {_listed(files)} have {index.num_records}"
+        )
+    names = tf.constant(index.files)
+    bases = tf.constant(index.bases)
+    positions = tf.constant(index.positions[start : stop + 1])
+
+    def row(first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+        begin, end = positions[first], positions[first + count]
+        first_file = tf.searchsorted(bases, [begin], side="right")[0] - 1
+        end_file = tf.searchsorted(bases, [end], side="left")[0]
+        records = tf.raw_ops.TFRecordDatasetV2(
+            filenames=names[first_file:end_file],
+            compression_type="",
+            # No larger than what is wanted, so that a record alone stays cheap.
+            buffer_size=tf.minimum(end - begin, _MAX_BUFFER_BYTES),
+            byte_offsets=tf.maximum(begin - bases[first_file:end_file], 0),
+        )
+        dataset = tf.data.experimental.from_variant(records, tf.TensorSpec([], tf.string))
+        # A file that lost records since it was indexed is an error, not a shorter row.
+        whole = tf.data.experimental.assert_cardinality(count)
+        return dataset.take(count).apply(whole).map(parse)
+
+    def read(first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+        first, count = tf.cast(first, tf.int64), tf.cast(count, tf.int64)
+        if tf.executing_eagerly():
+            # tf.data serialises an outermost dataset, which TensorFlow 2.21 cannot with offsets.
+            return tf.data.Dataset.from_tensors((first, count)).flat_map(row)
+        return row(first, count)
+
+    return Split(
+        size=stop - start,
+        read=read,
+        get=None,
+        describe=lambda example: index.describe(start + example),
+    )
+
+
+def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> RecordIndex:
+    """Reads where the records begin, from the cache where the files are those indexed before.
+
+    Args:
+        files: at least one TFRecord file without compression.
+        cache_dir: a local folder; None means ``$XDG_CACHE_HOME/effnetv2_jax``, or
+            ``~/.cache/effnetv2_jax`` where that is not set. One that cannot be written is done
+            without.
+
+    Raises:
+        UsageError: for no files, and for a file that cannot be read or is cut off.
+    """
+    if not files:
+        raise UsageError("no TFRecord files given: name at least one")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        stats = list(pool.map(_stat, files))
+        sizes = np.array([size for size, _ in stats], np.int64)
+        ends = np.cumsum(sizes)
+        bases = ends - sizes
+        cache = _cache_file(files, stats, cache_dir)
+        positions = _load(cache, ends[-1])
+        if positions is None:
+            logging.info("reading where the records of %s begin", _listed(files))
+            parts = pool.map(_record_starts, files, sizes.tolist())
+            starts = list(track(parts, "indexing files", len(files)))
+            positions = np.concatenate(
+                [base + start for base, start in zip(bases, starts, strict=True)] + [ends[-1:]]
+            )
+            _save(cache, positions)
+    return RecordIndex(tuple(files), bases, positions)
+
+
+def _listed(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{len(files)} files ({files[0]} … {files[-1]})"
+
+
+def _check_none_is_empty(index: RecordIndex) -> None:
+    sizes = np.diff(index.bases, append=index.positions[-1])
+    empty = [file for file, size in zip(index.files, sizes, strict=True) if size == 0]
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise UsageError(f"without any records: {', '.join(empty[:3])}{more}; copy them again")
+
+
+def _stat(file: str) -> tuple[int, int]:
+    """A file's size in bytes and the time of its last change, to the second."""
+    try:
+        stat = tf.io.gfile.stat(file)
+    except tf.errors.OpError as error:
+        raise UsageError(f"TFRecord file {file} cannot be read: {error.message}") from error
+    if stat.is_directory:
+        raise UsageError(f"{file} is a folder, not a TFRecord file: move it elsewhere")
+    return stat.length, stat.mtime_nsec
+
+
+def open_binary(file: str) -> IO[bytes]:
+    """Opens a file of this machine or of a bucket, to read from anywhere in it."""
+    # GFile reads half a MiB for the 12 bytes of a header, which only a network makes up for.
+    return tf.io.gfile.GFile(file, "rb") if "://" in file else open(file, "rb", buffering=0)
+
+
+def _record_starts(file: str, size: int) -> np.ndarray:
+    """The byte at which each record of a file begins, int64 [records]."""
+    starts: list[int] = []
+    start = 0
+    try:
+        with open_binary(file) as stream:
+            while start < size:
+                stream.seek(start)
+                header = stream.read(_HEADER_BYTES)
+                end = start + _FRAME_BYTES
+                if len(header) == _HEADER_BYTES:
+                    end += struct.unpack_from("<Q", header)[0]
+                if end > size:
+                    raise UsageError(
+                        f"TFRecord file {file} is cut off: its record {len(starts)} would end at "
+                        f"byte {end}, but the file has {size} bytes; copy it again"
+                    )
+                starts.append(start)
+                start = end
+    except (OSError, tf.errors.OpError) as error:
+        raise UsageError(f"TFRecord file {file} cannot be read: {error}") from error
+    return np.array(starts, np.int64)
+
+
+def _cache_file(
+    files: Sequence[str], stats: Sequence[tuple[int, int]], cache_dir: str | None
+) -> str:
+    if cache_dir is None:
+        cache_dir = os.fspath(cache_folder())
+    key = hashlib.sha256(json.dumps([list(files), list(stats)]).encode()).hexdigest()
+    return os.path.join(cache_dir, f"tfrecords-{key[:32]}.npz")
+
+
+def _load(cache: str, num_bytes: int) -> np.ndarray | None:
+    """The positions in a cache file, None where there is none that can be used."""
+    try:
+        with np.load(cache, allow_pickle=False) as arrays:
+            positions = arrays["positions"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logging.warning("the index %s is broken (%s) and is made anew", cache, error)
+        return None
+    if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
+        logging.warning("the index %s does not fit its files and is made anew", cache)
+        return None
+    return positions
+
+
+def _save(cache: str, positions: np.ndarray) -> None:
+    folder = os.path.dirname(cache)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
+            try:
+                np.savez(file, positions=positions)
+                os.replace(file.name, cache)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
+    except OSError as error:
+        logging.warning("the index %s cannot be kept for the next time: %s", cache, error)

@@ -1,0 +1,124 @@
+"""What a run tells about itself: to the log, TensorBoard, a bar, and ``status.json``."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.caches import COUNTS
+from effnetv2_jax.training.observing.history import Writer
+from effnetv2_jax.training.observing.progress import Progress
+from effnetv2_jax.training.observing.starting import seconds_since_start
+from effnetv2_jax.training.observing.status import Status
+from effnetv2_jax.training.survival.stalls import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+    """All who want to know.
+
+    Attributes:
+        writer: of metrics.
+        progress: a bar, or lines of the log.
+        status: a file that is always up to date.
+        watch: is told that the run moves.
+    """
+
+    writer: Writer
+    progress: Progress
+    status: Status
+    watch: Watch
+
+    def moves(self, doing: str) -> None:
+        """The run has come further.
+
+        Args:
+            doing: what it does next.
+        """
+        self.watch.beat(doing)
+
+    def message(self, text: str) -> None:
+        """For people."""
+        self.progress.message(text)
+
+    def stage_begins(self, stage: Stage, num_stages: int) -> None:
+        self.moves(f"preparing stage {stage.index + 1}")
+        self.status.update(stage=stage.index + 1, image_size=stage.image_size)
+        self.message(
+            f"stage {stage.index + 1} of {num_stages}: steps {stage.first_step} to "
+            f"{stage.end_step}, {stage.image_size} px, "
+            f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
+            f"cutmix {stage.cutmix_alpha:.3g}, dropout {stage.dropout_rate:.3g}"
+        )
+
+    def first_step(self, stall: tuple[float, float] | None) -> None:
+        """The first step of a stage is under way.
+
+        Args:
+            stall: from ``Starting.first_step``.
+        """
+        if stall is None:
+            seconds, found = seconds_since_start(), str(COUNTS)
+            self.status.update(first_step_seconds=round(seconds, 1))
+            self.message(f"first step after {seconds:.1f} s" + (f", {found}" if found else ""))
+        else:
+            self.status.update(stall_seconds=round(stall[0], 3))
+            self.message(f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps")
+
+    def trained(
+        self,
+        step: int,
+        stage: Stage,
+        *,
+        means: Mapping[str, float],
+        learning_rate: float,
+        images_per_second: float,
+        bad_steps: int,
+        all_bad_steps: int,
+        last_checkpoint: int | None,
+    ) -> None:
+        """A line of the log.
+
+        Args:
+            step: that was made last.
+            stage: that it is of.
+            means: of the steps since the last line, ``loss`` and ``accuracy``.
+            learning_rate: of the step.
+            images_per_second: since the last line.
+            bad_steps: since the last line.
+            all_bad_steps: since the start.
+            last_checkpoint: on the disk.
+        """
+        scalars = {f"train/{name}": value for name, value in means.items()} | {
+            "train/learning_rate": learning_rate,
+            "train/stage": stage.index + 1,  # as people count
+            "train/image_size": stage.image_size,
+            "train/randaugment_magnitude": stage.randaugment_magnitude,
+            "train/mixup_alpha": stage.mixup_alpha,
+            "train/cutmix_alpha": stage.cutmix_alpha,
+            "train/dropout_rate": stage.dropout_rate,
+            "train/images_per_second": images_per_second,
+            "train/bad_steps": bad_steps,
+        }
+        self.writer.write_scalars(step, scalars)
+        self.progress.update(step, stage, means.get("loss", math.nan), images_per_second)
+        self.status.trained(
+            step,
+            stage,
+            images_per_second,
+            loss=means.get("loss"),
+            bad_steps=all_bad_steps,
+            last_checkpoint=last_checkpoint,
+        )
+
+    def evaluated(self, stage: Stage, results: Mapping[str, float]) -> None:
+        """At the end of a stage."""
+        self.writer.write_scalars(
+            stage.end_step, {f"eval/{name}": value for name, value in results.items()}
+        )
+        self.writer.flush()
+        self.status.update(last_accuracy=results["top1"])
+        self.message(
+            f"end of stage {stage.index + 1}: top-1 {100 * results['top1']:.2f} %, "
+            f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
+        )

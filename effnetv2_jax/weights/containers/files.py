@@ -1,0 +1,160 @@
+"""Opens whatever holds weights, by what it is and not by what it is called."""
+
+import contextlib
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights.containers import checkpoints as orbax
+from effnetv2_jax.weights.containers import pth as torch_file
+from effnetv2_jax.weights.containers.tensors import Tensors
+
+# What Hugging Face calls the weights in a repository.
+_IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
+_TIMM_NAME = re.compile(
+    r"(((?:tf_)?efficientnet(?:v2)?|(?<![a-z0-9])(?:vit|deit))_[a-z0-9]+(?:[._][a-z0-9]+)*)"
+)
+
+
+@contextlib.contextmanager
+def open_tensors(path: pathlib.Path, ema: bool = True) -> Iterator[Tensors]:
+    """Opens a file or a folder.
+
+    Args:
+        path: of a file of safetensors, PyTorch, HDF5, Keras, or a tar archive with a TensorFlow
+            checkpoint; of a folder with one of these, a workdir of ours, or a folder that we wrote;
+            or the prefix of a TensorFlow checkpoint.
+        ema: takes the moving averages where there are two.
+
+    Raises:
+        UsageError: if there is nothing at the path, or nothing that we know.
+    """
+    with _opener(path, ema) as tensors:
+        yield tensors
+
+
+def _opener(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    try:
+        if path.is_dir():
+            return _open_folder(path, ema)
+        if not path.exists() and path.with_name(f"{path.name}.index").exists():
+            return _open_checkpoint(path, ema)
+        with path.open("rb") as file:
+            start = file.read(_LONGEST_BEGINNING)
+    except OSError as error:
+        raise UsageError(f"weights {str(path)!r} cannot be read: {error.strerror}") from error
+    for begins, opener in _BEGINNINGS:
+        if re.match(begins, start, re.DOTALL):
+            return opener(path, ema)
+    raise UsageError(
+        f"{str(path)!r} holds no weights that are known: it is no file of safetensors, PyTorch, "
+        "Keras or HDF5, no tar archive, and no part of a TensorFlow checkpoint"
+    )
+
+
+def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    if orbax.holds_run(path):
+        return orbax.open_run(path, ema)
+    if orbax.holds_weights(path):
+        return orbax.open_weights(path)
+    for name in _IN_REPOSITORIES:
+        if (path / name).is_file():
+            return _opener(path / name, ema)
+    from effnetv2_jax.weights.dialects import google as tensorflow
+
+    prefix = tensorflow.find_prefix(path)
+    if prefix is None:
+        raise UsageError(
+            f"the folder {str(path)!r} holds no weights: no checkpoints/ of a run, no weights/ of "
+            f"ours, none of {', '.join(_IN_REPOSITORIES)}, and no TensorFlow checkpoint"
+        )
+    return _open_checkpoint(prefix, ema)
+
+
+def _open_checkpoint(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    from effnetv2_jax.weights.dialects import google as tensorflow
+
+    return tensorflow.open_checkpoint(path, ema)
+
+
+def _open_tar(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    from effnetv2_jax.weights.dialects import google as tensorflow
+
+    return tensorflow.open_tar(path, ema)
+
+
+def _open_hdf5(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    from effnetv2_jax.weights.dialects import keras_applications as keras
+
+    return keras.open_hdf5(path)
+
+
+def _open_zip(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_keras = "model.weights.h5" in archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
+    if not is_keras:
+        return _open_torch(path, ema)
+    from effnetv2_jax.weights.dialects import keras_applications as keras
+
+    return keras.open_archive(path)
+
+
+@contextlib.contextmanager
+def _open_torch(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+    with torch_file.open_torch(path) as tensors:
+        yield Tensors(path, tensors.shapes, tensors.read, _about(path))
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+    import safetensors
+
+    try:
+        file = safetensors.safe_open(path, framework="np")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{str(path)!r} is no safetensors file, or damaged: {error}") from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return file.get_tensor(name)
+        except safetensors.SafetensorError as error:
+            raise UsageError(f"{name} cannot be read from {str(path)!r}: {error}") from error
+
+    with file:
+        yield Tensors(path, shapes, read, _about(path) | (file.metadata() or {}))
+
+
+def _about(path: pathlib.Path) -> dict[str, str]:
+    """timm's name of the network, where the file's own name or what lies beside it tells."""
+    about = {}
+    for text in (path.name, path.parent.name):
+        if "architecture" not in about and (match := _TIMM_NAME.search(text)):
+            about["architecture"] = match[1]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        config = json.loads((path.parent / "config.json").read_text())
+        about["architecture"] = str(config["architecture"])
+    return about
+
+
+# How files begin: the first that fits. A safetensors file begins with the length of its JSON.
+_BEGINNINGS: tuple[
+    tuple[bytes, Callable[[pathlib.Path, bool], contextlib.AbstractContextManager[Tensors]]], ...
+] = (
+    (rb"PK\x03\x04", _open_zip),
+    (rb"\x89HDF\r\n\x1a\n", _open_hdf5),
+    (rb"\x1f\x8b", _open_tar),
+    (re.escape(torch_file.LEGACY_START), _open_torch),
+    (rb"\x80[\x02-\x05]", _open_torch),
+    (rb".{8}\{", _open_safetensors),
+    (rb".{257}ustar", _open_tar),
+)
+_LONGEST_BEGINNING = 262

@@ -1,0 +1,288 @@
+"""Tensors out of PyTorch's ``.pth`` and ``.bin`` files, without PyTorch and without unpickling.
+
+Such a file is a pickle: a program that builds objects and may call anything. Here it is read with
+``pickletools``, which only lists its instructions, and followed by hand as far as dictionaries of
+tensors need. A pickle that names anything but the few things below is refused.
+
+Both formats: the zip archives since PyTorch 1.6, and the files of several pickles before.
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights.containers.tensors import Tensors
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little")
+
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A run of numbers in the file."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage; offset and strides in numbers."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    """Something in Python that a pickle names; it is never looked up."""
+
+    name: str
+
+
+def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *others: Any) -> _Tensor:
+    del others  # whether it needs gradients, its hooks
+    whole = all(isinstance(x, int) and x >= 0 for x in (offset, *shape, *strides))
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if not whole or not isinstance(storage, _Storage):
+        raise ValueError("a tensor is described otherwise than PyTorch does")
+    if 0 not in shape and last >= storage.size:
+        raise ValueError("a tensor is larger than its storage")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _ordered(items: Any = ()) -> dict:
+    return dict(items)
+
+
+# All that a pickle may call.
+_CALLS: Mapping[str, Callable[..., Any]] = {
+    "collections OrderedDict": _ordered,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": lambda tensor, *others: tensor,
+}
+
+
+@contextlib.contextmanager
+def open_torch(path: pathlib.Path) -> Iterator[Tensors]:
+    """The tensors in a file of ``torch.save``, those of nested dictionaries as ``outer.inner``.
+
+    Raises:
+        UsageError: if it is broken, or its pickle wants more than dictionaries of tensors.
+    """
+    with path.open("rb") as file:
+        try:
+            legacy = file.read(len(LEGACY_START)) == LEGACY_START
+            file.seek(0)
+            content, read_storage = (_legacy if legacy else _zip)(file)
+            tensors = dict(_flatten(content, ""))
+        except Exception as error:  # whatever bytes lead to that are not what they should be
+            raise _broken(path, error) from error
+
+        def read(name: str) -> np.ndarray:
+            try:
+                return _view(tensors[name], read_storage(tensors[name].storage))
+            except Exception as error:
+                raise _broken(path, error) from error
+
+        yield Tensors(path, {name: x.shape for name, x in tensors.items()}, read)
+
+
+def _broken(path: pathlib.Path, error: Exception) -> UsageError:
+    if isinstance(error, UsageError):
+        return UsageError(f"{str(path)!r}: {error}")
+    reason = str(error) or type(error).__name__
+    return UsageError(f"{str(path)!r} is no file of PyTorch, or damaged: {reason}")
+
+
+def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, _Tensor]]:
+    if isinstance(content, _Tensor):
+        yield prefix, content
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _view(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
+    steps = tuple(step * storage.itemsize for step in tensor.strides)
+    start = storage[tensor.offset :]
+    return np.lib.stride_tricks.as_strided(start, tensor.shape, steps, writeable=False)
+
+
+def _zip(file: IO[bytes]) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+    archive = zipfile.ZipFile(file)
+    (pickle,) = [name for name in archive.namelist() if name.endswith("/data.pkl")] or [""]
+    if not pickle:
+        raise ValueError("it has no data.pkl")
+    root = pickle.removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        raise ValueError("its numbers are big-endian")
+
+    def read(storage: _Storage) -> np.ndarray:
+        name, size = f"{root}data/{storage.key}", storage.size * storage.dtype.itemsize
+        if archive.getinfo(name).file_size != size:
+            raise ValueError(f"{name} has {archive.getinfo(name).file_size} of {size} bytes")
+        return np.frombuffer(archive.read(name), storage.dtype)
+
+    return _run(io.BytesIO(archive.read(pickle))), read
+
+
+def _legacy(file: IO[bytes]) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+    for _ in ("magic number", "version", "machine"):
+        machine = _run(file)
+    if isinstance(machine, dict) and not machine.get("little_endian", True):
+        raise ValueError("its numbers are big-endian")
+    storages: dict[str, _Storage] = {}
+    content = _run(file, storages)
+    starts = {}
+    for key in _run(file):
+        (size,) = struct.unpack("<q", file.read(8))
+        if size != storages[key].size:
+            raise ValueError(f"storage {key} has {size} numbers instead of {storages[key].size}")
+        starts[key] = file.tell()
+        file.seek(size * storages[key].dtype.itemsize, io.SEEK_CUR)
+    end = file.tell()
+    if file.seek(0, io.SEEK_END) < end:
+        raise ValueError("it is cut short")
+
+    def read(storage: _Storage) -> np.ndarray:
+        file.seek(starts[storage.key])
+        data = file.read(storage.size * storage.dtype.itemsize)
+        return np.frombuffer(data, storage.dtype, count=storage.size)
+
+    return content, read
+
+
+_MARK = object()
+
+
+def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
+    """What a pickle describes: numbers, text, lists, tuples, dictionaries, tensors.
+
+    Args:
+        file: at its beginning; at its end afterwards.
+        storages: gets those that are named in it.
+
+    Raises:
+        UsageError: where it names something else.
+        ValueError: where it is none.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+
+    def pop_to_mark() -> list[Any]:
+        place = max(i for i, x in enumerate(stack) if x is _MARK)
+        items = stack[place + 1 :]
+        del stack[place:]
+        return items
+
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                stack.append(_MARK)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(memo[argument])
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items = pop_to_mark()
+                stack[-1].extend(items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                stack[-1][key] = value
+            case "SETITEMS":
+                items = pop_to_mark()
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(_named(str(argument)))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(_named(f"{module} {attribute}"))
+            case "REDUCE":
+                arguments, called = stack.pop(), stack.pop()
+                stack.append(_CALLS[called.name](*arguments))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+                if storages is not None:
+                    storages[stack[-1].key] = stack[-1]
+            case "BUILD":
+                stack.pop()  # attributes, such as the versions in a state dict's _metadata
+            case _ if argument is not None and isinstance(argument, (int, float, str, bytes)):
+                stack.append(argument)  # a number or a text
+            case _:
+                raise _refused(name)
+    raise ValueError("its pickle has no end")
+
+
+def _named(name: str) -> _Global:
+    module, _, attribute = name.partition(" ")
+    is_storage = module == "torch" and attribute in _DTYPES
+    if name not in _CALLS and not is_storage:
+        raise _refused(f"{module}.{attribute}")
+    return _Global(name)
+
+
+def _refused(what: str) -> UsageError:
+    return UsageError(
+        f"its pickle wants {what}, which dictionaries of tensors do not need, and is not run; if "
+        "you trust the file, load it with PyTorch and save its state_dict as safetensors"
+    )
+
+
+def _storage(description: tuple) -> _Storage:
+    kind, storage_type, key, _location, size, *view = description
+    if kind != "storage" or any(view) or not isinstance(storage_type, _Global):
+        raise ValueError("a storage is described otherwise than PyTorch does")
+    dtype = np.dtype(_DTYPES[storage_type.name.partition(" ")[2]])
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"a storage has {size} numbers")
+    return _Storage(str(key), dtype, size)

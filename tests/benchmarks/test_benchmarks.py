@@ -1,0 +1,106 @@
+"""The benchmarks from the command line; `step` on a bare machine, without TensorFlow."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from effnetv2_jax.benchmarks.timing import input as input_pipeline
+from effnetv2_jax.runtime.errors import UsageError
+
+WITHOUT_DATA_LIBRARIES = (
+    "import runpy, sys; "
+    "sys.modules.update(dict.fromkeys(['tensorflow', 'tensorflow_datasets', 'clu'])); "
+    "runpy.run_module('effnetv2_jax.benchmark', run_name='__main__', alter_sys=True)"
+)
+
+
+def test_the_step_is_timed_without_tensorflow():
+    arguments = [
+        "step",
+        "--model=efficientnetv2-tiny",
+        "--image_size=16",
+        "--batch_size=8",
+        "--repeats=5",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DATA_LIBRARIES, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "compiled in" in result.stdout
+    assert "(median of 5, " in result.stdout and "MB moved an image" in result.stdout
+
+
+def run_input(**values):
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.as_parsed(**values):
+        input_pipeline.main()
+
+
+def test_the_input_pipeline_is_timed_step_by_step(capsys):
+    run_input(sizes="16", jpeg_size="80,60", augmentation="cutout", num_batches="2", batch_size="8")
+    *_, head, _, first = capsys.readouterr().out.splitlines()
+    for name in ("images/s", "entropy", "decode", "resize", "augment"):
+        assert name in head
+    assert first.startswith("| 16 | 5 |")
+    shares = [int(cell.split("(")[1].rstrip("%) ")) for cell in first.split("|")[5:10]]
+    assert 98 <= sum(shares) <= 102
+
+
+def test_the_preview_has_a_row_of_images_per_stage(tmp_path):
+    picture = tmp_path / "folder" / "preview.png"
+    run_input(sizes="16,24,32", columns="4", augmentation="none", preview=str(picture))
+    image = np.asarray(Image.open(picture).convert("RGB"))
+    # Of 1.2 inches at 150 dots, without the title and the names: nowhere white, as paper is.
+    cells = image[60:, 180:].reshape(3, 180, 4, 180, 3)[:, 20:160, :, 20:160]
+    assert (cells.min(axis=(1, 3)) < 200).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sizes": "128,x"}, "--sizes must be some numbers from 1 on"),
+        ({"jpeg_size": "5"}, "--jpeg_size must be 2 numbers"),
+        ({"dataset": "digit"}, "unknown data set 'digit': did you mean digits?"),
+        ({"augmentation": "rand"}, "unknown augmentation 'rand'"),
+        ({"preview": "/proc/x.png", "sizes": "8"}, "preview '/proc/x.png' cannot be written"),
+    ],
+)
+def test_what_cannot_be_used_is_named(values, message):
+    with pytest.raises(UsageError) as error:
+        run_input(**values)
+    assert message in str(error.value)
+
+
+def test_help_lists_the_benchmarks_and_the_flags_of_one():
+    for arguments, expected in (
+        (["--help"], "input, peers, plots, start, step"),
+        (["step", "--help"], "--image_size"),
+    ):
+        command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert expected in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inputs"], "error: unknown benchmark 'inputs': did you mean input"),
+        (["step", "128"], "error: unexpected argument '128'"),
+        (["step", "--model=efficientnetv2-x", "--image_size=8"], "error: unknown model"),
+    ],
+)
+def test_the_command_line_ends_in_one_sentence(arguments, message):
+    command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,48 @@
+"""What a monitor says of a start and of a border, to people and in the status."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.caches import Counts
+from effnetv2_jax.training.observing import monitor as monitor_module
+from effnetv2_jax.training.observing.history import Writers
+from effnetv2_jax.training.observing.monitor import Monitor
+from effnetv2_jax.training.observing.progress import LogProgress
+from effnetv2_jax.training.observing.status import Status
+from effnetv2_jax.training.survival.stalls import Watch
+
+
+@pytest.fixture
+def monitor(tmp_path, monkeypatch, caplog):
+    """With counts of its own, as other tests compile too."""
+    monkeypatch.setattr(monitor_module, "COUNTS", Counts())
+    watch = Watch(1000, lambda: None)
+    status = Status(tmp_path, (Stage(0, 0, 10, 16, 5.0, 0.0, 0.0, 0.1, 4),))
+    with caplog.at_level(logging.INFO, logger="absl"):
+        yield Monitor(Writers(), LogProgress(), status, watch)
+    watch.stop()
+
+
+@pytest.mark.parametrize(("hits", "misses", "end"), [(0, 0, " s"), (2, 0, " s, warm")])
+def test_the_first_step_comes_with_its_seconds_and_whence_the_programs_came(
+    monitor, tmp_path, caplog, hits, misses, end
+):
+    monitor_module.COUNTS.hits, monitor_module.COUNTS.misses = hits, misses
+    monitor.first_step(None)
+    (message,) = caplog.messages
+    seconds = re.fullmatch(rf"first step after (\d+\.\d){end}", message)[1]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["first_step_seconds"] == float(seconds) > 0
+    assert status["stall_seconds"] is None
+
+
+def test_a_border_comes_with_its_stall_in_seconds_and_steps(monitor, tmp_path, caplog):
+    monitor.first_step((0.1234, 1.56))
+    assert caplog.messages == ["first step after a stall of 0.12 s, 1.6 steps"]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["stall_seconds"] == 0.123
+    assert status["first_step_seconds"] is None

@@ -1,0 +1,250 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from effnetv2_jax.training.observing import report
+
+
+def make_history(stages=4, steps_per_stage=60, log_every=10, with_eval=True):
+    """A noisy but falling loss; an evaluation closes each stage. One dict per logged step."""
+    noise = np.random.default_rng(0)
+    history = []
+    for step in range(log_every, stages * steps_per_stage + 1, log_every):
+        stage = (step - 1) // steps_per_stage
+        row = {
+            "step": step,
+            "time": 1.79e9 + step,
+            "train/loss": 0.5 + 2 * math.exp(-step / 80) + noise.normal(0, 0.05),
+            "train/accuracy": 0.9 - 0.8 * math.exp(-step / 80) + noise.normal(0, 0.02),
+            "train/learning_rate": 0.002,
+            "train/images_per_second": 300.0 - 5 * stage,
+            "train/image_size": 32 + 16 * (stage % 5),
+            "train/randaugment_magnitude": 5.0 + stage,
+            "train/dropout_rate": 0.1,
+            "train/mixup_alpha": 0.0,
+            "train/stage": stage,
+        }
+        if with_eval and step % steps_per_stage == 0:
+            row |= {"eval/top1": 0.9 + 0.001 * stage, "eval/top5": 0.999, "eval/loss": 0.61}
+        history.append(row)
+    return history
+
+
+def write_lines(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def write(workdir, history, title="A run", **facts):
+    return report.write_report(workdir, history, title=title, facts=facts)
+
+
+@pytest.fixture
+def small_picture(monkeypatch):
+    """Spares the tests of the text the drawing, which takes most of the time."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(report, "_draw", lambda *_: Figure(figsize=(0.2, 0.2)))
+
+
+def stage_rows(markdown):
+    """The cells of the stage table, one list per stage."""
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    header = next(i for i, line in enumerate(lines) if line.startswith("| stage |"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[header + 2 :]]
+
+
+def assert_picture(path):
+    from matplotlib.image import imread
+
+    pixels = imread(path)
+    assert pixels.shape[:2] == (1350, 1200)
+    assert np.isfinite(pixels).all()
+    assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.004
+    assert path.stat().st_size > 10_000
+
+
+def test_read_history_merges_training_and_evaluation_of_a_step(tmp_path):
+    path = write_lines(
+        tmp_path / "metrics.jsonl",
+        '{"step": 20, "train/loss": 1.0}',
+        '{"step": 10, "train/loss": 2.0}',
+        '{"step": 20, "eval/top1": 0.5}',
+    )
+    assert report.read_history(path) == [
+        {"step": 10, "train/loss": 2.0},
+        {"step": 20, "train/loss": 1.0, "eval/top1": 0.5},
+    ]
+
+
+def test_read_history_lets_the_last_line_of_a_step_win(tmp_path):
+    path = write_lines(
+        tmp_path / "metrics.jsonl",
+        '{"step": 10, "train/loss": 2.0, "eval/top1": 0.5}',
+        '{"step": 20, "train/loss": 1.0}',
+        '{"step": 10, "train/loss": 3.0}',
+    )
+    assert report.read_history(path) == [
+        {"step": 10, "train/loss": 3.0, "eval/top1": 0.5},
+        {"step": 20, "train/loss": 1.0},
+    ]
+
+
+def test_read_history_ignores_every_way_to_cut_the_last_line(tmp_path):
+    whole, last = '{"step": 10, "train/loss": 2.0}', '{"step": 20, "train/loss": 1.0}'
+    path = tmp_path / "metrics.jsonl"
+    for length in range(len(last)):
+        path.write_text(f"{whole}\n{last[:length]}")
+        assert report.read_history(path) == [{"step": 10, "train/loss": 2.0}]
+
+
+def test_read_history_finds_the_line_glued_to_a_cut_one(tmp_path):
+    path = write_lines(
+        tmp_path / "metrics.jsonl",
+        '{"step": 10, "train/lo{"step": 10, "train/loss": 2.0}',
+        '{"step": 20, "tr',
+        '{"step": 30, "train/loss": 1.0}',
+    )
+    assert [row["step"] for row in report.read_history(path)] == [10, 30]
+
+
+def test_read_history_keeps_nan(tmp_path):
+    path = write_lines(tmp_path / "metrics.jsonl", '{"step": 10, "train/loss": NaN}')
+    assert math.isnan(report.read_history(path)[0]["train/loss"])
+
+
+def test_read_history_of_an_empty_file_is_empty(tmp_path):
+    assert report.read_history(write_lines(tmp_path / "metrics.jsonl")) == []
+
+
+@pytest.mark.parametrize("line", ["no json", '{"train/loss": 1.0}', "[1, 2]"])
+def test_read_history_names_a_line_that_is_not_a_record(tmp_path, line):
+    path = write_lines(tmp_path / "metrics.jsonl", line, '{"step": 1}')
+    with pytest.raises(ValueError, match="line 1"):
+        report.read_history(path)
+
+
+@pytest.mark.parametrize("count", [1, 4, 44])
+def test_report_has_a_picture_and_one_row_per_stage(tmp_path, count):
+    png, markdown = write(tmp_path, make_history(stages=count))
+    assert (png, markdown) == (tmp_path / "report.png", tmp_path / "report.md")
+    assert_picture(png)
+    assert [row[0] for row in stage_rows(markdown)] == [str(stage) for stage in range(count)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "report.png"]
+
+
+def test_markdown_holds_the_numbers(tmp_path, small_picture):
+    history = make_history(stages=2)
+    history[-1] |= {"train/loss": 0.43215, "eval/top1": 0.9715, "eval/loss": 0.6125}
+    _, markdown = write(tmp_path, history, title="My run", model="b0", note="a|b\nc")
+    text = markdown.read_text()
+    assert text.startswith("# My run\n")
+    assert "| **model** | b0 |" in text
+    assert "| **note** | a\\|b c |" in text
+    assert "](report.png)" in text
+    assert "augmented images" in text
+    assert stage_rows(markdown)[1] == [
+        "1", "70–120", "48", "6", "0.1", "295", "0.4321", "97.15", "99.90", "0.6125",
+    ]  # fmt: skip
+
+
+def test_throughput_is_the_median_of_the_stage(tmp_path, small_picture):
+    history = make_history(stages=1)
+    history[0]["train/images_per_second"] = 3.0
+    history[1]["train/images_per_second"] = math.nan
+    assert stage_rows(write(tmp_path, history)[1])[0][5] == "300"
+
+
+def test_evaluation_between_logged_steps_belongs_to_the_stage_before_it():
+    rows = [
+        {"step": 440, "train/loss": 1.0, "train/stage": 0},
+        {"step": 450, "eval/top1": 0.9},
+        {"step": 460, "train/loss": 1.0, "train/stage": 1},
+    ]
+    first, second = report.split_stages(rows)
+    assert (first.start, first.end, second.start, second.end) == (440, 450, 450, 460)
+    assert [row["step"] for row in first.evals] == [450]
+    assert second.evals == ()
+
+
+def test_report_without_evaluations(tmp_path):
+    png, markdown = write(tmp_path, make_history(with_eval=False))
+    assert_picture(png)
+    assert all(row[-3:] == ["–", "–", "–"] for row in stage_rows(markdown))
+
+
+def test_report_with_evaluations_only(tmp_path):
+    png, markdown = write(tmp_path, [{"step": 5, "eval/top1": 0.5, "eval/loss": 1.0}])
+    assert_picture(png)
+    assert "## Stages" not in markdown.read_text()
+
+
+def test_report_counts_losses_that_are_not_finite(tmp_path):
+    history = make_history()
+    history[3]["train/loss"] = math.nan
+    history[-1]["train/loss"] = math.inf
+    history[-1]["eval/top1"] = math.nan
+    png, markdown = write(tmp_path, history)
+    assert_picture(png)
+    assert "2 of 24 logged training losses are not finite" in markdown.read_text()
+    assert stage_rows(markdown)[-1][6:8] == ["inf", "NaN"]
+
+
+def test_report_of_a_run_that_is_nan_from_the_start(tmp_path):
+    history = [
+        {key: math.nan if isinstance(value, float) else value for key, value in row.items()}
+        for row in make_history(stages=2)
+    ]
+    assert_picture(write(tmp_path, history)[0])
+
+
+def test_second_report_replaces_the_first(tmp_path, small_picture):
+    write(tmp_path, make_history(), title="first")
+    _, markdown = write(tmp_path, make_history(), title="second")
+    assert markdown.read_text().startswith("# second")
+
+
+def test_failed_write_leaves_the_old_report_and_no_temporary(tmp_path, monkeypatch, small_picture):
+    png, markdown = write(tmp_path, make_history(stages=1), title="first")
+    before = png.read_bytes(), markdown.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, make_history(stages=2), title="second")
+    assert (png.read_bytes(), markdown.read_bytes()) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 1, "time": 1.0}]])
+def test_empty_history_is_an_error_that_says_so(tmp_path, history):
+    with pytest.raises(ValueError, match="nothing to report"):
+        write(tmp_path, history)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_history_read_back_from_disk_gives_the_same_report(tmp_path, small_picture):
+    history = make_history(stages=2)
+    path = write_lines(tmp_path / "metrics.jsonl", *map(json.dumps, history))
+    direct = write(tmp_path, history)[1].read_text()
+    assert write(tmp_path, report.read_history(path))[1].read_text() == direct
+
+
+def test_drawing_leaves_pyplot_alone_and_importing_leaves_matplotlib_alone(tmp_path):
+    code = (
+        "import sys, importlib.util as util\n"
+        f"spec = util.spec_from_file_location('report', {report.__file__!r})\n"
+        "report = sys.modules['report'] = util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(report)\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "row = {'step': 1, 'train/loss': 1.0}\n"
+        f"report.write_report({str(tmp_path)!r}, [row], title='t', facts={{}})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
