@@ -1,11 +1,16 @@
 """EfficientNetV2 (Tan & Le 2021, arXiv 2104.00298) in JAX and Flax NNX.
 
-Importing this package imports neither TensorFlow, TFDS, clu nor orbax, and touches no device.
+Importing this package imports nothing else and touches no device. A function brings in JAX and Flax
+when it is first asked for. TensorFlow, TFDS, clu and orbax are only imported by what needs them.
 """
 
-from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
-from effnetv2_jax.models.kernels.compiler import compiler_options
-from effnetv2_jax.weights import load_model, load_weights, save_weights
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
+    from effnetv2_jax.models.kernels.compiler import compiler_options
+    from effnetv2_jax.weights import load_model, load_weights, save_weights
 
 __version__ = "0.1.0"
 
@@ -20,3 +25,26 @@ __all__ = [
     "model_info",
     "save_weights",
 ]
+
+_MODULES = {
+    "compiler_options": "effnetv2_jax.models.kernels.compiler",
+    "create_model": "effnetv2_jax.models",
+    "fold_batch_norm": "effnetv2_jax.models",
+    "list_models": "effnetv2_jax.models",
+    "load_model": "effnetv2_jax.weights",
+    "load_weights": "effnetv2_jax.weights",
+    "model_info": "effnetv2_jax.models",
+    "save_weights": "effnetv2_jax.weights",
+}
+
+
+def __getattr__(name: str):
+    """Imports a public function when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,7 @@ from typing import Any
 from effnetv2_jax.benchmarks.peers.contenders import Contender
 
 WORKER = pathlib.Path(__file__).resolve().with_name("worker.py")
-PACKAGE_ROOT = WORKER.parents[2]
+PACKAGE_ROOT = WORKER.parents[3]
 
 MAX_REASON = 200
 """Characters of an error that a table can bear."""
