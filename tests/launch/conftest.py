@@ -1,6 +1,7 @@
 """A launcher with a cloud of its own."""
 
 import pytest
+
 from tests.launch.stand_in.launcher import make_launcher
 
 

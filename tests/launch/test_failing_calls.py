@@ -3,6 +3,7 @@
 import concurrent.futures
 
 import pytest
+
 from tests.launch.stand_in.launcher import make_launcher
 
 

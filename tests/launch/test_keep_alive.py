@@ -10,11 +10,11 @@ import sys
 import time
 
 import pytest
-from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 from launch.job import Outcome, Report, overall
 from launch.keep_alive import Pace
 from launch.states import Kind, condition
+from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 LONG = ["--steps=100000"]
 

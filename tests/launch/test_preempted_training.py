@@ -6,10 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from tests import tiny_run
 
 from effnetv2_jax.training.survival import checkpoint
-from tests import xla_flags
+from tests import tiny_run, xla_flags
 
 SEED = 0
 STEPS = 16

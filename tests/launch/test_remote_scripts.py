@@ -10,9 +10,9 @@ import sys
 import time
 
 import pytest
-from tests.launch.stand_in.launcher import ROOT, STAND_IN, wait_until
 
 from launch.job import FOLDER, Outcome, read_reports
+from tests.launch.stand_in.launcher import ROOT, STAND_IN, wait_until
 
 SCRIPTS = sorted((ROOT / "launch" / "remote").glob("*.sh"))
 SHELLCHECK = shutil.which(

@@ -11,11 +11,11 @@ import sys
 import tarfile
 
 import pytest
-from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 from launch import bundle
 from launch.errors import UsageError
 from launch.job import read_environment
+from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 PLACE = "--zone=europe-west4-a --quiet"
 

@@ -11,7 +11,6 @@ import sys
 import time
 
 import pytest
-from tests import tiny_run
 
 from configs import common
 from effnetv2_jax.runtime import config as programs
@@ -19,6 +18,7 @@ from effnetv2_jax.runtime import hosts
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.observing import report
 from launch import local_pod
+from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = [

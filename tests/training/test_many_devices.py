@@ -13,6 +13,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
+
+from effnetv2_jax.benchmarks.tpu.collectives import collectives_of
+from effnetv2_jax.models import EfficientNet, abstract_model
+from effnetv2_jax.models.layers import BatchNorm
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.training import evaluation, step
+from effnetv2_jax.training import mesh as placement
+from effnetv2_jax.training.state import create_state, functional
+from effnetv2_jax.training.survival.checkpoint import Checkpoints
+from tests import xla_flags
 from tests.training.test_step import (
     CLASSES,
     FAMILY,
@@ -25,16 +35,6 @@ from tests.training.test_step import (
     run,
     setup,
 )
-
-from effnetv2_jax.benchmarks.tpu.collectives import collectives_of
-from effnetv2_jax.models import EfficientNet, abstract_model
-from effnetv2_jax.models.layers import BatchNorm
-from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training import evaluation, step
-from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.state import create_state, functional
-from effnetv2_jax.training.survival.checkpoint import Checkpoints
-from tests import xla_flags
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 8, None, 32])

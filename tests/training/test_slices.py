@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from tests import tiny_run
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -20,6 +19,7 @@ from effnetv2_jax.runtime import config as programs
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.observing import report
+from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 

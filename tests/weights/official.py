@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
+
 from tests.golden.drawn import draw
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 48, 35, 3)).astype(np.float32)

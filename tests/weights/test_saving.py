@@ -15,7 +15,6 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.containers.checkpoints import open_weights
 from effnetv2_jax.weights.dialects.pytorch import timm_architecture
-
 from tests.weights.conftest import arrays, make_tiny, same_bits
 
 NAMES = tuple("abcdefghij")

@@ -11,7 +11,6 @@ import optax
 import pytest
 import safetensors.numpy
 from flax import nnx
-from tests.golden import drawn
 
 from effnetv2_jax.models import (
     VisionTransformer,
@@ -29,7 +28,7 @@ from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.description import Description
 from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT, timm_vit_architecture
 from effnetv2_jax.weights.positions import POSITIONS, grid_of, interpolate
-
+from tests.golden import drawn
 from tests.weights.conftest import arrays, make_tiny, same_bits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "positions.npz"

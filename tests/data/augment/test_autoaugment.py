@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from tests.data.augment.test_operations import IMAGES, OPS, apply_op
 
 from effnetv2_jax.data.augment.autoaugment import (
     POLICY_V0,
@@ -15,6 +14,7 @@ from effnetv2_jax.data.augment.autoaugment import (
     operations,
 )
 from effnetv2_jax.data.augment.operations import NUM_DRAWS
+from tests.data.augment.test_operations import IMAGES, OPS, apply_op
 
 GOLDEN = pathlib.Path(__file__).parent.parent.parent / "golden" / "autoaugment_v0.json"
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.data.augment.test_operations import IMAGES, apply_op, argument_of, noise_image
 
 from effnetv2_jax.data.augment import operations as ops
 from effnetv2_jax.data.augment import randaugment
+from tests.data.augment.test_operations import IMAGES, apply_op, argument_of, noise_image
 
 
 def compiled(**keywords):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.training.test_step import BATCH, CLASSES, FAMILY, SCALARS, batch_of
 
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.state import TrainState, create_state
 from effnetv2_jax.training.step import make_train_step
 from effnetv2_jax.training.survival.bad_steps import BadSteps
+from tests.training.test_step import BATCH, CLASSES, FAMILY, SCALARS, batch_of
 
 LAYOUTS = {
     "one device": {"devices": 1},
