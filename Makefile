@@ -23,7 +23,7 @@ help:
 	@echo "make tables     the paper's tables, ours beside theirs, into docs/ (QUICK=1: what takes seconds)"
 	@echo "make bench      our step, inference, input and start beside others', into docs/benchmarks.md"
 	@echo "                (TORCH_PYTHON=...: an interpreter that has torch and timm)"
-	@echo "make test       run the tests (test-slow: the slow ones)"
+	@echo "make test       run the tests (COVERAGE=1: and print line coverage; test-slow: the slow ones)"
 	@echo "make faults     kill the program 50 times, damage its files, and compare (20 minutes)"
 	@echo "make lint       ruff; make types: mypy"
 
@@ -38,7 +38,7 @@ tables: $(VENV)/installed
 ifdef QUICK
 	$(VENV)/bin/python -m $(TABLES) --quick
 else
-	$(VENV)/bin/python -m pip install --quiet --editable '.[tpu]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,tpu]'
 	$(VENV)/bin/python -m $(TABLES) --batch_size=16 --row_seconds=30 --document=docs/reproduction.md
 	$(VENV)/bin/python -m effnetv2_jax.benchmark plots
 endif
@@ -48,7 +48,8 @@ bench: $(VENV)/installed
 	  $(if $(TORCH_PYTHON),--torch_python=$(TORCH_PYTHON))
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(if $(COVERAGE),--cov=effnetv2_jax --cov-report=term:skip-covered)
 
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
@@ -67,7 +68,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --editable .
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 
 $(VENV)/installed-test: setup.py pyproject.toml | $(VENV)/bin/python

