@@ -34,26 +34,22 @@ def _count(jaxpr: core.Jaxpr) -> int:
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation: core.JaxprEqn) -> int:
+def _count_equation(equation) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracting, _), _ = params["dimension_numbers"]
-        depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracting)
-        return math.prod(_shape(equation.outvars[0])) * depth
+        depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+        return math.prod(equation.outvars[0].aval.shape) * depth
     if name == "conv_general_dilated":
-        kernel = _shape(equation.invars[1])
+        kernel = equation.invars[1].aval.shape
         out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // out_channels
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_channels
     if name == "cond":
         # Only one branch runs. If the branches are lowerings for several platforms, the largest is
         # the convolution.
         return max(_count(branch.jaxpr) for branch in params["branches"])
     times = params["length"] if name == "scan" else 1
     return times * sum(_count(inner) for inner in _inner_jaxprs(params.values()))
-
-
-def _shape(variable) -> tuple[int, ...]:
-    return variable.aval.shape
 
 
 def _inner_jaxprs(values):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
 from effnetv2_jax.models.initializers import dense_kernel_init
-from effnetv2_jax.models.kernels.activations import Normalized
+from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
@@ -34,14 +34,14 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 Norm = Callable[..., BatchNorm]
 
 
-def _identity(x: jax.Array | Normalized, train: bool | None = None) -> jax.Array | Normalized:
+def _identity(x: Value, train: bool | None = None) -> Value:
     """Stands in for a part that a block leaves out."""
     return x
 
 
 def _squeeze_excite(
     in_filters: int, expanded: int, se_ratio: float, activation: str, dtype, rngs: nnx.Rngs
-) -> Callable[..., jax.Array | Normalized]:
+) -> Callable[..., Value]:
     """Returns SE on the expanded channels, or the identity if se_ratio is 0."""
     if not (squeezed := squeezed_filters(in_filters, se_ratio)):
         return _identity
@@ -60,8 +60,8 @@ class _Residual(nnx.Module):
         self.deterministic = True
 
     @abc.abstractmethod
-    def branch(self, x: jax.Array, train: bool | None) -> jax.Array | Normalized:
-        """Maps [batch, height, width, in_filters] to what is added to it."""
+    def branch(self, x: Value, train: bool | None = None) -> Value:
+        """Computes what is added to x, or replaces it: [batch, …, …, filters]."""
 
     def __call__(
         self,
@@ -170,7 +170,7 @@ class MBConv(_Residual):
         self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
         self.project = ConvNorm(conv(expanded, filters), norm(filters))
 
-    def branch(self, x: jax.Array, train: bool | None = None) -> jax.Array | Normalized:
+    def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
         x = self.depthwise(x, train)
         x = self.se(x)
@@ -236,7 +236,7 @@ class FusedMBConv(_Residual):
         else:
             self.project = ConvNorm(spatial(in_filters, filters), norm(filters), activation)
 
-    def branch(self, x: jax.Array, train: bool | None = None) -> jax.Array | Normalized:
+    def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
         x = self.se(x)
         return self.project(x, train)

@@ -37,27 +37,19 @@ def full(channels: int, value: float) -> jax.Array:
 
 
 def conv_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws a normal kernel with standard deviation sqrt(2 / fan_out).
+    """Draws a normal HWIO kernel with standard deviation sqrt(2 / fan_out).
 
     As in the official code, it is not truncated, and fan_out is height · width · out_channels.
-
-    Args:
-        key: A JAX random key.
-        shape: (height, width, in_channels, out_channels).
     """
     height, width, _, out_channels = shape
     return _normal(key, shape, (2.0 / (height * width * out_channels)) ** 0.5)
 
 
 def depthwise_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws a normal kernel with standard deviation sqrt(2 / (height · width)).
+    """Draws a normal kernel [height, width, 1, channels] of variance 2 / (height · width).
 
     This is ``conv_kernel_init`` with one output channel in each group. TensorFlow keeps the
     multiplier (1) on the last axis of a depthwise kernel, where the official initialiser reads it.
-
-    Args:
-        key: A JAX random key.
-        shape: (height, width, 1, channels).
     """
     height, width = shape[:2]
     return _normal(key, shape, (2.0 / (height * width)) ** 0.5)
@@ -66,14 +58,7 @@ def depthwise_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def dense_kernel_init(
     key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, scale: float = 1.0
 ) -> jax.Array:
-    """Draws a classifier's kernel, uniform in ±scale / sqrt(num_classes).
-
-    Args:
-        key: A JAX random key.
-        shape: (num_features, num_classes).
-        dtype: The dtype of the result.
-        scale: A factor on the bound.
-    """
+    """Draws a kernel [num_features, num_classes], uniform in ±scale / sqrt(num_classes)."""
     bound = scale * shape[1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from effnetv2_jax.models.initializers import conv_kernel_init, depthwise_kernel_init, full
 from effnetv2_jax.models.kernels import convolutions
-from effnetv2_jax.models.kernels.activations import Normalized, activated, gated, normalize
+from effnetv2_jax.models.kernels.activations import Normalized, Value, activated, gated, normalize
 from effnetv2_jax.models.kernels.isolation import isolated
 from effnetv2_jax.runtime.errors import UsageError
 
@@ -28,15 +28,7 @@ CONVOLUTION = "convolution"
 
 
 def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
-    """Checks the input of a network.
-
-    Args:
-        images: Must be floating, [batch, height, width, 3].
-        index: Must be [batch], or None.
-
-    Raises:
-        UsageError: if they are anything else.
-    """
+    """Raises UsageError unless images are floats [batch, height, width, 3] and index is [batch]."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise UsageError(
             f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
@@ -101,7 +93,7 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def global_average_pool(x: jax.Array | Normalized) -> jax.Array:
+def global_average_pool(x: Value) -> jax.Array:
     """Averages over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
     # Isolated on CPU: XLA would hand the matrix products before and after it to YNNPACK as well.
     return lax.platform_dependent(jnp.asarray(x), cpu=_pixel_means_on_cpu, default=_pixel_means)
@@ -148,7 +140,7 @@ class Conv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array | Normalized, activation: str | None = None) -> jax.Array:
+    def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
         """Convolves, adds the bias if there is one, and computes an activation.
 
         Args:
@@ -159,10 +151,10 @@ class Conv(nnx.Module):
             [batch, ceil(height / stride), ceil(width / stride), out_channels].
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        x = convolutions.conv(x, kernel, self.stride, self.padding)
-        x = checkpoint_name(x, CONVOLUTION)
-        x = x if self.bias is None else x + self.bias[...].astype(self.dtype)
-        return activated(x, activation)
+        y = convolutions.conv(x, kernel, self.stride, self.padding)
+        y = checkpoint_name(y, CONVOLUTION)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return activated(y, activation)
 
 
 class DepthwiseConv(nnx.Module):
@@ -195,7 +187,7 @@ class DepthwiseConv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array | Normalized, activation: str | None = None) -> jax.Array:
+    def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
         """Convolves, adds the bias if there is one, and computes an activation.
 
         Args:
@@ -211,8 +203,8 @@ class DepthwiseConv(nnx.Module):
             return convolutions.biased_depthwise_conv(
                 x, kernel, bias, self.stride, self.padding, activation
             )
-        x = convolutions.depthwise_conv(x, kernel, self.stride, self.padding)
-        return activated(checkpoint_name(x, CONVOLUTION), activation)
+        y = convolutions.depthwise_conv(x, kernel, self.stride, self.padding)
+        return activated(checkpoint_name(y, CONVOLUTION), activation)
 
 
 class BatchNorm(nnx.Module):
@@ -340,7 +332,7 @@ class SqueezeExcite(nnx.Module):
         self.expand = Conv(reduced_channels, channels, use_bias=True, dtype=dtype, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: jax.Array | Normalized) -> jax.Array | Normalized:
+    def __call__(self, x: Value) -> Value:
         """Maps [batch, height, width, channels] to the same shape, and a value to a value."""
         # The mean of many bfloat16 numbers needs a float32 sum.
         means = jnp.asarray(x).mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
@@ -364,9 +356,7 @@ class ConvNorm(nnx.Module):
         self.norm: BatchNorm | None = norm
         self.activation = activation
 
-    def __call__(
-        self, x: jax.Array | Normalized, train: bool | None = None
-    ) -> jax.Array | Normalized:
+    def __call__(self, x: Value, train: bool | None = None) -> Value:
         """Calls the convolution, then batch norm with ``train`` and the activation."""
         if self.norm is not None:
             return self.norm(self.conv(x), train=train, activation=self.activation)

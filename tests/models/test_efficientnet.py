@@ -28,16 +28,13 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.kernels.convolutions import depthwise_conv
-from effnetv2_jax.models.layers import (
-    BatchNorm,
+from effnetv2_jax.models.initializers import (
     conv_kernel_init,
     dense_kernel_init,
     depthwise_kernel_init,
-    dropout,
-    stochastic_depth,
-    uniform_by_example,
 )
+from effnetv2_jax.models.kernels.convolutions import depthwise_conv
+from effnetv2_jax.models.layers import BatchNorm, dropout, stochastic_depth, uniform_by_example
 from effnetv2_jax.runtime.errors import UsageError
 
 # Counted by building the official model (github.com/google/automl, efficientnetv2) with 1000
@@ -348,7 +345,7 @@ def test_batch_norm_of_a_constant_channel_has_no_negative_variance():
 def test_batch_norm_moves_its_statistics_by_the_biased_moments():
     norm = BatchNorm(4, momentum=0.75)
     x = noise(3, 2, 2, 4) * 2 + 1
-    y = norm(x, train=True)
+    y = norm(x, train=True).array
     np.testing.assert_allclose(norm.mean[...], 0.25 * x.mean((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(norm.var[...], 0.75 + 0.25 * x.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-5)
@@ -550,7 +547,7 @@ def test_features_are_the_last_blocks_at_each_scale(tiny_model, tiny_images):
         "reduction_2": (8, 4, 4, 16),
         "reduction_3": (8, 2, 2, 24),
     }
-    head = nnx.jit(lambda model, x: model.classifier(model.head(x).mean((1, 2))))
+    head = nnx.jit(lambda model, x: model.classifier(model.head(x).array.mean((1, 2))))
     np.testing.assert_allclose(
         head(tiny_model, features["reduction_3"]), forward(tiny_model, tiny_images), atol=1e-5
     )

@@ -6,6 +6,7 @@ these steps and returns a ``Normalized``, which the layers after it take in plac
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,17 +88,9 @@ class Normalized:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.array, dtype, copy=copy)
 
-    def recomputed(self) -> jax.Array:
-        """Returns ``array`` for a backward pass: computed again on TPU, kept elsewhere."""
-        return lax.platform_dependent(
-            self, tpu=Normalized._computed_again, default=lambda kept: kept.array
-        )
 
-    def _computed_again(self) -> jax.Array:
-        # Without the barrier, XLA would find that it has the result already, and keep it.
-        x = lax.optimization_barrier(self.x)
-        again = scale_shift(x, self.scale, self.shift, self.activation, self.dtype)
-        return again if self.gate is None else again * self.gate
+Value = jax.Array | Normalized
+"""What a layer takes: an array, or the result of batch norm."""
 
 
 def normalize(
@@ -108,7 +101,7 @@ def normalize(
     return Normalized(x, scale, shift, None, array, activation)
 
 
-def gated(x: jax.Array | Normalized, gate: jax.Array) -> jax.Array | Normalized:
+def gated(x: Value, gate: jax.Array) -> Value:
     """Returns x · gate, of x's dtype.
 
     Args:
@@ -123,18 +116,27 @@ def gated(x: jax.Array | Normalized, gate: jax.Array) -> jax.Array | Normalized:
     return product
 
 
-def recomputed(x: jax.Array | Normalized) -> jax.Array:
-    """Returns the array of x, for use in a backward pass."""
-    return x.recomputed() if isinstance(x, Normalized) else x
+def recomputed(x: Value) -> jax.Array:
+    """Returns the array of x in a backward pass. On TPU, that of batch norm is computed again."""
+
+    def again(x: Normalized) -> jax.Array:
+        # Without the barrier, XLA would find that it has the result already, and keep it.
+        source = lax.optimization_barrier(x.x)
+        array = scale_shift(source, x.scale, x.shift, x.activation, x.dtype)
+        return array if x.gate is None else array * x.gate
+
+    if isinstance(x, Normalized):
+        return lax.platform_dependent(x, tpu=again, default=lambda x: x.array)
+    return x
 
 
-def cotangent(x: jax.Array | Normalized, dx: jax.Array) -> jax.Array | Normalized:
+def cotangent(x: Value, dx: jax.Array) -> Value:
     """Returns the gradient by x in x's own structure, as ``jax.custom_vjp`` asks for it.
 
     The whole gradient goes to ``array``. From there it reaches batch norm's input.
     """
     if isinstance(x, Normalized):
-        nothing = dict.fromkeys(("x", "scale", "shift", "gate"))
+        nothing: dict[str, Any] = dict.fromkeys(("x", "scale", "shift", "gate"))
         return dataclasses.replace(x, array=dx, **nothing)
     return dx
 
@@ -187,7 +189,7 @@ scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
 
 
 @jax.custom_vjp
-def _gated(x: jax.Array | Normalized, gate: jax.Array) -> jax.Array:
+def _gated(x: Value, gate: jax.Array) -> jax.Array:
     return jnp.asarray(x) * gate
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
-from effnetv2_jax.models.kernels.activations import Normalized, activated, cotangent, recomputed
+from effnetv2_jax.models.kernels.activations import Value, activated, cotangent, recomputed
 from effnetv2_jax.models.kernels.on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
@@ -30,9 +30,7 @@ trained there expect.
 """
 
 
-def conv(
-    x: jax.Array | Normalized, kernel: jax.Array, stride: int = 1, padding: str = "same"
-) -> jax.Array:
+def conv(x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
     """Returns a dense convolution. With 1 × 1 px and stride 1, it is a matrix product.
 
     Args:
@@ -56,7 +54,7 @@ def conv(
 
 
 def depthwise_conv(
-    x: jax.Array | Normalized, kernel: jax.Array, stride: int = 1, padding: str = "same"
+    x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same"
 ) -> jax.Array:
     """Returns a depthwise convolution with multiplier 1.
 
@@ -73,7 +71,7 @@ def depthwise_conv(
 
 
 def biased_depthwise_conv(
-    x: jax.Array | Normalized,
+    x: Value,
     kernel: jax.Array,
     bias: jax.Array,
     stride: int = 1,
@@ -89,15 +87,12 @@ def biased_depthwise_conv(
         stride: The stride in both directions.
         padding: One of ``PADDINGS``.
         activation: A name in ``ACTIVATIONS``, or None for the identity.
-
-    Returns:
-        [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
     """
     pads = _pads(x, kernel, stride, padding)
     return _biased(jnp.asarray(x), kernel, bias, stride, pads, activation)
 
 
-def _pads(x: jax.Array | Normalized, kernel: jax.Array, stride: int, padding: str) -> Pads:
+def _pads(x: Value, kernel: jax.Array, stride: int, padding: str) -> Pads:
     if padding == "symmetric":
         rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
         return (rows, rows), (columns, columns)
@@ -127,9 +122,7 @@ class _Kind:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolved(
-    x: jax.Array | Normalized, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads
-) -> jax.Array:
+def _convolved(x: Value, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads) -> jax.Array:
     default, here = (
         functools.partial(function, stride=stride, pads=pads)
         for function in (kind.default, kind.on_cpu)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from effnetv2_jax.models.kernels.activations import Normalized
+from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.isolation import isolated
 from effnetv2_jax.models.kernels.on_cpu import Pads
 
@@ -70,7 +70,7 @@ _LEAST_CHANNELS = 15
 _MOST_ROWS = 1.25
 
 
-def suits(x: jax.Array | Normalized, kernel: jax.Array, stride: int) -> bool:
+def suits(x: Value, kernel: jax.Array, stride: int) -> bool:
     """Returns True if ``conv`` can compute a convolution, and faster than XLA.
 
     Args:
@@ -90,13 +90,11 @@ def suits(x: jax.Array | Normalized, kernel: jax.Array, stride: int) -> bool:
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pads: Pads = _PADS) -> jax.Array:
-    """Returns the convolution.
+    """Returns the convolution. Stride and pads are those that ``suits`` admits, and no others.
 
     Args:
         x: [batch, height, width, in_channels].
         kernel: [3, 3, in_channels, out_channels].
-        stride: 1, the only one that ``suits``.
-        pads: One pixel on each side, as for every padding of such a convolution.
 
     Returns:
         [batch, height, width, out_channels].
