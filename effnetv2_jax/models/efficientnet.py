@@ -61,7 +61,7 @@ class _Residual(nnx.Module):
 
     @abc.abstractmethod
     def branch(self, x: Value, train: bool | None = None) -> Value:
-        """Computes what is added to x, or replaces it: [batch, …, …, filters]."""
+        """Computes the block without its skip."""
 
     def __call__(
         self,
@@ -107,10 +107,10 @@ class _Residual(nnx.Module):
 class MBConv(_Residual):
     """Expand 1 × 1, depthwise k × k, squeeze-and-excite, project 1 × 1 (Figure 2, right).
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> block = MBConv(4, 8, stride=2, rngs=nnx.Rngs(0))
-    >>> block(jnp.ones((2, 16, 16, 4))).shape
+    >>> jax.eval_shape(block, jnp.ones((2, 16, 16, 4))).shape
     (2, 8, 8, 8)
 
     Args:
@@ -182,10 +182,10 @@ class FusedMBConv(_Residual):
 
     With expand_ratio 1 there is a single k × k convolution, followed by the activation.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> block = FusedMBConv(4, 4, rngs=nnx.Rngs(0))
-    >>> block(jnp.ones((2, 16, 16, 4))).shape
+    >>> jax.eval_shape(block, jnp.ones((2, 16, 16, 4))).shape
     (2, 16, 16, 4)
 
     Args:
@@ -246,7 +246,7 @@ _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused
 
 
 REMAT = ("none", "blocks", "stages")
-"""What the backward pass recomputes to save memory: nothing, each block, or each stage as a whole.
+"""Names for what the backward pass recomputes to save memory: nothing, each block or each stage.
 
 Training then keeps only the input of each block or stage, and batch norm's statistics. These are
 small, and recomputing them would send them between devices once more.

@@ -1,5 +1,6 @@
 """The numbers that parameters start with. All initialisers return float32 by default."""
 
+import functools
 import math
 
 import jax
@@ -24,10 +25,15 @@ def _normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> jax.Array:
     chunks = -(-size // _CHUNK)
     first = _normal_chunk(key, 0)
     if isinstance(first, jax.core.Tracer):
-        flat = jax.vmap(_normal_chunk, (None, 0))(key, jnp.arange(chunks)).reshape(-1)
-    else:
-        flat = np.concatenate([first, *(_normal_chunk(key, i) for i in range(1, chunks))])
+        return _traced_normal(key, chunks)[:size].reshape(shape) * np.float32(stddev)
+    flat = np.concatenate([first, *(_normal_chunk(key, i) for i in range(1, chunks))])
     return jax.device_put(flat[:size].reshape(shape) * np.float32(stddev))
+
+
+# A function of its own with a jit, so that it is traced once for each number of chunks.
+@functools.partial(jax.jit, static_argnums=1)
+def _traced_normal(key: jax.Array, chunks: int) -> jax.Array:
+    return jax.vmap(_normal_chunk, (None, 0))(key, jnp.arange(chunks)).reshape(-1)
 
 
 def full(channels: int, value: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How the operations of a network are computed on each platform.
+"""The implementation of a network's operations on each platform.
 
 The layers of ``effnetv2_jax.models.layers`` call three functions: ``convolutions.conv`` and its
 relatives, ``activations.normalize`` and ``activations.gated``. Each of them has one result on every

@@ -1,4 +1,4 @@
-"""What batch norm and its activation compute, and how their result is computed again.
+"""Activations after batch norm, as a value that a backward pass can compute again.
 
 Batch norm ends with a scale and a shift of every channel, then an activation. ``normalize`` does
 these steps and returns a ``Normalized``, which the layers after it take in place of an array.
@@ -90,7 +90,7 @@ class Normalized:
 
 
 Value = jax.Array | Normalized
-"""What a layer takes: an array, or the result of batch norm."""
+"""The input of a layer: an array, or the result of batch norm."""
 
 
 def normalize(
