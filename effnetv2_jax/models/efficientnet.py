@@ -1,5 +1,6 @@
-"""MBConv, Fused-MBConv (Figure 2) and the one network built out of them."""
+"""MBConv, Fused-MBConv (Figure 2 of the paper) and the network that is built from them."""
 
+import abc
 import functools
 import itertools
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
-from effnetv2_jax.models.kernels.activations import Origin
+from effnetv2_jax.models.initializers import dense_kernel_init
+from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
@@ -17,10 +19,10 @@ from effnetv2_jax.models.layers import (
     AxisName,
     BatchNorm,
     Conv,
+    ConvNorm,
     DepthwiseConv,
     SqueezeExcite,
     check_images,
-    dense_kernel_init,
     dropout,
     global_average_pool,
     stochastic_depth,
@@ -32,56 +34,34 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 Norm = Callable[..., BatchNorm]
 
 
-class ConvNorm(nnx.Module):
-    """A convolution, its batch norm, and an activation (None for a linear output).
-
-    Folded (``folding.fold_batch_norm``), it has no batch norm and no training.
-    """
-
-    def __init__(self, conv: Conv | DepthwiseConv, norm: BatchNorm, activation: str | None = None):
-        self.conv = conv
-        self.norm: BatchNorm | None = norm
-        self.activation = activation
-
-    def __call__(
-        self, x: jax.Array, *, train: bool | None = None, origin: Origin | None = None
-    ) -> jax.Array:
-        return self.with_origin(x, train=train, origin=origin)[0]
-
-    def with_origin(
-        self, x: jax.Array, *, train: bool | None = None, origin: Origin | None = None
-    ) -> tuple[jax.Array, Origin | None]:
-        """The result and its origin, of an input and, if it has one, its own."""
-        if self.norm is not None:
-            x = self.conv(x, origin)
-            origin = self.norm.origin(x, train=train, activation=self.activation)
-            return origin.value(), origin
-        if train:
-            raise UsageError(
-                "a model with folded batch norm cannot be trained: train must be False"
-            )
-        return self.conv(x, activation=self.activation), None
+def _identity(x: Value, train: bool | None = None) -> Value:
+    """Stands in for a part that a block leaves out."""
+    return x
 
 
 def _squeeze_excite(
     in_filters: int, expanded: int, se_ratio: float, activation: str, dtype, rngs: nnx.Rngs
-) -> SqueezeExcite | None:
-    """SE on the expanded channels; None where a block has none."""
+) -> Callable[..., Value]:
+    """Returns SE on the expanded channels, or the identity if se_ratio is 0."""
     if not (squeezed := squeezed_filters(in_filters, se_ratio)):
-        return None
+        return _identity
     return SqueezeExcite(expanded, squeezed, activation=activation, dtype=dtype, rngs=rngs)
 
 
 class _Residual(nnx.Module):
-    """What both blocks share: a skip where shapes allow it, with stochastic depth around it."""
+    """A block whose output is added to its input if their shapes are equal.
+
+    Stochastic depth drops its branch in training.
+    """
 
     def __init__(self, has_skip: bool, survival_prob: float):
         self.has_skip = has_skip
         self.survival_prob = survival_prob
         self.deterministic = True
 
-    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
-        raise TypeError(f"{type(self).__name__} has no branch")
+    @abc.abstractmethod
+    def branch(self, x: Value, train: bool | None = None) -> Value:
+        """Computes the block without its skip."""
 
     def __call__(
         self,
@@ -93,20 +73,23 @@ class _Residual(nnx.Module):
         draw: jax.Array | None = None,
         survival_prob: jax.Array | None = None,
     ) -> jax.Array:
-        """Maps [batch, height, width, in_filters] to [batch, ceil(height / stride), …, filters].
+        """Computes the block.
 
         Args:
-            x: the input.
-            train: True uses the batch's statistics and stochastic depth; None does what
-                ``.train()`` or ``.eval()`` said last (a new block is in evaluation mode).
-            rngs: gives the ``dropout`` key; needed in training where survival_prob < 1.
-            index: int32 [batch], the number of each image, of which its fate is a function, with
-                the key. None for 0 … batch − 1.
-            draw: as for ``layers.stochastic_depth``, in place of rngs and index: a network draws
-                for all of its blocks at once.
-            survival_prob: float32 scalar, in place of the block's own; goes with draw.
+            x: [batch, height, width, in_filters].
+            train: True uses the batch's statistics and stochastic depth. None does what
+                ``.train()`` or ``.eval()`` said last; a new block is in evaluation mode.
+            rngs: Gives the ``dropout`` key, which training needs if survival_prob < 1.
+            index: The number of each image, int32 [batch]. With the key, it decides if an image's
+                branch is dropped. None takes 0 … batch − 1.
+            draw: Uniform numbers in [0, 1), float32 [batch], in place of rngs and index: a network
+                draws for all of its blocks at once.
+            survival_prob: A float32 scalar in place of the block's own; goes with draw.
+
+        Returns:
+            [batch, ceil(height / stride), ceil(width / stride), filters], of the compute dtype.
         """
-        y = self._branch(x, train)
+        y = jnp.asarray(self.branch(x, train))
         if not self.has_skip:
             return y
         training = not self.deterministic if train is None else train
@@ -122,22 +105,29 @@ class _Residual(nnx.Module):
 
 
 class MBConv(_Residual):
-    """Expand 1×1, depthwise k×k, squeeze-and-excite, project 1×1 (Figure 2, right).
+    """Expand 1 × 1, depthwise k × k, squeeze-and-excite, project 1 × 1 (Figure 2, right).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> block = MBConv(4, 8, stride=2, rngs=nnx.Rngs(0))
+    >>> jax.eval_shape(block, jnp.ones((2, 16, 16, 4))).shape
+    (2, 8, 8, 8)
 
     Args:
-        in_filters: channels of the input.
-        filters: channels of the output.
-        kernel_size: of the depthwise convolution.
-        stride: of the depthwise convolution.
-        expand_ratio: channels of the depthwise convolution over in_filters; 1 leaves out the
-            expansion.
-        se_ratio: squeeze filters over in_filters; 0 leaves out SE.
-        survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
-        padding: of the convolutions, one of ``convolutions.PADDINGS``.
-        activation: a name in ``activations.ACTIVATIONS``.
-        norm: makes a normalisation from its number of channels and ``dtype=``.
-        dtype: of the computation; parameters stay float32.
-        rngs: gives the ``params`` keys.
+        in_filters: The number of channels of the input.
+        filters: The number of channels of the output.
+        kernel_size: The side of the depthwise kernel in px.
+        stride: The stride of the depthwise convolution.
+        expand_ratio: The number of channels of the depthwise convolution over in_filters; 1 leaves
+            out the expansion.
+        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
+        survival_prob: The probability that training keeps the branch of an image, if there is a
+            skip (stride 1, equal filters).
+        padding: One of ``convolutions.PADDINGS``.
+        activation: A name in ``activations.ACTIVATIONS``.
+        norm: Makes a batch norm from the number of channels and ``dtype=``.
+        dtype: The dtype of the computation; parameters stay float32.
+        rngs: Gives the ``params`` keys.
     """
 
     def __init__(
@@ -163,7 +153,7 @@ class MBConv(_Residual):
         self.expand = (
             ConvNorm(conv(in_filters, expanded), norm(expanded), activation)
             if expand_ratio != 1
-            else None
+            else _identity
         )
         self.depthwise = ConvNorm(
             DepthwiseConv(
@@ -180,34 +170,38 @@ class MBConv(_Residual):
         self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
         self.project = ConvNorm(conv(expanded, filters), norm(filters))
 
-    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
-        origin = None
-        if self.expand is not None:
-            x, origin = self.expand.with_origin(x, train=train)
-        x, origin = self.depthwise.with_origin(x, train=train, origin=origin)
-        if self.se is not None:
-            x, origin = self.se.with_origin(x, origin)
-        return self.project(x, train=train, origin=origin)
+    def branch(self, x: Value, train: bool | None = None) -> Value:
+        x = self.expand(x, train)
+        x = self.depthwise(x, train)
+        x = self.se(x)
+        return self.project(x, train)
 
 
 class FusedMBConv(_Residual):
-    """Expand k×k, squeeze-and-excite (off in V2), project 1×1 (Figure 2, left).
+    """Expand k × k, squeeze-and-excite (off in V2), project 1 × 1 (Figure 2, left).
 
-    With expand_ratio 1 there is a single k×k convolution, followed by the activation.
+    With expand_ratio 1 there is a single k × k convolution, followed by the activation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> block = FusedMBConv(4, 4, rngs=nnx.Rngs(0))
+    >>> jax.eval_shape(block, jnp.ones((2, 16, 16, 4))).shape
+    (2, 16, 16, 4)
 
     Args:
-        in_filters: channels of the input.
-        filters: channels of the output.
-        kernel_size: of the first convolution.
-        stride: of the first convolution.
-        expand_ratio: channels inside the block over in_filters.
-        se_ratio: squeeze filters over in_filters; 0 leaves out SE.
-        survival_prob: of the branch in training, where there is a skip (stride 1, equal filters).
-        padding: of the convolutions, one of ``convolutions.PADDINGS``.
-        activation: a name in ``activations.ACTIVATIONS``.
-        norm: makes a normalisation from its number of channels and ``dtype=``.
-        dtype: of the computation; parameters stay float32.
-        rngs: gives the ``params`` keys.
+        in_filters: The number of channels of the input.
+        filters: The number of channels of the output.
+        kernel_size: The side of the first kernel in px.
+        stride: The stride of the first convolution.
+        expand_ratio: The number of channels inside the block over in_filters.
+        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
+        survival_prob: The probability that training keeps the branch of an image, if there is a
+            skip (stride 1, equal filters).
+        padding: One of ``convolutions.PADDINGS``.
+        activation: A name in ``activations.ACTIVATIONS``.
+        norm: Makes a batch norm from the number of channels and ``dtype=``.
+        dtype: The dtype of the computation; parameters stay float32.
+        rngs: Gives the ``params`` keys.
     """
 
     def __init__(
@@ -234,7 +228,7 @@ class FusedMBConv(_Residual):
         self.expand = (
             ConvNorm(spatial(in_filters, expanded), norm(expanded), activation)
             if expand_ratio != 1
-            else None
+            else _identity
         )
         self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
         if expand_ratio != 1:
@@ -242,48 +236,53 @@ class FusedMBConv(_Residual):
         else:
             self.project = ConvNorm(spatial(in_filters, filters), norm(filters), activation)
 
-    def _branch(self, x: jax.Array, train: bool | None) -> jax.Array:
-        origin = None
-        if self.expand is not None:
-            x, origin = self.expand.with_origin(x, train=train)
-        if self.se is not None:
-            x, origin = self.se.with_origin(x, origin)
-        return self.project(x, train=train, origin=origin)
+    def branch(self, x: Value, train: bool | None = None) -> Value:
+        x = self.expand(x, train)
+        x = self.se(x)
+        return self.project(x, train)
 
 
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
 
 
 REMAT = ("none", "blocks", "stages")
-"""What is computed anew together in the backward pass, of blocks in a row.
+"""Names for what the backward pass recomputes to save memory: nothing, each block or each stage.
 
-Of each such row, training keeps the input and batch norm's statistics alone: those are small, and
-computing them anew would send them between devices once more.
+Training then keeps only the input of each block or stage, and batch norm's statistics. These are
+small, and recomputing them would send them between devices once more.
 """
 
 _KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTICS)
-# A loop keeps what it may. Of straight code, XLA computes by itself anew what is elementwise.
+# A loop keeps what it may. In straight code, XLA itself recomputes what is elementwise.
 _KEEP_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION, BATCH_STATISTICS)
 
 
 class EfficientNet(nnx.Module):
-    """EfficientNet V1, V2, Lite and the hybrids between them, as their spec says.
+    """EfficientNet V1, V2, Lite or a hybrid of them, as its spec says.
 
     Parameters are float32. A new model is in evaluation mode: ``model(images)`` uses the moving
     statistics and no dropout until ``.train()`` is called or ``train=True`` is given.
 
+    >>> from flax import nnx
+    >>> from effnetv2_jax.models import EfficientNet, get_spec
+    >>> spec = get_spec("efficientnetv2-tiny")
+    >>> model = nnx.eval_shape(lambda: EfficientNet(spec, num_classes=10, rngs=nnx.Rngs(0)))
+    >>> len(model.blocks), model.classifier.kernel.shape
+    (4, (64, 10))
+
     Args:
-        spec: the network.
-        num_classes: of the classifier; 0 leaves it out, and the model returns pooled features.
-        dtype: of the computation, float32 or bfloat16.
-        axis_name: mesh axis, or axes, over whose devices batch norm averages its statistics in
-            training.
-        bn_group_size: neighbouring devices that do so together, at most all; None for all.
-        remat: a name in ``REMAT``: what training computes anew in the backward pass, and does not
-            keep in memory.
-        scan_blocks: equal blocks in a row are a loop, which is compiled in less time. Parameters,
-            statistics and results are those of the same model without.
-        rngs: gives the ``params`` keys and the ``dropout`` key that training falls back on.
+        spec: The network's spec, such as ``get_spec("efficientnetv2-s")``.
+        num_classes: The number of classes. With 0, there is no classifier and the model returns
+            pooled features.
+        dtype: The dtype of the computation, float32 or bfloat16.
+        axis_name: The mesh axis, or axes, over whose devices batch norm averages its statistics in
+            training. None keeps them local to the device.
+        bn_group_size: The number of neighbouring devices that average them together; at most all of
+            them do. None takes all.
+        remat: A name in ``REMAT``: what the backward pass recomputes to save memory.
+        scan_blocks: Whether equal blocks in a row become a loop, which compiles in less time.
+            Parameters, statistics and results stay the same.
+        rngs: Gives the ``params`` keys, and the ``dropout`` key that training uses by default.
     """
 
     def __init__(
@@ -329,7 +328,7 @@ class EfficientNet(nnx.Module):
                     stride=block.stride,
                     expand_ratio=block.expand_ratio,
                     se_ratio=block.se_ratio,
-                    # Block i of n survives with 1 − (1 − p)·i/n.
+                    # Block i of n survives with probability 1 − (1 − p) · i / n.
                     survival_prob=1.0 - (1.0 - spec.survival_prob) * i / len(blocks),
                     padding=spec.padding,
                     activation=spec.activation,
@@ -344,7 +343,7 @@ class EfficientNet(nnx.Module):
         strides = [block.stride for block in blocks[1:]] + [2]
         self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
         self.remat = remat
-        # Numbers of blocks: those that are one loop, and of such runs those that are one row.
+        # A run is a range of blocks in one loop. A row is a tuple of runs recomputed together.
         runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
         by_group = itertools.groupby(runs, key=lambda run: blocks[run.start].group)
         rows = (
@@ -367,7 +366,7 @@ class EfficientNet(nnx.Module):
             if num_classes
             else None
         )
-        # Linen's init may bring a params key alone.
+        # Linen's init may bring only a params key.
         has_dropout = "dropout" in rngs or "default" in rngs
         self.rngs = nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
 
@@ -383,24 +382,24 @@ class EfficientNet(nnx.Module):
         """Classifies images.
 
         Args:
-            images: float [batch, height, width, 3], normalised as ``spec.preprocessing`` says; any
-                height and width.
-            train: True uses the batch's statistics, stochastic depth and dropout; None does what
+            images: Float [batch, height, width, 3] of any height and width, normalised as
+                ``spec.preprocessing`` says.
+            train: True uses the batch's statistics, stochastic depth and dropout. None does what
                 ``.train()`` or ``.eval()`` said last.
-            rngs: gives the ``dropout`` key in training; None takes the model's own.
-            dropout_rate: before the classifier, may be traced; None takes the spec's.
-            index: int32 [batch], the number of each image, of which stochastic depth and dropout
-                are a function, with the key: an image then has the same fate wherever in a batch,
-                and on whatever device, it lies. None for 0 … batch − 1.
+            rngs: Gives the ``dropout`` key in training. None takes the model's own.
+            dropout_rate: The rate before the classifier; it may be traced. None takes the spec's.
+            index: The number of each image, int32 [batch]. With the key, it decides what stochastic
+                depth and dropout drop of an image, wherever in a batch and on whatever device it
+                is. None takes 0 … batch − 1.
 
         Returns:
-            float32 logits [batch, num_classes], or float32 pooled features [batch, head_filters]
-            where num_classes is 0.
+            float32 logits [batch, num_classes]. If num_classes is 0, float32 pooled features
+            [batch, head_filters].
         """
         training = self._is_training(train)
         rngs = self.rngs if rngs is None else rngs
         x, _ = self._body(images, training, rngs, index)
-        x = global_average_pool(self.head(x, train=training))
+        x = global_average_pool(self.head(x, training))
         if self.classifier is None:
             return x
         rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
@@ -416,17 +415,17 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
         index: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """Feature maps for detection and segmentation.
+        """Returns feature maps for detection and segmentation.
 
         Args:
-            images: as for ``__call__``.
-            train: as for ``__call__``.
-            rngs: as for ``__call__``.
-            index: as for ``__call__``.
+            images: Float [batch, height, width, 3], as for ``__call__``.
+            train: The mode, as for ``__call__``.
+            rngs: Gives the ``dropout`` key in training. None takes the model's own.
+            index: The number of each image, as for ``__call__``.
 
         Returns:
-            ``reduction_1`` … ``reduction_5``: [batch, ceil(height / 2^i), …, filters], the last
-            block at each scale, in the compute dtype.
+            ``reduction_1`` … ``reduction_5``, the output of the last block at each scale:
+            [batch, ceil(height / 2^i), ceil(width / 2^i), filters], of the compute dtype.
         """
         rngs = self.rngs if rngs is None else rngs
         return self._body(images, self._is_training(train), rngs, index)[1]
@@ -438,10 +437,10 @@ class EfficientNet(nnx.Module):
         self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         check_images(images, index)
-        x = self.stem(images, train=training)
+        x = jnp.asarray(self.stem(images, training))
         reductions: dict[str, jax.Array] = {}
 
-        # One program for the random numbers of all blocks: they are small, and dear to compile.
+        # One program draws for all blocks: the numbers are few, but compiling takes long.
         draws: Draws = [None] * len(self.blocks)
         if training and self.spec.survival_prob < 1.0:
             index = jnp.arange(len(images)) if index is None else index
@@ -454,9 +453,9 @@ class EfficientNet(nnx.Module):
         return x, reductions
 
     def _run(self, row: tuple[range, ...], x: jax.Array, training: bool, draws: Draws) -> jax.Array:
-        """Calls the blocks of some runs in a row."""
+        """Calls the blocks of a row of runs."""
         first, end = row[0].start, row[-1].stop
-        # A loop computes its blocks anew one by one.
+        # A loop recomputes its blocks one by one.
         one_by_one = self.remat == "blocks" and end - first > 1
         policy = _KEEP_STATISTICS if one_by_one else _KEEP_CONVOLUTIONS
 

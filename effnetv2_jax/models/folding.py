@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions before it: the same network, for inference alone."""
+"""Batch norm folded into the convolutions before it: the same network, for inference only."""
 
 from typing import TypeVar
 
@@ -6,24 +6,24 @@ import jax
 from flax import nnx
 from jax import lax
 
-from effnetv2_jax.models.efficientnet import ConvNorm
-from effnetv2_jax.models.layers import BatchNorm
+from effnetv2_jax.models.layers import BatchNorm, ConvNorm
 
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 def fold_batch_norm(model: Model) -> Model:
-    """A copy of a model without batch norm, which computes what the model does in evaluation.
+    """Returns a copy of a model without batch norm, which computes the same in evaluation.
 
-    With moving statistics, batch norm multiplies a channel and adds to it: the kernel before it
-    takes the factor and gets a bias. Outputs are equal but for rounding; training is refused.
+    With moving statistics, batch norm multiplies each channel by a factor and adds a number to it.
+    Here, the kernel before it takes the factor, and gets a bias. Outputs are equal except for
+    rounding. The copy refuses to be trained.
 
     Args:
-        model: a network or block of this package, or a module that holds some; it stays as it is.
-            One without batch norm (a ViT) is copied.
+        model: A network or block of this package, or a module that contains some. It is not
+            changed. A model without batch norm, such as a ViT, is copied.
 
     Returns:
-        The copy; of other parameters, so that weights of the model do not load into it any more.
+        The copy. It has other parameters, so that weights of the model do not load into it.
     """
     folded = nnx.clone(model)
     layers = [
@@ -31,7 +31,7 @@ def fold_batch_norm(model: Model) -> Model:
         for _, layer in nnx.iter_modules(folded)
         if isinstance(layer, ConvNorm) and layer.norm is not None
     ]
-    # As one program: operation by operation, each would be compiled for every shape.
+    # One program: without jit, every operation would be compiled for every shape.
     parts = _fold([_parts(*pair) for pair in layers], [norm.epsilon for _, norm in layers])
     for (layer, _), (kernel, bias) in zip(layers, parts, strict=True):
         layer.conv.kernel.set_value(kernel)
@@ -45,7 +45,7 @@ def _parts(layer: ConvNorm, norm: BatchNorm) -> dict[str, jax.Array]:
     parts = {name: getattr(norm, name)[...] for name in ("scale", "bias", "mean", "var")}
     return parts | {
         "kernel": layer.conv.kernel[...],
-        # What the convolution adds itself is normalised with the rest.
+        # Batch norm also normalises the convolution's own bias.
         "offset": -parts["mean"] if bias is None else bias[...] - parts["mean"],
     }
 
@@ -57,6 +57,6 @@ def _fold(
     folded = []
     for layer, epsilon in zip(layers, epsilons, strict=True):
         scale = layer["scale"] * lax.rsqrt(layer["var"] + epsilon)
-        # Output channels are a kernel's last axis, also of a depthwise one.
+        # Output channels are the last axis of a kernel, also of a depthwise one.
         folded.append((layer["kernel"] * scale, layer["offset"] * scale + layer["bias"]))
     return folded

@@ -1,10 +1,8 @@
-"""The vocabulary of the networks: convolutions, batch norm, squeeze-and-excite, stochastic depth.
+"""The layers of the networks: convolutions, batch norm, squeeze-and-excitation, stochastic depth.
 
-Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computation.
+Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computation. A layer takes an
+array or the ``Normalized`` that batch norm returns, which can be used as one.
 """
-
-import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,86 +11,24 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from effnetv2_jax.models.initializers import conv_kernel_init, depthwise_kernel_init, full
 from effnetv2_jax.models.kernels import convolutions
-from effnetv2_jax.models.kernels.activations import ACTIVATIONS, Origin, activated, gated
+from effnetv2_jax.models.kernels.activations import Normalized, Value, activated, gated, normalize
 from effnetv2_jax.models.kernels.isolation import isolated
 from effnetv2_jax.runtime.errors import UsageError
 
-# Of one mesh axis or of several.
+# One mesh axis or several.
 AxisName = str | tuple[str, ...]
 
 BATCH_STATISTICS = "batch_statistics"
-"""The name of batch norm's means for ``jax.checkpoint``: small, and dear to compute anew."""
+"""The name of batch norm's means for ``jax.checkpoint``. They are small, and slow to recompute."""
 
 CONVOLUTION = "convolution"
-"""Likewise of what convolutions return: what comes after them is elementwise, and cheap."""
-
-_CHUNK = 1 << 16
-
-
-@jax.jit
-def _normal_chunk(key: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,))
-
-
-def _normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> jax.Array:
-    """Normal float32 numbers, the same eagerly and under a transformation.
-
-    Drawn in chunks of one size: ``jax.random.normal`` compiles anew for every shape, which for
-    V2-S's 37 kernel shapes took 22 s on two cores, and this less than one.
-    """
-    size = math.prod(shape)
-    chunks = -(-size // _CHUNK)
-    first = _normal_chunk(key, 0)
-    if isinstance(first, jax.core.Tracer):
-        flat = jax.vmap(_normal_chunk, (None, 0))(key, jnp.arange(chunks)).reshape(-1)
-    else:
-        flat = np.concatenate([first, *(_normal_chunk(key, i) for i in range(1, chunks))])
-    return jax.device_put(flat[:size].reshape(shape) * np.float32(stddev))
-
-
-def _full(channels: int, value: float) -> jax.Array:
-    # By way of NumPy, since jnp.full and jnp.asarray compile anew for every size.
-    return jax.device_put(np.full(channels, value, np.float32))
-
-
-def conv_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal with standard deviation sqrt(2 / fan_out), fan_out = height * width * out channels.
-
-    Not truncated, as in the official code. ``shape`` is HWIO; float32.
-    """
-    height, width, _, out_channels = shape
-    return _normal(key, shape, (2.0 / (height * width * out_channels)) ** 0.5)
-
-
-def depthwise_kernel_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """As ``conv_kernel_init`` with one output channel per group, so fan_out = height * width.
-
-    TensorFlow keeps the multiplier (1) on the last axis of a depthwise kernel, and that is what the
-    official initialiser reads; ``shape`` here is [height, width, 1, channels].
-    """
-    height, width = shape[:2]
-    return _normal(key, shape, (2.0 / (height * width)) ** 0.5)
-
-
-def dense_kernel_init(
-    key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, scale: float = 1.0
-) -> jax.Array:
-    """Uniform in ±scale/sqrt(classes); ``shape`` is [features, classes]."""
-    bound = scale * shape[1] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def small_normal_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Normal with standard deviation 0.02: all kernels and embeddings of a DeiT.
-
-    Its code truncates at ±2, which is 100 standard deviations away.
-    """
-    return _normal(key, shape, 0.02).astype(dtype)
+"""The name of a convolution's result for ``jax.checkpoint``. What follows it is cheap."""
 
 
 def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
-    """Raises UsageError for what no network takes as [batch, height, width, 3] and [batch]."""
+    """Raises UsageError unless images are floats [batch, height, width, 3] and index is [batch]."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise UsageError(
             f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
@@ -106,14 +42,14 @@ def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
 
 
 def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-    """Uniform numbers in [0, 1), those of an example a function of (key, its number) alone.
+    """Draws uniform numbers in [0, 1). Those of an example depend only on the key and its number.
 
-    So they do not depend on which device has the example, nor on what else is there.
+    They do not depend on the device that has the example, nor on the rest of the batch.
 
     Args:
-        key: a JAX random key.
-        index: int32 [batch], the examples' numbers.
-        shape: of what is drawn for each.
+        key: A JAX random key.
+        index: The examples' numbers, int32 [batch].
+        shape: The shape of the numbers for one example.
 
     Returns:
         float32 [batch, *shape].
@@ -128,12 +64,12 @@ def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] 
 def stochastic_depth(x: jax.Array, survival_prob: float | jax.Array, draw: jax.Array) -> jax.Array:
     """Zeroes whole images of a batch with probability 1 − survival_prob and rescales the others.
 
-    Huang et al. 2016 (arXiv 1603.09382), scaled during training as in the official code.
+    This is Huang et al. 2016 (arXiv 1603.09382), rescaled in training as in the official code.
 
     Args:
-        x: [batch, ...], the residual branch.
-        survival_prob: in (0, 1]; may be traced.
-        draw: float32 [batch], uniform in [0, 1), as ``uniform_by_example`` has it.
+        x: The residual branch, [batch, ...].
+        survival_prob: The probability in (0, 1]; it may be traced.
+        draw: Uniform numbers in [0, 1) from ``uniform_by_example``, float32 [batch].
     """
     keep = draw.reshape(-1, *(1,) * (x.ndim - 1)) < survival_prob
     return jnp.where(keep, x / jnp.asarray(survival_prob, x.dtype), jnp.zeros_like(x))
@@ -146,21 +82,21 @@ def dropout(
 
     Args:
         x: [batch, ...].
-        rate: in [0, 1). May be traced: it changes from stage to stage, and only a change of shape
-            should compile a new program.
-        key: a JAX random key.
-        index: int32 [batch], the number of each image: equal numbers share a fate. None for 0 …
-            batch − 1.
+        rate: The probability in [0, 1). It may be traced, since it changes from stage to stage
+            and only a change of shape should compile a new program.
+        key: A JAX random key.
+        index: The number of each image, int32 [batch]. Images with equal numbers lose the same
+            elements. None takes 0 … batch − 1.
     """
     index = jnp.arange(x.shape[0]) if index is None else index
     keep = uniform_by_example(key, index, x.shape[1:]) < 1.0 - rate
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Means over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
-    # By itself on CPU: XLA would hand the products before and after it to YNNPACK as well.
-    return lax.platform_dependent(x, cpu=_pixel_means_on_cpu, default=_pixel_means)
+def global_average_pool(x: Value) -> jax.Array:
+    """Averages over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
+    # Isolated on CPU: XLA would hand the matrix products before and after it to YNNPACK as well.
+    return lax.platform_dependent(jnp.asarray(x), cpu=_pixel_means_on_cpu, default=_pixel_means)
 
 
 def _pixel_means(x: jax.Array) -> jax.Array:
@@ -174,14 +110,15 @@ class Conv(nnx.Module):
     """A dense convolution.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: of both spatial axes.
-        stride: of both spatial axes.
-        padding: one of ``convolutions.PADDINGS``.
-        use_bias: adds a bias, initialised to 0.
-        dtype: of the computation; the kernel [k, k, in, out] stays float32.
-        rngs: gives the ``params`` key.
+        in_channels: The number of channels of the input.
+        out_channels: The number of channels of the output.
+        kernel_size: The side of the square kernel in px.
+        stride: The stride in both directions.
+        padding: One of ``convolutions.PADDINGS``.
+        use_bias: Whether to add a bias, which starts at 0.
+        dtype: The dtype of the computation. The kernel [kernel_size, kernel_size, in_channels,
+            out_channels] stays float32.
+        rngs: Gives the ``params`` key.
     """
 
     def __init__(
@@ -198,38 +135,39 @@ class Conv(nnx.Module):
     ):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(conv_kernel_init(rngs.params(), shape))
-        self.bias = nnx.Param(_full(out_channels, 0.0)) if use_bias else None
+        self.bias = nnx.Param(full(out_channels, 0.0)) if use_bias else None
         self.stride = stride
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(
-        self, x: jax.Array, origin: Origin | None = None, activation: str | None = None
-    ) -> jax.Array:
-        """Maps [batch, height, width, in] to [batch, ceil(height / stride), …, out].
+    def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
+        """Convolves, adds the bias if there is one, and computes an activation.
 
         Args:
-            x: the input.
-            origin: of x, if it has one of this dtype.
-            activation: of the result, a name in ``ACTIVATIONS``; None for none.
+            x: [batch, height, width, in_channels].
+            activation: A name in ``ACTIVATIONS``, or None for the identity.
+
+        Returns:
+            [batch, ceil(height / stride), ceil(width / stride), out_channels].
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        x = convolutions.conv(x, kernel, self.stride, self.padding, origin)
-        x = checkpoint_name(x, CONVOLUTION)
-        x = x if self.bias is None else x + self.bias[...].astype(self.dtype)
-        return activated(x, activation)
+        y = convolutions.conv(x, kernel, self.stride, self.padding)
+        y = checkpoint_name(y, CONVOLUTION)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return activated(y, activation)
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution (multiplier 1; a bias only where batch norm is folded into it).
+    """A depthwise convolution with multiplier 1. Its bias comes from folded batch norm.
 
     Args:
-        channels: of input and output.
-        kernel_size: of both spatial axes.
-        stride: of both spatial axes.
-        padding: one of ``convolutions.PADDINGS``.
-        dtype: of the computation; the kernel [k, k, 1, channels] stays float32.
-        rngs: gives the ``params`` key.
+        channels: The number of channels of input and output.
+        kernel_size: The side of the square kernel in px.
+        stride: The stride in both directions.
+        padding: One of ``convolutions.PADDINGS``.
+        dtype: The dtype of the computation. The kernel [kernel_size, kernel_size, 1, channels]
+            stays float32.
+        rngs: Gives the ``params`` key.
     """
 
     def __init__(
@@ -249,15 +187,15 @@ class DepthwiseConv(nnx.Module):
         self.padding = padding
         self.dtype = dtype
 
-    def __call__(
-        self, x: jax.Array, origin: Origin | None = None, activation: str | None = None
-    ) -> jax.Array:
-        """Maps [batch, height, width, channels] to [batch, ceil(height / stride), …, channels].
+    def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
+        """Convolves, adds the bias if there is one, and computes an activation.
 
         Args:
-            x: the input.
-            origin: of x, if it has one of this dtype.
-            activation: of the result, a name in ``ACTIVATIONS``; None for none.
+            x: [batch, height, width, channels].
+            activation: A name in ``ACTIVATIONS``, or None for the identity.
+
+        Returns:
+            [batch, ceil(height / stride), ceil(width / stride), channels].
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.bias is not None:
@@ -265,25 +203,26 @@ class DepthwiseConv(nnx.Module):
             return convolutions.biased_depthwise_conv(
                 x, kernel, bias, self.stride, self.padding, activation
             )
-        x = convolutions.depthwise_conv(x, kernel, self.stride, self.padding, origin)
-        return activated(checkpoint_name(x, CONVOLUTION), activation)
+        y = convolutions.depthwise_conv(x, kernel, self.stride, self.padding)
+        return activated(checkpoint_name(y, CONVOLUTION), activation)
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last.
 
-    Statistics are float32 whatever the compute dtype, and the variance is E[x²] − E[x]², the form
-    that can be averaged over devices (the official ``TpuBatchNormalization``). The moving variance
-    is the biased one, as there.
+    Statistics are float32 for every compute dtype. The variance is E[x²] − E[x]², the form that can
+    be averaged over devices, and the moving variance is the biased one. Both are as in the official
+    ``TpuBatchNormalization``.
 
     Args:
-        channels: size of the last axis.
-        momentum: of the moving statistics.
-        epsilon: added to the variance.
-        axis_name: mesh axis, or axes, over whose devices the statistics of a batch are averaged;
-            None keeps them local to the device.
-        group_size: neighbouring devices that average theirs, at most all; None for all.
-        dtype: of the output.
+        channels: The size of the last axis.
+        momentum: The momentum of the moving statistics.
+        epsilon: A number added to the variance.
+        axis_name: The mesh axis, or axes, over whose devices the statistics of a batch are
+            averaged. None keeps them local to the device.
+        group_size: The number of neighbouring devices that average together; at most all of them
+            do. None takes all.
+        dtype: The dtype of the output.
     """
 
     def __init__(
@@ -296,10 +235,10 @@ class BatchNorm(nnx.Module):
         group_size: int | None = None,
         dtype=jnp.float32,
     ):
-        self.scale = nnx.Param(_full(channels, 1.0))
-        self.bias = nnx.Param(_full(channels, 0.0))
-        self.mean = nnx.BatchStat(_full(channels, 0.0))
-        self.var = nnx.BatchStat(_full(channels, 1.0))
+        self.scale = nnx.Param(full(channels, 1.0))
+        self.bias = nnx.Param(full(channels, 0.0))
+        self.mean = nnx.BatchStat(full(channels, 0.0))
+        self.var = nnx.BatchStat(full(channels, 1.0))
         self.momentum = momentum
         self.epsilon = epsilon
         self.axis_name = axis_name
@@ -309,21 +248,18 @@ class BatchNorm(nnx.Module):
 
     def __call__(
         self, x: jax.Array, *, train: bool | None = None, activation: str | None = None
-    ) -> jax.Array:
-        """Normalises x [..., channels].
+    ) -> Normalized:
+        """Normalises x and computes an activation.
 
         Args:
-            x: the input.
-            train: True uses the batch's statistics and updates the moving ones; None does what
-                ``.train()`` or ``.eval()`` said last (a new module is in evaluation mode).
-            activation: of the result, a name in ``ACTIVATIONS``; None for none.
-        """
-        return self.origin(x, train=train, activation=activation).value()
+            x: [..., channels].
+            train: True uses the batch's statistics and updates the moving ones. None does what
+                ``.train()`` or ``.eval()`` said last; a new module is in evaluation mode.
+            activation: A name in ``ACTIVATIONS``, or None for the identity.
 
-    def origin(
-        self, x: jax.Array, *, train: bool | None = None, activation: str | None = None
-    ) -> Origin:
-        """Of what a call with the same arguments returns."""
+        Returns:
+            A value that is used like an array [..., channels]; its ``array`` is one.
+        """
         if train is None:
             train = not self.use_running_average
         if train:
@@ -333,7 +269,7 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return Origin(x, scale, self.bias[...] - mean * scale, activation, self.dtype)
+        return normalize(x, scale, self.bias[...] - mean * scale, activation, self.dtype)
 
     def _moved(self, average: nnx.BatchStat, value: jax.Array) -> jax.Array:
         return self.momentum * average[...] + (1 - self.momentum) * value
@@ -342,10 +278,11 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(x.ndim - 1))
         x = x.astype(jnp.float32)
         mean, mean_of_squares = x.mean(axes), jnp.square(x).mean(axes)
-        groups = self._groups()
-        # XLA would keep the exchange with nobody, 1 for every layer, and fuse nothing across it.
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        groups = device_groups(devices, self.group_size)
+        # XLA would keep an exchange in a group of one, in every layer, and fuse nothing across it.
         if len(groups[0]) > 1:
-            # As one array, so that they travel in one message.
+            # As one array, which is sent in one message.
             together = jnp.stack([mean, mean_of_squares])
             together = lax.psum(together, self.axis_name, axis_index_groups=groups)
             mean, mean_of_squares = together / len(groups[0])
@@ -353,20 +290,17 @@ class BatchNorm(nnx.Module):
         # Rounding can push the difference of a constant channel below zero.
         return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
 
-    def _groups(self) -> list[list[int]]:
-        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-        return device_groups(devices, self.group_size)
-
 
 def device_groups(devices: int, group_size: int | None) -> list[list[int]]:
-    """The devices, by number, that average the statistics of a batch together.
+    """Returns the groups of devices, by number, that average a batch's statistics together.
 
     Args:
-        devices: how many there are.
-        group_size: neighbours in a group, at most all; None for all. The official code's is 8.
+        devices: The number of devices.
+        group_size: The number of neighbours in a group, at most all. None takes all. The official
+            code's is 8.
 
     Raises:
-        UsageError: where group_size does not divide the devices.
+        UsageError: if group_size does not divide the number of devices.
     """
     size = devices if group_size is None else min(group_size, devices)
     if size < 1 or devices % size:
@@ -375,14 +309,14 @@ def device_groups(devices: int, group_size: int | None) -> list[list[int]]:
 
 
 class SqueezeExcite(nnx.Module):
-    """Squeeze-and-excitation (Hu et al. 2018): channels scaled by a gate computed from their means.
+    """Squeeze-and-excitation (Hu et al. 2018): scales channels by a gate computed from their means.
 
     Args:
-        channels: of input and output.
-        reduced_channels: of the bottleneck.
-        activation: of the bottleneck, a name in ``ACTIVATIONS``.
-        dtype: of the computation.
-        rngs: gives the ``params`` keys.
+        channels: The number of channels of input and output.
+        reduced_channels: The number of channels of the bottleneck.
+        activation: The activation of the bottleneck, a name in ``ACTIVATIONS``.
+        dtype: The dtype of the computation.
+        rngs: Gives the ``params`` keys.
     """
 
     def __init__(
@@ -398,15 +332,36 @@ class SqueezeExcite(nnx.Module):
         self.expand = Conv(reduced_channels, channels, use_bias=True, dtype=dtype, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, channels] to the same shape."""
-        return self.with_origin(x, None)[0]
-
-    def with_origin(self, x: jax.Array, origin: Origin | None) -> tuple[jax.Array, Origin | None]:
-        """The result and its origin, of an input and its own."""
+    def __call__(self, x: Value) -> Value:
+        """Maps [batch, height, width, channels] to the same shape, and a value to a value."""
         # The mean of many bfloat16 numbers needs a float32 sum.
-        gate = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
-        gate = ACTIVATIONS[self.activation](self.reduce(gate))
-        gate = jax.nn.sigmoid(self.expand(gate))
-        gated_origin = None if origin is None else dataclasses.replace(origin, gate=gate)
-        return gated(x, gate, origin), gated_origin
+        means = jnp.asarray(x).mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        gate = jax.nn.sigmoid(self.expand(self.reduce(means, self.activation)))
+        return gated(x, gate)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution, its batch norm, and an activation.
+
+    ``folding.fold_batch_norm`` takes away the batch norm; training is refused from then on.
+
+    Args:
+        conv: The convolution.
+        norm: The batch norm of its output.
+        activation: A name in ``ACTIVATIONS``, or None for a linear output.
+    """
+
+    def __init__(self, conv: Conv | DepthwiseConv, norm: BatchNorm, activation: str | None = None):
+        self.conv = conv
+        self.norm: BatchNorm | None = norm
+        self.activation = activation
+
+    def __call__(self, x: Value, train: bool | None = None) -> Value:
+        """Calls the convolution, then batch norm with ``train`` and the activation."""
+        if self.norm is not None:
+            return self.norm(self.conv(x), train=train, activation=self.activation)
+        if train:
+            raise UsageError(
+                "a model with folded batch norm cannot be trained: train must be False"
+            )
+        return self.conv(x, self.activation)

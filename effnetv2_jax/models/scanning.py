@@ -1,4 +1,4 @@
-"""Equal blocks in a row as the body of one loop, of which a compiler sees one."""
+"""Equal blocks in a row as one loop, so that the compiler sees their code once."""
 
 import itertools
 import operator
@@ -13,11 +13,14 @@ from jax import lax
 from effnetv2_jax.models.efficientnet_specs import BlockSpec
 
 Draws = list[jax.Array | None]
-"""For each block float32 [batch], as ``layers.stochastic_depth``; None where nothing is random."""
+"""Uniform numbers for each block, float32 [batch], as ``layers.stochastic_depth`` takes them.
+
+None if nothing is random.
+"""
 
 
 def equal_runs(blocks: Sequence[BlockSpec]) -> list[range]:
-    """The numbers of blocks that follow each other and differ in nothing but their parameters."""
+    """Returns ranges of the blocks that follow each other and differ only in their parameters."""
 
     def shape(number: int) -> tuple[int, int, int]:
         block = blocks[number]
@@ -37,19 +40,19 @@ def scan(
 ) -> jax.Array:
     """Calls equal blocks one after the other.
 
-    Their parameters stay what they are, each block's own: the loop goes over a copy of them side
-    by side, and what it says of their moving statistics is given back to each.
+    Each block keeps its own parameters. The loop runs over a stacked copy of them, and the moving
+    statistics that it computes are given back to each block.
 
     Args:
-        blocks: MBConvs or FusedMBConvs, equal but for their parameters and ``survival_prob``.
-        x: [batch, height, width, filters], the input of the first and the shape of the output.
-        draws: what each block takes.
-        train: as for a block.
-        remat_policy: of ``jax.checkpoint``, under which the backward pass of training computes a
-            block anew.
+        blocks: MBConvs or FusedMBConvs that differ only in parameters and ``survival_prob``.
+        x: The input of the first block, [batch, height, width, filters]; the output has its shape.
+        draws: The random numbers for each block, or None for each.
+        train: Whether to use and update statistics as in training, as for a block.
+        remat_policy: The policy of ``jax.checkpoint`` by which the backward pass recomputes a
+            block.
 
     Returns:
-        What the last block returns.
+        The output of the last block.
     """
     graphdef, *_ = nnx.split(blocks[0], nnx.Param, nnx.BatchStat)
     states = [nnx.split(block, nnx.Param, nnx.BatchStat)[1:] for block in blocks]
@@ -63,7 +66,7 @@ def scan(
         return x, nnx.state(block, nnx.BatchStat)
 
     if train:
-        # A loop keeps what is computed anew from what is computed first by itself.
+        # Inside a loop, XLA does not merge the recomputation with the first computation.
         body = jax.checkpoint(body, policy=remat_policy, prevent_cse=False)
     side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     x, batch_stats = lax.scan(body, x, side_by_side)

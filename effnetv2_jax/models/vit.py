@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effnetv2_jax.models.initializers import small_normal_init
 from effnetv2_jax.models.layers import (
     AxisName,
     check_images,
     dropout,
-    small_normal_init,
     stochastic_depth,
     uniform_by_example,
 )

@@ -1,4 +1,4 @@
-"""A network small enough that compiling it costs nothing, with every kind of block in it."""
+"""A small network that compiles fast and has every kind of block."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,17 @@ from effnetv2_jax.models import EfficientNet, EfficientNetSpec, get_spec
 
 @pytest.fixture(scope="session")
 def tiny_spec() -> EfficientNetSpec:
-    """Fused-MBConv without and with expansion, then MBConv with SE; two of the blocks skip."""
+    """Fused-MBConv without and with expansion, then MBConv with SE. Two of the blocks skip."""
     return get_spec("efficientnetv2-tiny")
 
 
 @pytest.fixture
 def tiny_model(tiny_spec) -> EfficientNet:
-    """A fresh one for every test, since training changes it."""
+    """A new model for every test, because training changes it."""
     return EfficientNet(tiny_spec, num_classes=10, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="session")
 def tiny_images() -> jax.Array:
-    # By way of NumPy: jax.random.normal takes seconds to compile, anew for every shape.
+    # From NumPy: jax.random.normal takes seconds to compile for every shape.
     return jnp.asarray(np.random.default_rng(1).normal(size=(8, 16, 16, 3)), jnp.float32)

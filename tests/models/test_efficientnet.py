@@ -1,6 +1,7 @@
-"""Shapes, counts, initialisers, randomness, modes and errors of the networks."""
+"""Shapes, counts, initialisers, randomness, modes and errors of EfficientNets."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -28,16 +29,13 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.kernels.convolutions import depthwise_conv
-from effnetv2_jax.models.layers import (
-    BatchNorm,
+from effnetv2_jax.models.initializers import (
     conv_kernel_init,
     dense_kernel_init,
     depthwise_kernel_init,
-    dropout,
-    stochastic_depth,
-    uniform_by_example,
 )
+from effnetv2_jax.models.kernels.convolutions import depthwise_conv
+from effnetv2_jax.models.layers import BatchNorm, dropout, stochastic_depth, uniform_by_example
 from effnetv2_jax.runtime.errors import UsageError
 
 # Counted by building the official model (github.com/google/automl, efficientnetv2) with 1000
@@ -82,11 +80,26 @@ HYBRID_MILLIONS = {
 
 VARIABLES = nnx.Any(nnx.Param, nnx.BatchStat)
 
+# One program of each kind for all tests.
 forward = nnx.jit(lambda model, x: model(x))
-# The key is an argument, so that one program serves every key.
-train_step = nnx.jit(
-    lambda model, x, key, rate: model(x, train=True, rngs=nnx.Rngs(dropout=key), dropout_rate=rate)
-)
+features = nnx.jit(lambda model, x: model.features(x))
+forward_by_mode = {
+    train: nnx.jit(functools.partial(lambda model, x, train: model(x, train=train), train=train))
+    for train in (True, False)
+}
+traces = []
+
+
+@nnx.jit
+def train_step(model, x, seed, rate, index):
+    traces.append(model)
+    rngs = nnx.Rngs(dropout=jax.random.key(seed))
+    return model(x, train=True, rngs=rngs, dropout_rate=rate, index=index)
+
+
+def train(model: EfficientNet, x: jax.Array, *, seed=0, rate=0.5, index=None) -> np.ndarray:
+    index = np.arange(len(x)) if index is None else index
+    return np.asarray(train_step(model, x, jnp.uint32(seed), jnp.float32(rate), index))
 
 
 def arrays(model: nnx.Module, kind=VARIABLES) -> dict[tuple, np.ndarray]:
@@ -95,7 +108,7 @@ def arrays(model: nnx.Module, kind=VARIABLES) -> dict[tuple, np.ndarray]:
 
 
 def noise(*shape: int) -> jax.Array:
-    # By way of NumPy: jax.random.normal takes seconds to compile, anew for every shape.
+    # From NumPy: jax.random.normal takes seconds to compile for every shape.
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
@@ -119,7 +132,7 @@ def test_parameters_of_the_hybrids_of_table_3(name, expected):
 
 def test_every_listed_model_has_a_known_parameter_count():
     known = {*OFFICIAL_PARAMETERS, *TIMM_PARAMETERS, *HYBRID_MILLIONS}
-    # The one that nobody published.
+    # The tiny one is not published.
     assert list_models("efficientnet*") == sorted({*known, "efficientnetv2-tiny"})
 
 
@@ -194,17 +207,16 @@ def test_multiply_adds_of_a_depthwise_convolution_do_not_depend_on_its_lowering(
 # Shapes and dtypes.
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (1, 1), (64, 17)])
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (1, 1), (64, 17)])
 def test_features_of_any_image_size_have_strides_2_to_32(height, width):
     model = abstract_model("efficientnetv2-b0")
     x = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
-    features = nnx.eval_shape(lambda model, x: model.features(x), model, x)
+    found = nnx.eval_shape(lambda model, x: model.features(x), model, x)
     filters = [16, 32, 48, 112, 192]
-    assert {name: value.shape for name, value in features.items()} == {
+    assert {name: value.shape for name, value in found.items()} == {
         f"reduction_{i}": (2, -(-height // 2**i), -(-width // 2**i), filters[i - 1])
         for i in range(1, 6)
     }
-    assert nnx.eval_shape(lambda model, x: model(x), model, x).shape == (2, 1000)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 9), (1, 2)])
@@ -238,12 +250,12 @@ def test_bfloat16_computation_keeps_parameters_and_logits_float32(
     model = EfficientNet(tiny_spec, num_classes=10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     dtypes = {value.dtype for value in arrays(model).values()}
     assert dtypes == {np.dtype("float32")}
-    features = nnx.eval_shape(lambda model, x: model.features(x), model, tiny_images)
-    assert {value.dtype for value in features.values()} == {jnp.dtype("bfloat16")}
+    found = nnx.eval_shape(lambda model, x: model.features(x), model, tiny_images)
+    assert {value.dtype for value in found.values()} == {jnp.dtype("bfloat16")}
     logits, exact = forward(model, tiny_images), forward(tiny_model, tiny_images)
     assert logits.dtype == jnp.float32
     error = np.abs(logits - exact).max() / np.abs(exact).max()
-    # Eight bits of mantissa; not 0, since then nothing would be computed in bfloat16.
+    # Eight bits of mantissa. An error of 0 would mean that nothing is computed in bfloat16.
     assert 0 < error < 0.05
 
 
@@ -251,7 +263,7 @@ def test_bfloat16_computation_keeps_parameters_and_logits_float32(
 
 
 def assert_standard_deviation(values: np.ndarray, expected: float) -> None:
-    """Within five standard errors of a normal sample's, and of mean 0 as nearly."""
+    """Allows five standard errors of a normal sample, for the deviation and for a mean of 0."""
     assert values.std() == pytest.approx(expected, rel=5 / math.sqrt(2 * values.size))
     assert abs(values.mean()) < 5 * expected / math.sqrt(values.size)
 
@@ -285,18 +297,18 @@ def test_dense_kernel_starts_uniform_by_its_classes():
 
 
 def test_large_kernels_repeat_nothing():
-    """They are drawn in chunks, whose keys must differ."""
+    """Kernels are drawn in chunks, and the keys of the chunks must differ."""
     kernel = np.asarray(conv_kernel_init(jax.random.key(0), (3, 3, 128, 128)))
     assert len(np.unique(kernel)) > 0.99 * kernel.size
 
 
-def test_every_layer_of_a_model_starts_as_it_should(tiny_spec):
+def test_every_layer_of_a_model_has_its_initialiser(tiny_spec):
     model = EfficientNet(tiny_spec, num_classes=100, rngs=nnx.Rngs(0))
     for path, value in arrays(model).items():
         if path[-1] in ("scale", "var"):
             np.testing.assert_array_equal(value, 1.0)
         elif path[-1] in ("bias", "mean"):
-            # Of batch norm, SE and the classifier.
+            # In batch norm, SE and the classifier.
             np.testing.assert_array_equal(value, 0.0)
         elif path == ("classifier", "kernel"):
             assert 0.099 < np.abs(value).max() <= 0.1
@@ -348,7 +360,7 @@ def test_batch_norm_of_a_constant_channel_has_no_negative_variance():
 def test_batch_norm_moves_its_statistics_by_the_biased_moments():
     norm = BatchNorm(4, momentum=0.75)
     x = noise(3, 2, 2, 4) * 2 + 1
-    y = norm(x, train=True)
+    y = norm(x, train=True).array
     np.testing.assert_allclose(norm.mean[...], 0.25 * x.mean((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(norm.var[...], 0.75 + 0.25 * x.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-5)
@@ -359,7 +371,7 @@ def test_batch_norm_moves_its_statistics_by_the_biased_moments():
 
 
 def drop_path(x, rate, key, index=None):
-    """``stochastic_depth``, called as ``dropout`` is."""
+    """Calls ``stochastic_depth`` with the arguments of ``dropout``."""
     index = jnp.arange(len(x)) if index is None else index
     return stochastic_depth(x, rate, uniform_by_example(key, index))
 
@@ -369,19 +381,19 @@ def test_stochastic_depth_drops_whole_images_and_rescales_the_others():
     y = np.asarray(drop_path(x, 0.8, jax.random.key(0))).reshape(20000, -1)
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.8)}
     assert (y.max(1) == y.min(1)).all()
-    # On the average, the identity; 0.0035 is the standard error.
+    # The mean is unchanged; 0.0035 is the standard error.
     assert y.mean() == pytest.approx(1.0, abs=0.015)
 
 
 @pytest.mark.parametrize("drop", [drop_path, dropout])
-def test_what_is_dropped_of_an_image_is_a_function_of_its_number(drop):
+def test_an_images_number_decides_what_is_dropped_of_it(drop):
     x, key = jnp.ones((4000, 3)), jax.random.key(0)
     y = np.asarray(drop(x, 0.5, key))
     np.testing.assert_array_equal(drop(x, 0.5, key, jnp.arange(4000)), y)
     rows = np.random.default_rng(0).permutation(4000)[:50]
     np.testing.assert_array_equal(drop(x[:50], 0.5, key, jnp.asarray(rows)), y[rows])
-    # Neighbours know nothing of each other, nor does a layer of the next one, which has another
-    # key; 0.016 is the standard error.
+    # Neighbours are independent, and so are layers, which have different keys; 0.016 is the
+    # standard error.
     other = np.asarray(drop(x, 0.5, jax.random.key(1)))
     for a, b in ((y[:-1], y[1:]), (y, other)):
         assert abs(np.corrcoef(a[:, 0], b[:, 0])[0, 1]) < 0.07
@@ -402,16 +414,20 @@ def test_blocks_in_a_row_drop_different_images():
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_an_image_has_the_same_fate_wherever_in_the_batch_it_lies(tiny_spec, tiny_images, remat):
     model = EfficientNet(tiny_spec, num_classes=10, remat=remat, rngs=nnx.Rngs(0))
-
-    @nnx.jit
-    def logits(model, x, index=None):
-        return model(x, train=True, rngs=nnx.Rngs(dropout=3), dropout_rate=0.5, index=index)
-
     rows = np.array([3, 1, 7, 5, 0, 2, 6, 4])
-    expected = np.asarray(logits(model, tiny_images))
-    moved = logits(model, tiny_images[rows], jnp.asarray(rows))
+    expected = train(model, tiny_images, seed=3)
+    moved = train(model, tiny_images[rows], seed=3, index=rows)
     np.testing.assert_allclose(moved, expected[rows], rtol=1e-4, atol=1e-5)
-    assert np.abs(logits(model, tiny_images, jnp.asarray(rows)) - expected).max() > 0.01
+    assert np.abs(train(model, tiny_images, seed=3, index=rows) - expected).max() > 0.01
+
+
+def test_numbers_of_images_count_from_0_by_default(tiny_model, tiny_images):
+    step = nnx.jit(
+        lambda model, x: model(x, train=True, rngs=nnx.Rngs(dropout=0), dropout_rate=0.5)
+    )
+    np.testing.assert_allclose(
+        step(tiny_model, tiny_images), train(tiny_model, tiny_images), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_survival_falls_linearly_from_1(tiny_model):
@@ -439,7 +455,7 @@ def test_a_block_with_a_skip_drops_or_rescales_the_branch_of_each_image(block):
 def test_a_block_without_a_skip_is_never_dropped(block, filters, stride):
     module = block(8, filters, stride=stride, survival_prob=0.01, rngs=nnx.Rngs(0))
     x = noise(16, 4, 4, 8)
-    # No rngs given: it asks for none.
+    # It needs no rngs.
     y = nnx.jit(lambda block, x: block(x, train=True))(module, x)
     assert (np.abs(y).max((1, 2, 3)) > 0).all()
 
@@ -453,49 +469,40 @@ def test_dropout_rescales_and_at_rate_0_is_the_identity():
 
 
 def test_one_program_serves_every_dropout_rate(tiny_model, tiny_images):
-    traces = []
-
-    @nnx.jit
-    def step(model, x, rate):
-        traces.append(rate)
-        return model(x, train=True, rngs=nnx.Rngs(dropout=0), dropout_rate=rate)
-
-    nothing, half, most = (step(tiny_model, tiny_images, jnp.float32(r)) for r in (0, 0.5, 0.9))
-    assert len(traces) == 1
+    nothing = train(tiny_model, tiny_images, rate=0.0)
+    before = len(traces)
+    half, most = (train(tiny_model, tiny_images, rate=rate) for rate in (0.5, 0.9))
+    assert len(traces) == before
     assert not np.allclose(nothing, half)
     assert not np.allclose(half, most)
 
 
-def test_training_is_random_by_the_dropout_key_alone(tiny_model, tiny_images):
-    def logits(seed, rate):
-        # The batch's statistics are used, so that the moving ones may change meanwhile.
-        return train_step(tiny_model, tiny_images, jax.random.key(seed), jnp.float32(rate))
-
-    np.testing.assert_array_equal(logits(0, 0.5), logits(0, 0.5))
-    assert not np.array_equal(logits(0, 0.5), logits(1, 0.5))
+def test_only_the_dropout_key_makes_training_random(tiny_model, tiny_images):
+    # Training uses the batch's statistics, so that a change of the moving ones does not matter.
+    first, again, other = (train(tiny_model, tiny_images, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_without_dropout_and_stochastic_depth_training_is_not_random(tiny_spec, tiny_images):
     spec = dataclasses.replace(tiny_spec, survival_prob=1.0)
     model = EfficientNet(spec, num_classes=10, rngs=nnx.Rngs(0))
-    first, second = (
-        train_step(model, tiny_images, jax.random.key(seed), jnp.float32(0)) for seed in (0, 1)
-    )
+    first, second = (train(model, tiny_images, seed=seed, rate=0.0) for seed in (0, 1))
     np.testing.assert_array_equal(first, second)
 
 
 def test_the_models_own_dropout_key_advances(tiny_model, tiny_images):
-    step = nnx.jit(lambda model, x: model(x, train=True))
-    assert not np.array_equal(step(tiny_model, tiny_images), step(tiny_model, tiny_images))
+    first, second = (forward_by_mode[True](tiny_model, tiny_images) for _ in range(2))
+    assert not np.array_equal(first, second)
 
 
 # Modes.
 
 
-def changes_statistics(model: EfficientNet, x: jax.Array, **keywords) -> bool:
+def changes_statistics(model: EfficientNet, x: jax.Array, train: bool | None = None) -> bool:
     before = arrays(model, nnx.BatchStat)
     parameters = arrays(model, nnx.Param)
-    nnx.jit(lambda model, x: model(x, **keywords))(model, x)
+    (forward if train is None else forward_by_mode[train])(model, x)
     for path, value in arrays(model, nnx.Param).items():
         np.testing.assert_array_equal(value, parameters[path])
     changed = [
@@ -534,7 +541,7 @@ def test_evaluation_of_an_image_does_not_depend_on_the_batch(tiny_model, tiny_im
 
 def test_features_know_the_modes_too(tiny_model, tiny_images):
     before = arrays(tiny_model.stem, nnx.BatchStat)
-    nnx.jit(lambda model, x: model.features(x))(tiny_model, tiny_images)
+    features(tiny_model, tiny_images)
     for path, value in arrays(tiny_model.stem, nnx.BatchStat).items():
         np.testing.assert_array_equal(value, before[path])
     nnx.jit(lambda model, x: model.features(x, train=True))(tiny_model, tiny_images)
@@ -543,16 +550,16 @@ def test_features_know_the_modes_too(tiny_model, tiny_images):
 
 
 def test_features_are_the_last_blocks_at_each_scale(tiny_model, tiny_images):
-    features = nnx.jit(lambda model, x: model.features(x))(tiny_model, tiny_images)
-    shapes = {name: value.shape for name, value in features.items()}
+    found = features(tiny_model, tiny_images)
+    shapes = {name: value.shape for name, value in found.items()}
     assert shapes == {
         "reduction_1": (8, 8, 8, 8),
         "reduction_2": (8, 4, 4, 16),
         "reduction_3": (8, 2, 2, 24),
     }
-    head = nnx.jit(lambda model, x: model.classifier(model.head(x).mean((1, 2))))
+    head = nnx.jit(lambda model, x: model.classifier(model.head(x).array.mean((1, 2))))
     np.testing.assert_allclose(
-        head(tiny_model, features["reduction_3"]), forward(tiny_model, tiny_images), atol=1e-5
+        head(tiny_model, found["reduction_3"]), forward(tiny_model, tiny_images), atol=1e-5
     )
 
 
@@ -638,7 +645,7 @@ def test_list_models_takes_shell_patterns():
 
 
 def test_a_group_of_another_spec_is_built_as_it_says():
-    """Nothing in the network knows the published tables."""
+    """The network depends only on its spec, not on the published tables."""
     group = GroupSpec("mbconv", 2, 5, 2, 3, 12, 0.5)
     spec = EfficientNetSpec("other", (group,), 4, 16, 8, 8, 0.0, "v1", activation="relu6")
     model = nnx.eval_shape(lambda: EfficientNet(spec, num_classes=7, rngs=nnx.Rngs(0)))
@@ -654,7 +661,7 @@ def test_a_group_of_another_spec_is_built_as_it_says():
 
 
 def run_fresh(program: str) -> str:
-    """Runs Python in a process that has imported and compiled nothing yet."""
+    """Runs Python code in a new process, which has imported and compiled nothing."""
     drop = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if k not in drop}
     root = pathlib.Path(effnetv2_jax.__file__).resolve().parents[1]
@@ -677,7 +684,7 @@ def test_importing_the_package_imports_no_data_libraries_and_touches_no_device()
 
 
 def test_creating_v2_s_is_quick():
-    # 5 s is what the README says, measured by hand on an idle machine; a loaded one gets slack.
+    # The README says 5 s, measured on an idle machine. A loaded one may take longer.
     out = run_fresh(
         "import time, jax, effnetv2_jax\n"
         "start = time.perf_counter()\n"

@@ -1,4 +1,4 @@
-"""The model as a plain NNX module and, by way of Flax's bridge, as a Linen module."""
+"""The model as a plain NNX module and, through Flax's bridge, as a Linen module."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def linen(tiny_spec):
 
 @pytest.fixture(scope="module")
 def variables(linen, tiny_images):
-    """As Linen initialises them, with batch statistics that are not 0 and 1."""
+    """Linen's initial variables, with batch statistics other than 0 and 1."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = dict(jax.jit(linen.init)(keys, tiny_images))
     variables["batch_stats"] = jax.tree.map(
@@ -56,7 +56,7 @@ def variables(linen, tiny_images):
 
 @pytest.fixture(scope="module")
 def train(linen, variables, tiny_images):
-    """(logits, changed variables) of a training step with a dropout key."""
+    """A function from a dropout key to the logits and changed variables of a training step."""
 
     @jax.jit
     def apply(key):
@@ -68,7 +68,7 @@ def train(linen, variables, tiny_images):
 
 
 def model_with(variables, spec) -> EfficientNet:
-    """The NNX module with the same variables."""
+    """Returns the NNX module with the same variables."""
     model = EfficientNet(spec, num_classes=10, rngs=nnx.Rngs(9))
     for kind, collection in ((nnx.Param, "params"), (nnx.BatchStat, "batch_stats")):
         theirs = {
@@ -109,7 +109,7 @@ def test_linen_training_updates_batch_stats_as_the_nnx_module_does(
     _, changed = train(jax.random.key(2))
     assert changed.keys() == {"batch_stats"}
     model = model_with(variables, tiny_spec)
-    nnx.jit(lambda model, x: model.stem(x, train=True))(model, tiny_images)
+    nnx.jit(lambda model, x: model.stem(x, True))(model, tiny_images)
     stem, before = changed["batch_stats"]["stem"]["norm"], variables["batch_stats"]["stem"]["norm"]
     for name in ("mean", "var"):
         expected = getattr(model.stem.norm, name)[...]

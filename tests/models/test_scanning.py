@@ -1,4 +1,4 @@
-"""A model with loops against the same model without."""
+"""A model with loops compared with the same model without."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from effnetv2_jax.training.state import functional
 
 @pytest.fixture(scope="module")
 def spec(tiny_spec):
-    """Three blocks in every group, of which two or three are equal."""
+    """Three blocks in every group. The last two are equal, and sometimes all three."""
     groups = tuple(dataclasses.replace(group, repeats=3) for group in tiny_spec.groups)
     return dataclasses.replace(tiny_spec, groups=groups)
 
@@ -27,7 +27,7 @@ def model_of(spec, **options):
 
 
 def step(spec, images, **options):
-    """Logits, gradients and the moved statistics."""
+    """Returns the logits, gradients and moved statistics of a training step."""
     apply, params, batch_stats = functional(model_of(spec, **options))
 
     @jax.jit
@@ -51,7 +51,7 @@ def expected(spec, tiny_images):
 
 @pytest.mark.parametrize("remat", ["none", "blocks", "stages"])
 def test_training_is_that_of_the_model_without_loops(spec, tiny_images, expected, remat):
-    """Also what is random, and the parameters' names: weights fit both."""
+    """Random numbers and parameter names are the same too, so that weights fit both."""
     found = step(spec, tiny_images, remat=remat, scan_blocks=True)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

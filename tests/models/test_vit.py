@@ -16,12 +16,12 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.vit import Patches
+from effnetv2_jax.models.vit import REMAT, Patches
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 
-# Counted by building them in timm 1.0.31: parameters, and 10⁹ multiply-adds by PyTorch's counter
-# with attention as products of matrices.
+# Counted in timm 1.0.31: parameters, and 10⁹ multiply-adds by PyTorch's counter, with attention as
+# matrix products.
 TIMM = {
     "vit-b-32": (88297192, 13.043564544),
     "vit-b-16": (86859496, 55.484350464),
@@ -142,7 +142,7 @@ def test_modes(images):
     evaluated = forward(model, images)
     np.testing.assert_array_equal(forward(model, images), evaluated)
     model.train()
-    # Its own key, which moves on.
+    # The model's own key advances.
     first, second = forward(model, images), forward(model, images)
     assert not np.array_equal(first, second)
     off = nnx.jit(lambda model, x: model(x, train=False))
@@ -173,7 +173,7 @@ def test_an_image_has_the_same_fate_wherever_it_lies(images, remat):
 
 
 def test_each_branch_of_a_block_is_dropped_on_its_own(images):
-    """Of one block, with survival ½: nothing, either or both, at about a quarter each."""
+    """With survival ½, a quarter of the images each keep nothing, one of the branches, or both."""
     spec = dataclasses.replace(TINY, depth=2)
     block = make(spec).blocks[1]
     assert block.survival_prob == 0.5
@@ -198,25 +198,26 @@ def test_survival_falls_linearly_to_the_last_block():
     np.testing.assert_allclose([block.survival_prob for block in model.blocks], expected)
 
 
-@pytest.mark.parametrize("remat", ["blocks", "stages"])
-def test_remat_computes_the_same(images, remat):
-    def gradients(remat):
+def test_remat_computes_the_same(images):
+    def program_of(remat):
         graphdef, state = nnx.split(make(remat=remat))
 
         def loss(state):
             logits = nnx.merge(graphdef, state)(images, train=True, rngs=nnx.Rngs(dropout=5))
             return jnp.square(logits).sum()
 
-        program = str(jax.make_jaxpr(jax.grad(loss, allow_int=True))(state))
-        flat = nnx.to_flat_state(
-            nnx.filter_state(jax.jit(jax.grad(loss, allow_int=True))(state), nnx.Param)
-        )
-        return program, {path: np.asarray(x[...]) for path, x in flat}
+        traced = jax.jit(jax.grad(loss, allow_int=True)).trace(state)
+        return str(traced.jaxpr), traced, state
 
-    plain, expected = gradients("none")
-    program, found = gradients(remat)
-    assert "checkpoint" in program or "remat" in program
-    assert "checkpoint" not in plain and "remat" not in plain
+    def gradients(traced, state):
+        found = nnx.filter_state(traced.lower().compile()(state), nnx.Param)
+        return {path: np.asarray(x[...]) for path, x in nnx.to_flat_state(found)}
+
+    (plain, *expected), (blocks, *found), (stages, *_) = map(program_of, REMAT)
+    assert "remat" not in plain
+    assert "remat" in blocks
+    assert stages == blocks
+    found, expected = gradients(*found), gradients(*expected)
     for path, gradient in expected.items():
         np.testing.assert_allclose(found[path], gradient, rtol=1e-4, atol=1e-5)
 

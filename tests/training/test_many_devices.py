@@ -45,7 +45,7 @@ def test_batch_norm_normalises_by_groups_of_devices(group_size):
 
     def normalise(x):
         norm = BatchNorm(channels, axis_name=placement.AXES, group_size=group_size, momentum=0)
-        return norm(x, train=True), norm.mean[...][None], norm.var[...][None]
+        return norm(x, train=True).array, norm.mean[...][None], norm.var[...][None]
 
     over_devices = PartitionSpec(placement.AXES)
     normalised, means, variances = jax.jit(

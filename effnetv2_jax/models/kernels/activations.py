@@ -1,41 +1,164 @@
-"""Activations, and what batch norm does before them: a scale and a shift for every channel."""
+"""Activations after batch norm, as a value that a backward pass can compute again.
+
+Batch norm ends with a scale and a shift of every channel, then an activation. ``normalize`` does
+these steps and returns a ``Normalized``, which the layers after it take in place of an array.
+"""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from effnetv2_jax.models.kernels.isolation import isolated
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
-"""By the names that specs give them."""
+"""Activations by the names that specs give them."""
 
 
 def activated(x: jax.Array, activation: str | None) -> jax.Array:
-    """The activation of x: a name in ``ACTIVATIONS``; None for none."""
+    """Returns the activation of x.
+
+    Args:
+        x: An array of any shape.
+        activation: A name in ``ACTIVATIONS``, or None for the identity.
+    """
     return x if activation is None else ACTIVATIONS[activation](x)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "scale", "shift", "gate", "array"],
+    meta_fields=["activation"],
+)
+@dataclasses.dataclass(frozen=True)
+class Normalized:
+    """The result of batch norm and an activation, with what it can be recomputed from.
+
+    ``array`` is ``activation(x · scale + shift) · gate``. On TPU, moving an activation to memory
+    and back takes longer than computing it again. A convolution that takes this value therefore
+    keeps ``x`` for its gradient, which batch norm keeps in any case, and computes ``array`` again
+    in the backward pass. On CPU and GPU it keeps ``array``.
+
+    The value is a pytree, so that it passes through JAX's transformations. It can be used as an
+    array in functions of ``jax.numpy`` and NumPy; everything else takes its ``array``:
+
+    >>> import jax.numpy as jnp
+    >>> from effnetv2_jax.models.layers import BatchNorm
+    >>> y = BatchNorm(4)(jnp.ones((2, 8, 8, 4)))
+    >>> y.shape, jnp.mean(y).shape, y.array.sum().shape
+    ((2, 8, 8, 4), (), ())
+
+    Attributes:
+        x: The input of batch norm, [..., channels].
+        scale: The factor of each channel, float32 [channels].
+        shift: The summand of each channel, float32 [channels].
+        gate: The factor of each image and channel, [batch, 1, 1, channels], or None.
+        array: The result, [..., channels].
+        activation: A name in ``ACTIVATIONS``, or None for the identity.
+    """
+
+    x: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+    gate: jax.Array | None
+    array: jax.Array
+    activation: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ``array``."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of ``array``."""
+        return self.array.dtype
+
+    def astype(self, dtype) -> "jax.Array | Normalized":
+        """Returns this value if it has the dtype, else ``array`` cast to it."""
+        return self if self.dtype == dtype else self.array.astype(dtype)
+
+    def __jax_array__(self) -> jax.Array:
+        return self.array
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.array, dtype, copy=copy)
+
+
+Value = jax.Array | Normalized
+"""The input of a layer: an array, or the result of batch norm."""
+
+
+def normalize(
+    x: jax.Array, scale: jax.Array, shift: jax.Array, activation: str | None, dtype
+) -> Normalized:
+    """Returns activation(x · scale + shift); the arguments are those of ``scale_shift``."""
+    array = scale_shift(x, scale, shift, activation, dtype)
+    return Normalized(x, scale, shift, None, array, activation)
+
+
+def gated(x: Value, gate: jax.Array) -> Value:
+    """Returns x · gate, of x's dtype.
+
+    Args:
+        x: [batch, height, width, channels].
+        gate: [batch, 1, 1, channels].
+    """
+    gate = gate.astype(x.dtype)
+    product = _gated(x, gate)
+    # A value remembers one gate. With a second one, it becomes a plain array.
+    if isinstance(x, Normalized) and x.gate is None:
+        return dataclasses.replace(x, array=product, gate=gate)
+    return product
+
+
+def recomputed(x: Value) -> jax.Array:
+    """Returns the array of x in a backward pass. On TPU, that of batch norm is computed again."""
+
+    def again(x: Normalized) -> jax.Array:
+        # Without the barrier, XLA would find that it has the result already, and keep it.
+        source = lax.optimization_barrier(x.x)
+        array = scale_shift(source, x.scale, x.shift, x.activation, x.dtype)
+        return array if x.gate is None else array * x.gate
+
+    if isinstance(x, Normalized):
+        return lax.platform_dependent(x, tpu=again, default=lambda x: x.array)
+    return x
+
+
+def cotangent(x: Value, dx: jax.Array) -> Value:
+    """Returns the gradient by x in x's own structure, as ``jax.custom_vjp`` asks for it.
+
+    The whole gradient goes to ``array``. From there it reaches batch norm's input.
+    """
+    if isinstance(x, Normalized):
+        nothing: dict[str, Any] = dict.fromkeys(("x", "scale", "shift", "gate"))
+        return dataclasses.replace(x, array=dx, **nothing)
+    return dx
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def scale_shift(
     x: jax.Array, scale: jax.Array, shift: jax.Array, activation: str | None, dtype
 ) -> jax.Array:
-    """activation(x · scale + shift).
+    """Returns activation(x · scale + shift).
 
-    Of it, training keeps x alone: for the backward pass the activation is computed anew, which is
-    cheaper than to read it from memory.
+    For the backward pass, training keeps only the arguments. The activation is computed again,
+    which is cheaper than reading it from memory.
 
     Args:
         x: [..., channels].
         scale: float32 [channels].
         shift: float32 [channels].
-        activation: a name in ``ACTIVATIONS``; None for none.
-        dtype: of the result, and in which the activation is computed.
+        activation: A name in ``ACTIVATIONS``, or None for the identity.
+        dtype: The dtype of the result, in which the activation is computed.
 
     Returns:
-        [..., channels], of dtype.
+        An array [..., channels] of this dtype.
     """
     return lax.platform_dependent(
         x,
@@ -58,87 +181,29 @@ def _scale_shift_backward(activation, dtype, residuals, dy):
         default=functools.partial(_before_activation, activation=activation, dtype=dtype),
     )
     dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
-    # Left to be fused with what reaches x by way of its mean and its variance.
+    # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
     return (dz * scale).astype(x.dtype), dscale, dshift
 
 
 scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["x", "scale", "shift", "gate"],
-    meta_fields=["activation", "dtype"],
-)
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where an activation comes from: what ``scale_shift`` takes, and a gate.
-
-    On TPU, moving an activation to memory and back costs more than to compute it again in what
-    reads it. So whatever needs it for a gradient is given its origin as well, of which training
-    keeps x, which batch norm needs in any case.
-
-    Attributes:
-        x: as for ``scale_shift``.
-        scale: likewise.
-        shift: likewise.
-        activation: likewise.
-        dtype: likewise.
-        gate: [batch, 1, 1, channels], by which the activation was multiplied; None for none.
-    """
-
-    x: jax.Array
-    scale: jax.Array
-    shift: jax.Array
-    activation: str | None
-    dtype: jnp.dtype
-    gate: jax.Array | None = None
-
-    def value(self) -> jax.Array:
-        """The activation, without gate."""
-        return scale_shift(self.x, self.scale, self.shift, self.activation, self.dtype)
-
-    def anew(self, value: jax.Array) -> jax.Array:
-        """The activation with its gate, in a backward pass.
-
-        Args:
-            value: as the forward pass had it, which is kept only where it is what is returned.
-        """
-        return lax.platform_dependent(
-            self, value, tpu=Origin._computed_again, default=lambda _, value: value
-        )
-
-    def _computed_again(self, like: jax.Array) -> jax.Array:
-        # Behind the barrier: XLA would find that it has it already, and keep it.
-        x = lax.optimization_barrier(self.x)
-        value = dataclasses.replace(self, x=x).value()
-        return (value if self.gate is None else value * self.gate).astype(like.dtype)
-
-
 @jax.custom_vjp
-def gated(x: jax.Array, gate: jax.Array, origin: Origin | None) -> jax.Array:
-    """x · gate.
-
-    Args:
-        x: [batch, height, width, channels].
-        gate: [batch, 1, 1, channels].
-        origin: of x, if it has one.
-    """
-    return x * gate
+def _gated(x: Value, gate: jax.Array) -> jax.Array:
+    return jnp.asarray(x) * gate
 
 
-def _gated_forward(x, gate, origin):
-    return gated(x, gate, origin), (x, gate, origin)
+def _gated_forward(x, gate):
+    return _gated(x, gate), (x, gate)
 
 
 def _gated_backward(residuals, dy):
-    x, gate, origin = residuals
-    x = x if origin is None else origin.anew(x)
-    dgate = (dy * x).sum((1, 2), keepdims=True, dtype=jnp.float32)
-    return dy * gate, dgate.astype(gate.dtype), None
+    x, gate = residuals
+    dgate = (dy * recomputed(x)).sum((1, 2), keepdims=True, dtype=jnp.float32)
+    return cotangent(x, dy * gate), dgate.astype(gate.dtype)
 
 
-gated.defvjp(_gated_forward, _gated_backward)
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 def _forward(x, scale, shift, *, activation: str | None, dtype):
@@ -146,7 +211,7 @@ def _forward(x, scale, shift, *, activation: str | None, dtype):
 
 
 def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):
-    """The gradient by x · scale + shift, float32."""
+    """Returns the gradient by x · scale + shift, float32."""
     if activation is not None:
         z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
         (dy,) = jax.vjp(ACTIVATIONS[activation], z)[1](dy)
@@ -154,7 +219,7 @@ def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):
 
 
 def _sums(x, dz):
-    """The gradients by scale and shift."""
+    """Returns the gradients by scale and by shift."""
     axes = tuple(range(x.ndim - 1))
     return (dz * x.astype(jnp.float32)).sum(axes), dz.sum(axes)
 

@@ -1,25 +1,26 @@
-"""What we ask of XLA beyond its defaults."""
+"""The options that XLA compiles our networks with."""
 
 import functools
 
 import jax
 
 OPTIONS = {
-    # Reductions by YNNPACK alone. By default, it convolves as well, but on one core: convolutions
-    # and their gradients take two to four times as long on two (docs/performance.md).
+    # YNNPACK computes reductions only. By default it also computes convolutions, but on one core:
+    # on two cores, they and their gradients take two to four times as long (docs/performance.md).
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
 }
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """For ``jax.jit(function, compiler_options=…)`` of our networks, and of most others.
+    """Returns options for ``jax.jit(function, compiler_options=…)``; most networks gain by them.
 
     Args:
-        platform: for which it compiles, as ``jax.Device.platform``; None for JAX's default.
+        platform: The platform to compile for, as in ``jax.Device.platform``. None takes JAX's
+            default.
 
     Returns:
-        XLA's options by their names, without those that the XLA at hand does not know: they are
-        experimental. Of accelerators, there are none.
+        XLA's options by name. The options are experimental: those that the installed XLA does not
+        know are left out. There are none for accelerators.
     """
     platform = platform or jax.default_backend()
     return {

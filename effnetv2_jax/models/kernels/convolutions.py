@@ -1,11 +1,11 @@
-"""Convolutions as functions, each with a gradient of its own and a lowering per platform.
+"""Convolutions as functions, each with a gradient of its own and a lowering for each platform.
 
-On accelerators they are XLA's convolutions, and so are their gradients; on CPU they are those of
-``convolutions_on_cpu`` and ``winograd_on_cpu``, where these are faster. The platform is chosen when
-a program is lowered, so that a program compiled on one machine for another has what the other is
-fast with. Derivatives are reverse-mode alone: ``jax.jvp`` of these functions raises TypeError.
+On accelerators, they and their gradients are XLA's convolutions. On CPU they are those of
+``on_cpu`` and ``winograd`` if these are faster. The platform is chosen when a program is lowered,
+so that a program compiled on one machine for another uses what is fast on the other. Only
+reverse-mode derivatives are defined: ``jax.jvp`` of these functions raises TypeError.
 
-Arrays are NHWC, kernels HWIO.
+Arrays are NHWC, kernels HWIO. An input may be a ``Normalized``, which the gradient then uses.
 """
 
 import dataclasses
@@ -14,37 +14,30 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
-from effnetv2_jax.models.kernels.activations import Origin, activated
+from effnetv2_jax.models.kernels.activations import Value, activated, cotangent, recomputed
 from effnetv2_jax.models.kernels.on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
-"""Of convolutions. Both give ceil(size / stride) px; they differ where the stride is 2.
+"""Names of paddings. Both give ceil(size / stride) px; they differ if the stride is 2.
 
-``same`` is TensorFlow's SAME, with the odd pixel of padding at the end, as published. ``symmetric``
-is PyTorch's, (kernel_size − 1) / 2 on both sides, which networks that were trained there expect.
+``same`` is TensorFlow's SAME, with the odd pixel of padding at the end, as in the published
+networks. ``symmetric`` is PyTorch's, (kernel_size − 1) / 2 on both sides, which networks that were
+trained there expect.
 """
 
-_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-
-def conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    padding: str = "same",
-    origin: Origin | None = None,
-) -> jax.Array:
-    """A dense convolution; of 1 × 1 px and stride 1, a matrix product.
+def conv(x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
+    """Returns a dense convolution. With 1 × 1 px and stride 1, it is a matrix product.
 
     Args:
         x: [batch, height, width, in_channels].
         kernel: [kernel_height, kernel_width, in_channels, out_channels], of x's dtype.
-        stride: of both spatial axes.
-        padding: one of ``PADDINGS``.
-        origin: of x, if it has one.
+        stride: The stride in both directions.
+        padding: One of ``PADDINGS``.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), out_channels], of x's dtype.
@@ -53,55 +46,53 @@ def conv(
         kind = _PRODUCT
     elif winograd.suits(x, kernel, stride):
         kind = _WINOGRAD
+    elif kernel.shape[2] <= _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _FEW_TERMS:
+        kind = _OF_FEW_CHANNELS
     else:
         kind = _DENSE
-    return _convolved(x, kernel, origin, kind, stride, _pads(x, kernel, stride, padding))
+    return _convolved(x, kernel, kind, stride, _pads(x, kernel, stride, padding))
 
 
 def depthwise_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    padding: str = "same",
-    origin: Origin | None = None,
+    x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same"
 ) -> jax.Array:
-    """A depthwise convolution, of multiplier 1.
+    """Returns a depthwise convolution with multiplier 1.
 
     Args:
         x: [batch, height, width, channels].
         kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
-        stride: of both spatial axes.
-        padding: one of ``PADDINGS``.
-        origin: of x, if it has one.
+        stride: The stride in both directions.
+        padding: One of ``PADDINGS``.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
     """
-    return _convolved(x, kernel, origin, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
+    return _convolved(x, kernel, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
 
 
 def biased_depthwise_conv(
-    x: jax.Array,
+    x: Value,
     kernel: jax.Array,
     bias: jax.Array,
     stride: int = 1,
     padding: str = "same",
     activation: str | None = None,
 ) -> jax.Array:
-    """activation(depthwise_conv(x, kernel) + bias), as a network without batch norm has it.
+    """Returns activation(depthwise_conv(x, kernel) + bias), for networks without batch norm.
 
     Args:
-        x: as for ``depthwise_conv``.
-        kernel: likewise.
+        x: [batch, height, width, channels].
+        kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
         bias: [channels], of x's dtype.
-        stride: as for ``depthwise_conv``.
-        padding: likewise.
-        activation: a name in ``ACTIVATIONS``; None for none.
+        stride: The stride in both directions.
+        padding: One of ``PADDINGS``.
+        activation: A name in ``ACTIVATIONS``, or None for the identity.
     """
-    return _biased(x, kernel, bias, stride, _pads(x, kernel, stride, padding), activation)
+    pads = _pads(x, kernel, stride, padding)
+    return _biased(jnp.asarray(x), kernel, bias, stride, pads, activation)
 
 
-def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> Pads:
+def _pads(x: Value, kernel: jax.Array, stride: int, padding: str) -> Pads:
     if padding == "symmetric":
         rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
         return (rows, rows), (columns, columns)
@@ -111,56 +102,50 @@ def _pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> Pads:
     return (top, bottom), (left, right)
 
 
-def _xla_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        dimension_numbers=_DIMENSION_NUMBERS,
-        feature_group_count=groups,
-    )
+# Those of a 3 × 3 kernel on an image. With more channels, or more terms in a sum, XLA is faster.
+_FEW_CHANNELS, _FEW_TERMS = 4, 36
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """How a kind of convolution is computed; all take x, kernel, and stride and pads by keyword.
+    """A kind of convolution. Its functions take x, kernel, and stride and pads by keyword.
 
     Attributes:
-        forward: on every platform.
-        derived: from which JAX derives the gradients on all platforms but CPU.
-        gradients_on_cpu: of (x, kernel, dy) → those by x and by kernel.
+        default: Computes the convolution; JAX derives its gradients.
+        on_cpu: Computes the convolution on CPU.
+        gradients_on_cpu: Maps (x, kernel, dy) to the gradients by x and by kernel on CPU.
     """
 
-    forward: Callable[..., jax.Array]
-    derived: Callable[..., jax.Array]
+    default: Callable[..., jax.Array]
+    on_cpu: Callable[..., jax.Array]
     gradients_on_cpu: Callable[..., tuple[jax.Array, jax.Array]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _convolved(
-    x: jax.Array, kernel: jax.Array, origin: Origin | None, kind: _Kind, stride: int, pads: Pads
-) -> jax.Array:
-    return kind.forward(x, kernel, stride=stride, pads=pads)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolved(x: Value, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads) -> jax.Array:
+    default, here = (
+        functools.partial(function, stride=stride, pads=pads)
+        for function in (kind.default, kind.on_cpu)
+    )
+    if kind.on_cpu is kind.default:
+        return default(jnp.asarray(x), kernel)
+    return lax.platform_dependent(jnp.asarray(x), kernel, cpu=here, default=default)
 
 
-def _convolved_forward(x, kernel, origin, kind, stride, pads):
-    return _convolved(x, kernel, origin, kind, stride, pads), (x, kernel, origin)
+def _convolved_forward(x, kernel, kind, stride, pads):
+    return _convolved(x, kernel, kind, stride, pads), (x, kernel)
 
 
 def _convolved_backward(kind, stride, pads, residuals, dy):
-    x, kernel, origin = residuals
-    x = x if origin is None else origin.anew(x)
+    x, kernel = residuals
 
     def derived(x, kernel, dy):
-        forward = functools.partial(kind.derived, stride=stride, pads=pads)
+        forward = functools.partial(kind.default, stride=stride, pads=pads)
         return jax.vjp(forward, x, kernel)[1](dy)
 
     here = functools.partial(kind.gradients_on_cpu, stride=stride, pads=pads)
-    dx, dkernel = lax.platform_dependent(x, kernel, dy, cpu=here, default=derived)
-    return dx, dkernel, None
+    dx, dkernel = lax.platform_dependent(recomputed(x), kernel, dy, cpu=here, default=derived)
+    return cotangent(x, dx), dkernel
 
 
 _convolved.defvjp(_convolved_forward, _convolved_backward)
@@ -175,14 +160,14 @@ def _biased(
     pads: Pads,
     activation: str | None,
 ) -> jax.Array:
-    # On CPU, in the loop that convolves.
+    # On CPU, bias and activation are part of the loop that convolves.
     here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads, activation=activation)
     default = functools.partial(_then_biased, stride=stride, pads=pads, activation=activation)
     return lax.platform_dependent(x, kernel, bias, cpu=here, default=default)
 
 
 def _then_biased(x, kernel, bias, *, stride: int, pads: Pads, activation: str | None):
-    return activated(_convolved(x, kernel, None, _DEPTHWISE, stride, pads) + bias, activation)
+    return activated(_convolved(x, kernel, _DEPTHWISE, stride, pads) + bias, activation)
 
 
 def _biased_forward(x, kernel, bias, stride, pads, activation):
@@ -197,21 +182,26 @@ def _biased_backward(stride, pads, activation, residuals, dy):
 _biased.defvjp(_biased_forward, _biased_backward)
 
 
+def _xla_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads, groups: int = 1
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+    return _xla_conv(x, kernel, stride=stride, pads=pads, groups=x.shape[-1])
+
+
 def _product(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    # The same program on TPU, and 1.5 times faster than XLA's convolution on CPU.
+    # On TPU this is the same program as XLA's convolution; on CPU it is 1.5 times faster.
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-
-
-# Of 3 × 3 px of an image. With more channels, or more terms of a sum, XLA's convolution is faster.
-_FEW_CHANNELS, _FEW_TERMS = 4, 36
-
-
-def _dense(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    default = functools.partial(_xla_conv, stride=stride, pads=pads)
-    if kernel.shape[2] > _FEW_CHANNELS or math.prod(kernel.shape[:3]) > _FEW_TERMS:
-        return default(x, kernel)
-    here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=here, default=default)
 
 
 def _dense_gradients(
@@ -224,28 +214,8 @@ def _dense_gradients(
     return dx, dkernel
 
 
-def _winograd(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    default = functools.partial(_xla_conv, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=winograd.conv, default=default)
-
-
-def _winograd_gradients(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
-) -> tuple[jax.Array, jax.Array]:
-    return winograd.gradients(x, kernel, dy)
-
-
-def _grouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    return _xla_conv(x, kernel, stride, pads, x.shape[-1])
-
-
-def _depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads)
-    default = functools.partial(_grouped, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=here, default=default)
-
-
 _PRODUCT = _Kind(_product, _product, on_cpu.product_gradients)
-_WINOGRAD = _Kind(_winograd, _xla_conv, _winograd_gradients)
-_DENSE = _Kind(_dense, _xla_conv, _dense_gradients)
-_DEPTHWISE = _Kind(_depthwise, _grouped, on_cpu.depthwise_gradients)
+_WINOGRAD = _Kind(_xla_conv, winograd.conv, winograd.gradients)
+_OF_FEW_CHANNELS = _Kind(_xla_conv, on_cpu.conv_by_taps, _dense_gradients)
+_DENSE = _Kind(_xla_conv, _xla_conv, _dense_gradients)
+_DEPTHWISE = _Kind(_grouped, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)

@@ -1,4 +1,4 @@
-"""Functions that XLA compiles as computations of their own."""
+"""Functions that XLA compiles separately from the code around them."""
 
 import functools
 from collections.abc import Callable
@@ -12,21 +12,21 @@ R = TypeVar("R")
 
 
 def isolated(function: Callable[P, R], static: str | tuple[str, ...] = ()) -> Callable[P, R]:
-    """The function as a call that XLA does not inline.
+    """Returns the function as a call that XLA does not inline.
 
-    What goes in and comes out lies in memory, and nothing is fused across. XLA on CPU fuses too
-    much: whatever one array is computed from goes into each of the loops that read it, so that the
-    nine taps of a convolution would compute the activation before it nine times
-    (``lax.optimization_barrier`` is gone before XLA on CPU fuses).
+    Its arguments and results lie in memory, and nothing is fused across the call. XLA on CPU fuses
+    too much: it repeats the computation of an array in each loop that reads it. The nine taps of a
+    convolution would compute the activation before it nine times. ``lax.optimization_barrier`` does
+    not help, because XLA on CPU removes it before it fuses.
 
     Args:
-        function: of arrays, traceable.
-        static: names of arguments that are not arrays, and hashable.
+        function: A function of arrays that JAX can trace.
+        static: The names of arguments that are hashable and no arrays.
     """
 
     @functools.wraps(function)
     def body(*args: P.args, **kwargs: P.kwargs) -> R:
-        # What the function calls itself may be inlined.
+        # Calls inside of the function may be inlined.
         with set_xla_metadata(inlineable=None):
             return function(*args, **kwargs)
 

@@ -1,9 +1,9 @@
-"""Convolutions and their gradients as XLA on CPU is fast with.
+"""Convolutions and their gradients in the form that is fast with XLA on CPU.
 
-XLA's own grouped convolution is slow there, and so is its gradient of a strided one by the image.
-A depthwise convolution is a sum of shifted products here, as is a dense one of an image's three
-channels; gradients are matrix products, or sums of images. Other dense ones are XLA's, or those of
-``winograd_on_cpu`` (docs/performance.md has what was measured).
+XLA's own grouped convolution is slow there, and so is its gradient of a strided convolution by the
+image. Here, a depthwise convolution is a sum of shifted products, and so is a dense one of an
+image's three channels. Gradients are matrix products, or sums of images. Other dense convolutions
+are XLA's, or those of ``winograd`` (docs/performance.md has the measurements).
 
 Arrays are NHWC, kernels HWIO. All functions take padding as numbers, by keyword.
 """
@@ -21,23 +21,23 @@ from effnetv2_jax.models.kernels.activations import activated
 from effnetv2_jax.models.kernels.isolation import isolated
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
-"""Pixels of padding before and after, of height and width."""
+"""Pixels of padding before and after, for height and for width."""
 
 
 @functools.partial(isolated, static=("stride", "pads"))
 def product_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    """Of a 1 × 1 convolution of stride 1, by x and by its kernel [1, 1, in, out]."""
+    """Returns the gradients of a 1 × 1 convolution of stride 1 by x and by its kernel."""
     dx = lax.dot_general(dy, kernel[0, 0], (((3,), (1,)), ((), ())))
-    # The first operand is transposed in memory: the smaller one had better be.
+    # The first operand is transposed in memory, which costs less for the smaller one.
     if x.shape[-1] > dy.shape[-1]:
         return dx, _over_pixels(dy, x).T[None, None]
     return dx, _over_pixels(x, dy)[None, None]
 
 
 def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sum over pixels of a_i · b_j: [batch, height, width, i], [..., j] → [i, j]."""
+    """Sums a_i · b_j over pixels: [batch, height, width, i], [..., j] → [i, j]."""
     axes = (0, 1, 2)
     return lax.dot_general(a, b, ((axes, axes), ((), ())))
 
@@ -46,9 +46,9 @@ def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
 def image_gradient(
     dy: jax.Array, kernel: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads
 ) -> jax.Array:
-    """Of a dense convolution by its input, which is of this shape.
+    """Returns the gradient of a dense convolution by its input, which has this shape.
 
-    A matrix product for each tap, added where the tap had read.
+    There is one matrix product for each tap, which is added to the pixels that the tap read.
     """
 
     def forward(x: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def image_gradient(
 def depthwise_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    """Of a depthwise convolution, by x and by its kernel."""
+    """Returns the gradients of a depthwise convolution by x and by its kernel."""
     products = _products_by_tap(
         _padded(x, pads),
         dy,
@@ -79,7 +79,7 @@ def depthwise_gradients(
     )
     dkernel = products.sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
     if stride == 1:
-        # The same convolution, with the kernel turned round.
+        # The same convolution, with the kernel rotated by 180°.
         (top, bottom), (left, right) = pads
         rows, columns = (size - 1 for size in kernel.shape[:2])
         ends = (rows - top, rows - bottom), (columns - left, columns - right)
@@ -100,17 +100,19 @@ def conv_by_taps(
     pads: Pads,
     activation: str | None = None,
 ) -> jax.Array:
-    """The sum over a kernel's taps of shifted images, for few input channels of each output.
+    """Returns a convolution as the sum of shifted images over the kernel's taps.
+
+    This is fast if each output channel sees few input channels.
 
     Args:
         x: [batch, height, width, channels].
-        kernel: [kernel height, kernel width, channels that an output sees, out_channels].
-        bias: [out_channels], added in the same loop; None for none.
-        stride: of both spatial axes.
-        pads: of both.
-        activation: of the sum, in the same loop; a name in ``ACTIVATIONS``, or None.
+        kernel: [kernel_height, kernel_width, channels that an output sees, out_channels].
+        bias: [out_channels], added in the same loop, or None.
+        stride: The stride in both directions.
+        pads: The padding.
+        activation: A name in ``ACTIVATIONS``, computed in the same loop, or None for the identity.
     """
-    # Not isolated: where x is computed by a loop, it had better write into the padded array.
+    # Not isolated: a loop that computes x can write directly into the padded array.
     padded = _padded(x, pads)
     return _tapped(
         padded, kernel, bias, shape=x.shape, stride=stride, pads=pads, activation=activation
@@ -139,7 +141,7 @@ def _tapped(
 def _summed_taps(
     padded: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, pads: Pads
 ) -> jax.Array:
-    # As everywhere, sums of bfloat16 numbers are float32.
+    # Sums of bfloat16 numbers are float32, here as everywhere.
     padded32, kernel = padded.astype(jnp.float32), kernel.astype(jnp.float32)
     products = [
         channels * kernel[i, j, k]
@@ -149,8 +151,8 @@ def _summed_taps(
     return functools.reduce(operator.add, products).astype(padded.dtype)
 
 
+# More terms would make programs longer, not faster.
 _MAX_TERMS = 16
-"""More would make programs longer, not faster."""
 
 
 @functools.partial(isolated, static=("shape", "kernel_size", "stride", "pads"))
@@ -163,12 +165,13 @@ def _products_by_tap(
     stride: int,
     pads: Pads,
 ) -> jax.Array:
-    """What each tap saw times dy, of which images have been added to each other.
+    """Returns the products of what each tap saw with dy, added up over groups of images.
 
-    That is elementwise, while a reduction to so few numbers reads all that it adds from memory.
+    This sum is elementwise. A reduction to one number for each channel would read all products from
+    memory.
 
     Returns:
-        float32 [kernel height · kernel width, images that are left, height, width, channels].
+        float32 [kernel_height · kernel_width, remaining images, height, width, channels].
     """
     batch, dtype = len(dy), jnp.float32
     left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
@@ -193,19 +196,20 @@ def _taps(
     stride: int,
     pads: Pads,
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """What each tap of a kernel sees of an image, but of those that see only padding.
+    """Yields the part of an image that each tap of a kernel sees.
 
-    The last maps of small images are 1 px wide: there, one tap of nine is left.
+    Taps that see only padding are left out. The last maps of small images are 1 px wide: there, one
+    of nine taps remains.
 
     Args:
-        padded: the images.
-        shape: of the images without padding.
-        kernel_shape: begins with height and width.
-        stride: of both.
-        pads: that were added.
+        padded: The images with their padding.
+        shape: The shape of the images without padding.
+        kernel_shape: A shape that begins with the kernel's height and width.
+        stride: The stride in both directions.
+        pads: The padding that was added.
 
     Yields:
-        Row and column of the tap, and [batch, output height, output width, channels].
+        Row and column of the tap, and an array [batch, output height, output width, channels].
     """
     batch, height, width, channels = shape
     rows = list(_slices(kernel_shape[0], stride, pads[0], height))
@@ -219,7 +223,7 @@ def _taps(
 def _slices(
     kernel_size: int, stride: int, pad: tuple[int, int], size: int
 ) -> Iterator[tuple[int, int]]:
-    """First and end of each tap's slice of a padded axis, where it sees something of the image."""
+    """Yields first and end of each tap's slice of a padded axis, if it sees part of the image."""
     span = (size + sum(pad) - kernel_size) // stride * stride + 1
     for first in range(kernel_size):
         end = first + span

@@ -1,10 +1,11 @@
-"""Dense convolutions of 3 × 3 px by half of the multiplications: Winograd's F(4, 3), along height.
+"""Dense 3 × 3 convolutions on CPU with half of the multiplications: Winograd's F(4, 3).
 
-Four rows of a result are made from six of an image (Lavin and Gray 2016, arXiv 1509.09308): sums of
-those rows are multiplied with sums of the kernel's three, and the result's rows are sums of that.
-These are six products in place of twelve, each a convolution along width, which is XLA's. Along
-both axes it would be a quarter of the multiplications, but more passes over memory than that
-spares, and more of an error (docs/performance.md).
+The method works along height: four rows of a result are made from six rows of an image (Lavin and
+Gray 2016, arXiv 1509.09308). Sums of those rows are multiplied with sums of the kernel's three
+rows, and sums of the products are the rows of the result. These are six products in place of
+twelve. Each product is a convolution along width, which XLA computes. Working along both axes would
+take a quarter of the multiplications, but would pass over memory more often than that saves, with
+a larger error (docs/performance.md).
 
 Arrays are float32, images NHWC, kernels HWIO. Errors are a few millionths of the largest number.
 """
@@ -18,13 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.isolation import isolated
+from effnetv2_jax.models.kernels.on_cpu import Pads
 
 _SIZE = 3
 _ROWS = 4
 _SUMS = _ROWS + _SIZE - 1
+_PADS: Pads = ((1, 1), (1, 1))
 
-# By polynomials at 0, ±1, ±2 and ∞. Each row is of one sum: of six rows of an image,
+# From polynomials at 0, ±1, ±2 and ∞. Each row holds the weights of one sum: of six image rows,
 _OF_IMAGE = np.array(
     [
         [4, 0, -5, 0, 1, 0],
@@ -36,7 +40,7 @@ _OF_IMAGE = np.array(
     ],
     np.float32,
 )
-# of three rows of a kernel,
+# of three kernel rows,
 _OF_KERNEL = np.array(
     [
         [1 / 4, 0, 0],
@@ -59,19 +63,20 @@ _OF_PRODUCTS = np.array(
     np.float32,
 )
 
-# Sums take time by the channels of either side, and spare some by the product of both.
+# Sums cost time in proportion to inputs + outputs; products save it in proportion to inputs ·
+# outputs. With fewer channels than this, the sums cost more.
 _LEAST_CHANNELS = 15
-# How many times the result's rows may be made, as they are made by fours.
+# Rows are computed in fours. This is the largest ratio of computed rows to rows of the result.
 _MOST_ROWS = 1.25
 
 
-def suits(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether a convolution can be had from here, and faster than from XLA.
+def suits(x: Value, kernel: jax.Array, stride: int) -> bool:
+    """Returns True if ``conv`` can compute a convolution, and faster than XLA.
 
     Args:
         x: [batch, height, width, in_channels].
         kernel: [kernel_height, kernel_width, in_channels, out_channels].
-        stride: of both spatial axes.
+        stride: The stride in both directions.
     """
     height = x.shape[1]
     inputs, outputs = kernel.shape[2:]
@@ -84,8 +89,8 @@ def suits(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     )
 
 
-def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution of stride 1, with a pixel of padding on each side.
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pads: Pads = _PADS) -> jax.Array:
+    """Returns the convolution. Stride and pads are those that ``suits`` admits, and no others.
 
     Args:
         x: [batch, height, width, in_channels].
@@ -98,8 +103,10 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _result(products, height=x.shape[1])
 
 
-def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the convolution, by x and by its kernel."""
+def gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int = 1, pads: Pads = _PADS
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of the convolution by x and by its kernel."""
     kernel_sums, pull_kernel = jax.vjp(_kernel_sums, kernel)
     _, pull = jax.vjp(_products, _image_sums(x), kernel_sums)
     dimage_sums, dkernel_sums = pull(_products_gradient(dy))
@@ -117,10 +124,10 @@ def _summed(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def _sums_of_image(x: jax.Array) -> list[jax.Array]:
-    """Six of [batch, tiles, width, channels]."""
+    """Returns six arrays [batch, tiles, width, channels]."""
     batch, height, width, channels = x.shape
     tiles = _tiles(height)
-    # One above, and below as many as make the last tile whole.
+    # One row above, and below as many as complete the last tile.
     padded = jnp.pad(x, ((0, 0), (1, tiles * _ROWS + 1 - height), (0, 0), (0, 0)))
     rows = [
         lax.slice(
@@ -135,12 +142,12 @@ def _sums_of_image(x: jax.Array) -> list[jax.Array]:
 
 
 def _kernel_sums(kernel: jax.Array) -> list[jax.Array]:
-    """Six of [1, 3, in_channels, out_channels]."""
+    """Returns six kernels [1, 3, in_channels, out_channels]."""
     return [_summed(weights, list(kernel))[None] for weights in _OF_KERNEL]
 
 
 def _products(image_sums: list[jax.Array], kernel_sums: list[jax.Array]) -> list[jax.Array]:
-    """Six of [batch, tiles, width, out_channels]."""
+    """Returns six arrays [batch, tiles, width, out_channels]."""
     return [
         lax.conv_general_dilated(
             x, kernel, (1, 1), ((0, 0), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -1,4 +1,4 @@
-"""What tests of convolutions compare: values and gradients, ours beside those by XLA's own."""
+"""Helpers that compare values and gradients of our convolutions with those of XLA's."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def reference(x, kernel, stride=1, padding="same"):
-    """XLA's convolution; torch's padding as numbers."""
+    """Returns XLA's convolution, with PyTorch's padding given as numbers."""
     size = kernel.shape[0]
     pads = "SAME" if padding == "same" else [((size - 1) // 2,) * 2] * 2
     return lax.conv_general_dilated(
@@ -26,7 +26,7 @@ def reference(x, kernel, stride=1, padding="same"):
 
 def with_gradients(function, x, kernel, **options):
     out, pull = jax.vjp(lambda x, kernel: function(x, kernel, **options), x, kernel)
-    # Not of what came out: that would make differences in rounding larger.
+    # Independent of the output, which would make differences in rounding larger.
     dy = jnp.cos(jnp.arange(out[0].size)).reshape(out.shape[1:])
     return out, *pull(jnp.broadcast_to(dy, out.shape).astype(out.dtype))
 

@@ -1,4 +1,4 @@
-"""XLA's options against what XLA makes of them."""
+"""The effect of our compiler options on the programs that XLA makes."""
 
 import functools
 
@@ -23,7 +23,7 @@ def compiled(options):
 
 def test_a_convolution_is_not_left_to_the_library_that_takes_one_core():
     assert "ynn" not in compiled(compiler.compiler_options())
-    # Where this fails, XLA has changed its default, and the option may have had its day.
+    # If this fails, XLA has changed its default, and the option may no longer be needed.
     assert "__ynn_fusion" in compiled({})
 
 
@@ -50,7 +50,7 @@ def test_a_mean_does_not_take_the_products_around_it_to_that_library():
         return entry.count(" dot(")
 
     assert products(global_average_pool) == 2
-    # Where this fails, XLA may do without.
+    # If this fails, the isolated mean may no longer be needed.
     assert products(lambda x: x.mean((1, 2))) < 2
 
 

@@ -1,4 +1,4 @@
-"""Our convolutions and activations against XLA's own and what JAX derives from them."""
+"""Convolutions and their gradients against XLA's own."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ from jax import export, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.models.kernels import convolutions
-from effnetv2_jax.models.kernels.activations import ACTIVATIONS, Origin, gated, scale_shift
+from effnetv2_jax.models.kernels.activations import ACTIVATIONS
 from tests.models.kernels.against_xla import assert_close, normal, reference, with_gradients
 
 KINDS = {
@@ -49,7 +49,7 @@ def equal_to_reference(kind, size, options, images, dtype=jnp.float32, tolerance
 @pytest.mark.parametrize("size", [3, 5, 7])
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_and_both_gradients_are_xlas(kind, size, stride):
-    """Also of images that are smaller than the kernel, where taps see nothing but padding."""
+    """The second image is smaller than the kernel, so that some taps see only padding."""
     options = [{"stride": stride, "padding": padding} for padding in convolutions.PADDINGS]
     images = [(2, 5, 8)] if size == 7 else [(2, 5, 8), (3, 2, 1)]
     equal_to_reference(kind, size, options, images)
@@ -66,7 +66,7 @@ def test_bfloat16_is_as_exact_as_xlas(kind):
 def test_a_bias_and_an_activation_are_what_comes_after_a_convolution(
     as_if_on, platform, activation
 ):
-    """Also of its gradients, which somebody may want of a network with folded batch norm."""
+    """Gradients too, which a user may want from a network with folded batch norm."""
     as_if_on(platform)
     x, kernel, bias = normal(0, 2, 5, 8, 3), normal(1, 3, 3, 1, 3), normal(2, 3)
 
@@ -92,14 +92,14 @@ def test_on_cpu_bias_and_activation_are_in_the_loop_that_convolves():
         return convolutions.biased_depthwise_conv(jnp.tanh(x), kernel, bias, activation="silu")
 
     text = block.lower(x, kernel, bias).compile().as_text()
-    # What comes before goes into the padded array, the rest is one loop.
+    # tanh writes into the padded array; the rest is one loop.
     _, entry = text.split("\nENTRY")
     assert len(re.findall(r"= f32\[2,8,8,4\]\S* (?:fusion|call)\(", entry)) == 1, entry
 
 
 @pytest.mark.parametrize("batch", [16, 17, 40])
 def test_the_kernel_gradient_counts_every_image(batch):
-    """Images are added to each other in groups, of which not every batch is a multiple."""
+    """Images are added up in groups, and not every batch is a multiple of a group."""
     equal_to_reference("depthwise", 3, [{}], [(batch, 4, 4)])
 
 
@@ -178,38 +178,12 @@ def test_each_platform_gets_its_own_lowering(kind, stride, on_cpu):
         return export.export(program, platforms=[platform])(x, kernel).mlir_module()
 
     convolutions_of = {p: lowered(p).count("stablehlo.convolution") for p in ("cpu", "tpu", "cuda")}
-    # Forward and two gradients, of which some are sums and products on CPU.
+    # Forward and two gradients. On CPU, some of them are sums and products.
     assert convolutions_of == {"cpu": on_cpu, "tpu": 3, "cuda": 3}
 
 
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_scale_and_shift_has_the_gradients_that_jax_derives(activation, dtype):
-    x, scale, shift = normal(0, 2, 3, 3, 4, dtype=dtype), 3 * normal(1, 4), normal(2, 4)
-
-    def plain(x, scale, shift):
-        z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
-        return z if activation is None else ACTIVATIONS[activation](z)
-
-    def gradients(function):
-        out, pull = jax.vjp(function, x, scale, shift)
-        return out, *pull(jnp.sin(out))
-
-    ours = gradients(lambda *arguments: scale_shift(*arguments, activation, dtype))
-    assert_close(ours, gradients(plain), 1e-6 if dtype == jnp.float32 else 1e-2)
-
-
-def test_training_keeps_what_an_activation_came_from_alone():
-    """Neither the activation's derivative nor its result: the backward pass makes them anew."""
-    x = normal(0, 2, 8, 8, 4)
-    _, pull = jax.vjp(lambda x: scale_shift(x, jnp.ones(4), jnp.zeros(4), "silu", x.dtype), x)
-    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
-    assert len(kept) == 1
-    np.testing.assert_array_equal(kept[0], x)
-
-
 def test_what_is_isolated_stays_a_call_on_cpu():
-    """Fused into every tap, an activation before a convolution would be computed nine times."""
+    """Otherwise each of nine taps would compute the activation before the convolution again."""
 
     def block(x, kernel):
         return convolutions.depthwise_conv(jnp.tanh(x), kernel)
@@ -218,47 +192,3 @@ def test_what_is_isolated_stays_a_call_on_cpu():
     text = jax.jit(block).lower(x, kernel).compile().as_text()
     assert text.count(" tanh(") == 1
     assert " call(" in text
-
-
-def with_origin(x, scale, shift, gate, kernel):
-    """What a block does after its first convolution, by our functions."""
-    origin = Origin(x, scale, shift, "silu", x.dtype)
-    z = convolutions.depthwise_conv(origin.value(), kernel["depthwise"], origin=origin)
-    origin = Origin(z, scale, shift, "silu", x.dtype)
-    gated_value = gated(origin.value(), gate, origin)
-    origin = Origin(z, scale, shift, "silu", x.dtype, gate)
-    return convolutions.conv(gated_value, kernel["project"], origin=origin)
-
-
-def without_origin(x, scale, shift, gate, kernel):
-    """The same by XLA's functions and JAX's derivatives."""
-    z = reference(jax.nn.silu(x * scale + shift), kernel["depthwise"])
-    return reference(jax.nn.silu(z * scale + shift) * gate, kernel["project"])
-
-
-def of_a_block():
-    kernel = {"depthwise": normal(4, 3, 3, 1, 6), "project": normal(5, 1, 1, 6, 4)}
-    gate = jax.nn.sigmoid(normal(3, 2, 1, 1, 6))
-    return normal(0, 2, 5, 4, 6), normal(1, 6), normal(2, 6), gate, kernel
-
-
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_an_origin_changes_no_gradient(as_if_on, platform):
-    """Neither where it is not used nor, as on TPU, where activations are computed again from it."""
-    as_if_on(platform)
-
-    def gradients(block):
-        out, pull = jax.vjp(block, *of_a_block())
-        return jax.tree.leaves((out, pull(jnp.cos(out))))
-
-    assert_close(gradients(with_origin), gradients(without_origin), 1e-5)
-
-
-def test_an_activation_is_computed_again_on_tpu_alone():
-    def lowered(platform):
-        block = jax.jit(jax.grad(lambda *arguments: with_origin(*arguments).sum(), range(5)))
-        return export.export(block, platforms=[platform])(*of_a_block()).mlir_module()
-
-    again = {p: lowered(p).count("stablehlo.optimization_barrier") for p in ("cpu", "tpu", "cuda")}
-    # For the gradients of the two convolutions and of the gate.
-    assert again == {"cpu": 0, "tpu": 3, "cuda": 0}

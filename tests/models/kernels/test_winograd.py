@@ -1,4 +1,4 @@
-"""Winograd's convolutions on CPU against XLA's own, and where they are used."""
+"""Winograd's convolutions against XLA's own, and the cases in which they are used."""
 
 import functools
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from effnetv2_jax.models.kernels import convolutions
-from effnetv2_jax.models.kernels import winograd as winograd_on_cpu
+from effnetv2_jax.models.kernels import convolutions, winograd
 from tests.models.kernels.against_xla import assert_close, normal, reference, with_gradients
 
 
@@ -23,21 +22,21 @@ def convolutions_in(function, platform, *arguments):
     return program.mlir_module().count("stablehlo.convolution")
 
 
-# Of one tile and of several, with a last one of which four, three, two rows are wanted, and one.
+# One tile and several; the last one has four, three, two or one rows of the result.
 @pytest.mark.parametrize("height", [4, 12, 15, 14, 17])
 def test_values_and_both_gradients_are_xlas(height):
     x, kernel = arguments(height)
-    assert winograd_on_cpu.suits(x, kernel, 1)
+    assert winograd.suits(x, kernel, 1)
     ours = jax.jit(functools.partial(with_gradients, convolutions.conv))(x, kernel)
     assert_close(ours, with_gradients(reference, x, kernel), 1e-5)
 
 
 def test_an_error_is_some_float32_roundings():
-    """Beside the same sums in float64."""
+    """Compared with the same sums in float64."""
     x, kernel = arguments(16, inputs=64, outputs=64)
     with jax.enable_x64(True):
         exact = np.asarray(reference(np.float64(x), np.float64(kernel)))
-    ours = winograd_on_cpu.conv(x, kernel)
+    ours = winograd.conv(x, kernel)
     assert np.abs(ours - exact).max() < 32 * np.finfo(np.float32).eps * np.abs(exact).max()
 
 
@@ -62,10 +61,10 @@ def test_second_derivatives():
     assert_close([squares(convolutions.conv)], [squares(reference)], 1e-5)
 
 
-def test_it_is_for_cpu_alone():
+def test_it_is_for_cpu_only():
     both = functools.partial(with_gradients, convolutions.conv)
     found = {p: convolutions_in(both, p, *arguments(16)) for p in ("cpu", "tpu", "cuda")}
-    # Six in place of one, forward and for either gradient.
+    # Six in place of one, forward and for each gradient.
     assert found == {"cpu": 18, "tpu": 3, "cuda": 3}
 
 
