@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
+from effnetv2_jax.models.family import Network
 from effnetv2_jax.models.kernels.activations import Origin
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
@@ -266,7 +267,7 @@ _KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTIC
 _KEEP_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION, BATCH_STATISTICS)
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Network):
     """EfficientNet V1, V2, Lite and the hybrids between them, as their spec says.
 
     Parameters are float32. A new model is in evaluation mode: ``model(images)`` uses the moving

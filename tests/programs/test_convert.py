@@ -40,8 +40,7 @@ def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
     ]
     back = convert(f"--from={folder}/orbax", f"--to={folder}/b.safetensors", "--naming=timm")
     assert back.stdout.endswith(
-        f"written to {folder}/b.safetensors in timm's names, of which timm has no network just "
-        "like it\n"
+        f"written to {folder}/b.safetensors in timm's names, but timm has no network just like it\n"
     )
     assert content(folder / "b.safetensors") == content(folder / "a.safetensors")
 

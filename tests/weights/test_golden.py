@@ -12,10 +12,8 @@ import safetensors.numpy
 
 from effnetv2_jax.models import Spec, VisionTransformerSpec, get_spec
 from effnetv2_jax.weights import load_model
-from effnetv2_jax.weights.dialects.keras_applications import KERAS_V1, KERAS_V2
-from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
-from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT
 from tests.golden import drawn
+from tests.weights.conftest import KERAS_V1, KERAS_V2, TIMM, TIMM_VIT, TORCHVISION
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "logits.npz"
 # Exchanging any one tensor moves the logits by 7e-5 at the least; errors are 2e-6 at the most.

@@ -13,9 +13,7 @@ from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.dialects.dialect import OURS
-from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
-from tests.weights.conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import OURS, TIMM, TORCHVISION, arrays, make_tiny, same_bits
 
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)
 
@@ -125,7 +123,7 @@ def test_timms_names_alone_do_not_say_how_to_pad(tmp_path):
     ],
 )
 def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding, epsilon):
-    changes = dict(TIMM.trained("", name))
+    changes = dict(TIMM.names.trained("", name))
     expected = {"padding": padding, "bn_epsilon": epsilon, "preprocessing": preprocessing}
     assert changes == expected
 
@@ -148,7 +146,7 @@ def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding,
 )
 def test_torchvisions_networks(model, epsilon, resize, crop, interpolation):
     """With what torchvision 0.28 says of the first weights of each."""
-    spec = dataclasses.replace(get_spec(model), **TORCHVISION.trained(model, None))
+    spec = dataclasses.replace(get_spec(model), **TORCHVISION.names.trained(model, None))
     family = get_preprocessing(spec.preprocessing)
     assert (spec.padding, spec.bn_epsilon) == ("symmetric", epsilon)
     assert (spec.eval_size, spec.eval_size + family.crop_margin) == (crop, resize)
@@ -159,7 +157,7 @@ def test_torchvisions_networks(model, epsilon, resize, crop, interpolation):
 
 def test_torchvision_has_no_other_networks():
     with pytest.raises(UsageError, match="torchvision has no efficientnet-b8: it has efficientnet"):
-        TORCHVISION.trained("efficientnet-b8", None)
+        TORCHVISION.names.trained("efficientnet-b8", None)
 
 
 def test_averages_are_taken_where_a_file_has_both(tmp_path):

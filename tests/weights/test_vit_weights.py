@@ -20,16 +20,15 @@ from effnetv2_jax.models import (
     model_info,
 )
 from effnetv2_jax.models.registry import SPECS
+from effnetv2_jax.models.vit_family import grid_of, interpolate
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import layout, load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.description import Description
-from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT, timm_vit_architecture
-from effnetv2_jax.weights.positions import POSITIONS, grid_of, interpolate
 from tests.golden import drawn
-from tests.weights.conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import TIMM_VIT, arrays, make_tiny, same_bits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "positions.npz"
 TINY = VisionTransformerSpec("vit-trial", 4, 16, 2, 2, 16, "vit")
@@ -178,7 +177,7 @@ def test_another_number_of_classes_and_size_at_once(tmp_path):
     after, expected = arrays(model), arrays(make())
     for name in after:
         kept = before if name.startswith("classifier") else expected
-        if name != POSITIONS:
+        if name != "embed.positions":
             np.testing.assert_array_equal(after[name], kept[name])
 
 
@@ -220,7 +219,7 @@ def test_timms_name_of_the_file_says_which(deit_file, tmp_path, monkeypatch):
     ],
 )
 def test_timms_name_says_how_a_network_was_trained(architecture, model, preprocessing):
-    changes = TIMM_VIT.trained(model, architecture)
+    changes = TIMM_VIT.names.trained(model, architecture)
     assert changes == {"norm_epsilon": 1e-6, "preprocessing": preprocessing}
 
 
@@ -240,7 +239,7 @@ def test_timms_name_says_how_a_network_was_trained(architecture, model, preproce
     ],
 )
 def test_the_network_of_timm_that_computes_the_same(model, changes, name):
-    assert timm_vit_architecture(dataclasses.replace(get_spec(model), **changes)) == name
+    assert TIMM_VIT.names.their_model(dataclasses.replace(get_spec(model), **changes)) == name
 
 
 @pytest.mark.parametrize(
@@ -356,5 +355,5 @@ def test_the_weights_of_a_run(tmp_path):
 
 
 def test_tensors_are_the_parameters():
-    shapes = layout.shapes(get_spec("deit-b"), 1000)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == model_info("deit-b").parameters
+    tensors = layout.tensors(get_spec("deit-b"), 1000).values()
+    assert sum(int(np.prod(x.shape)) for x in tensors) == model_info("deit-b").parameters

@@ -1,4 +1,4 @@
-"""Opens whatever holds weights, by what it is and not by what it is called."""
+"""Opening any file or folder of weights, whose kind is told by its content, not by its name."""
 
 import contextlib
 import json
@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights.containers import checkpoints as orbax
-from effnetv2_jax.weights.containers import pth as torch_file
+from effnetv2_jax.weights.containers import folders, pth
 from effnetv2_jax.weights.containers.tensors import Tensors
 
-# What Hugging Face calls the weights in a repository.
+# The names of the weights in a Hugging Face repository.
 _IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
 _TIMM_NAME = re.compile(
     r"(((?:tf_)?efficientnet(?:v2)?|(?<![a-z0-9])(?:vit|deit))_[a-z0-9]+(?:[._][a-z0-9]+)*)"
@@ -26,13 +25,13 @@ def open_tensors(path: pathlib.Path, ema: bool = True) -> Iterator[Tensors]:
     """Opens a file or a folder.
 
     Args:
-        path: of a file of safetensors, PyTorch, HDF5, Keras, or a tar archive with a TensorFlow
-            checkpoint; of a folder with one of these, a workdir of ours, or a folder that we wrote;
-            or the prefix of a TensorFlow checkpoint.
-        ema: takes the moving averages where there are two.
+        path: A file of safetensors, PyTorch, HDF5 or Keras, or a tar archive with a TensorFlow
+            checkpoint; a folder with one of these, a run's workdir, or a folder that
+            ``save_weights`` wrote; or the prefix of a TensorFlow checkpoint.
+        ema: Takes the moving averages if there are both.
 
     Raises:
-        UsageError: if there is nothing at the path, or nothing that we know.
+        UsageError: If there is nothing at the path, or nothing that is known.
     """
     with _opener(path, ema) as tensors:
         yield tensors
@@ -58,16 +57,16 @@ def _opener(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[
 
 
 def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    if orbax.holds_run(path):
-        return orbax.open_run(path, ema)
-    if orbax.holds_weights(path):
-        return orbax.open_weights(path)
+    if folders.holds_run(path):
+        return folders.open_run(path, ema)
+    if folders.holds_weights(path):
+        return folders.open_weights(path)
     for name in _IN_REPOSITORIES:
         if (path / name).is_file():
             return _opener(path / name, ema)
-    from effnetv2_jax.weights.dialects import google as tensorflow
+    from effnetv2_jax.weights.containers import checkpoints
 
-    prefix = tensorflow.find_prefix(path)
+    prefix = checkpoints.find_prefix(path)
     if prefix is None:
         raise UsageError(
             f"the folder {str(path)!r} holds no weights: no checkpoints/ of a run, no weights/ of "
@@ -77,21 +76,21 @@ def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextMan
 
 
 def _open_checkpoint(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import google as tensorflow
+    from effnetv2_jax.weights.containers import checkpoints
 
-    return tensorflow.open_checkpoint(path, ema)
+    return checkpoints.open_checkpoint(path, ema)
 
 
 def _open_tar(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import google as tensorflow
+    from effnetv2_jax.weights.containers import checkpoints
 
-    return tensorflow.open_tar(path, ema)
+    return checkpoints.open_tar(path, ema)
 
 
 def _open_hdf5(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import keras_applications as keras
+    from effnetv2_jax.weights.containers import hdf5
 
-    return keras.open_hdf5(path)
+    return hdf5.open_hdf5(path)
 
 
 def _open_zip(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
@@ -101,15 +100,15 @@ def _open_zip(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManage
     except zipfile.BadZipFile as error:
         raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
     if not is_keras:
-        return _open_torch(path, ema)
-    from effnetv2_jax.weights.dialects import keras_applications as keras
+        return _open_pth(path, ema)
+    from effnetv2_jax.weights.containers import hdf5
 
-    return keras.open_archive(path)
+    return hdf5.open_archive(path)
 
 
 @contextlib.contextmanager
-def _open_torch(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
-    with torch_file.open_torch(path) as tensors:
+def _open_pth(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+    with pth.open_pth(path) as tensors:
         yield Tensors(path, tensors.shapes, tensors.read, _about(path))
 
 
@@ -134,7 +133,7 @@ def _open_safetensors(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
 
 
 def _about(path: pathlib.Path) -> dict[str, str]:
-    """timm's name of the network, where the file's own name or what lies beside it tells."""
+    """Finds timm's name of the network in the names of the file and its folder, or beside it."""
     about = {}
     for text in (path.name, path.parent.name):
         if "architecture" not in about and (match := _TIMM_NAME.search(text)):
@@ -145,15 +144,15 @@ def _about(path: pathlib.Path) -> dict[str, str]:
     return about
 
 
-# How files begin: the first that fits. A safetensors file begins with the length of its JSON.
+# The beginnings of files; the first match counts. Safetensors begin with the length of their JSON.
 _BEGINNINGS: tuple[
     tuple[bytes, Callable[[pathlib.Path, bool], contextlib.AbstractContextManager[Tensors]]], ...
 ] = (
     (rb"PK\x03\x04", _open_zip),
     (rb"\x89HDF\r\n\x1a\n", _open_hdf5),
     (rb"\x1f\x8b", _open_tar),
-    (re.escape(torch_file.LEGACY_START), _open_torch),
-    (rb"\x80[\x02-\x05]", _open_torch),
+    (re.escape(pth.LEGACY_START), _open_pth),
+    (rb"\x80[\x02-\x05]", _open_pth),
     (rb".{8}\{", _open_safetensors),
     (rb".{257}ustar", _open_tar),
 )

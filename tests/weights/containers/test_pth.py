@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights.containers.pth import _MAGIC, open_torch
+from effnetv2_jax.weights.containers.pth import _MAGIC, open_pth
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def expected():
 )
 def test_tensors_are_those_that_torch_saved(expected, file, prefix):
     """Views with strides and offsets, halves, integers, parameters (make_torch_files.py)."""
-    with open_torch(GOLDEN / file) as tensors:
+    with open_pth(GOLDEN / file) as tensors:
         assert tensors.shapes.keys() == {prefix + name for name in expected}
         for name, array in expected.items():
             found = tensors.read(prefix + name)
@@ -49,7 +49,7 @@ def test_a_file_that_is_cut_short_is_named(file, tmp_path):
         path.write_bytes(data[:length])
         with (
             pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch, or damaged"),
-            open_torch(path),
+            open_pth(path),
         ):
             pass
 
@@ -64,7 +64,7 @@ def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
     for place in rng.choice(len(data), 400, replace=False):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         try:
-            with open_torch(path) as tensors:
+            with open_pth(path) as tensors:
                 for name in tensors.shapes:
                     if np.prod(tensors.shapes[name]) < 1e4:
                         tensors.read(name)
@@ -106,7 +106,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protoc
     write(tmp_path / "x.pth", data)
     with (
         pytest.raises(UsageError, match=r"x.pth': its pickle wants posix.system, .* is not run"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass
     assert not proof.exists()
@@ -120,7 +120,7 @@ def test_whatever_else_a_pickle_names_is_refused(tmp_path, called):
     name = f"{called.__module__}.{called.__qualname__}"
     with (
         pytest.raises(UsageError, match=rf"its pickle wants {name}, which"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass
 
@@ -186,11 +186,11 @@ def test_a_view_lies_within_its_storage(tmp_path, pickle_tensor, view, fits):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
     if not fits:
-        with pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch"), open_torch(path):
+        with pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch"), open_pth(path):
             pass
         return
     offset, shape, _ = view
-    with open_torch(path) as tensors:
+    with open_pth(path) as tensors:
         expected = np.arange(offset, offset + np.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(tensors.read("x"), expected)
 
@@ -205,7 +205,7 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
             for other, content in files.items():
                 archive.writestr(other, data if other == name else content)
         with (
-            open_torch(tmp_path / "x.pth") as tensors,
+            open_pth(tmp_path / "x.pth") as tensors,
             pytest.raises(UsageError, match=r"data/0 has \d+ of \d+ bytes"),
         ):
             for tensor in tensors.shapes:
@@ -219,6 +219,6 @@ def test_storages_of_the_old_format_are_counted(tmp_path):
     (tmp_path / "x.pth").write_bytes(data[:place] + struct.pack("<q", 11) + data[place + 8 :])
     with (
         pytest.raises(UsageError, match="has 11 numbers instead of 12"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass
