@@ -9,32 +9,43 @@ from effnetv2_jax.models.efficientnet_specs import (
     EFFICIENTNET_SPECS,
     EfficientNetSpec,
     GroupSpec,
-    Op,
 )
 from effnetv2_jax.models.family import CLASSIFIER, Family, Names
 from effnetv2_jax.models.layers import BatchNorm, Conv, DepthwiseConv
 from effnetv2_jax.runtime.errors import UsageError
 
-# {(block's op, whether it expands): {our layer in the block: the library's name}}
-Blocks = Mapping[tuple[Op, bool], Mapping[str, str]]
+_EXPAND = ("expand.conv", "expand.norm")
+_DEPTHWISE = ("depthwise.conv", "depthwise.norm")
+_SE = ("se.reduce", "se.expand")
+_PROJECT = ("project.conv", "project.norm")
+
+# The layers of each kind of block. MBConv1 is the paper's word for a block with expansion ratio 1.
+_BLOCKS = {
+    "mbconv": _EXPAND + _DEPTHWISE + _SE + _PROJECT,
+    "mbconv1": _DEPTHWISE + _SE + _PROJECT,
+    "fused": _EXPAND + _SE + _PROJECT,
+    "fused1": _SE + _PROJECT,
+}
 
 
 def _layers(
-    outside: Mapping[str, str], prefix: str, blocks: Blocks
+    outside: str, prefix: str, **blocks: str
 ) -> Callable[[EfficientNetSpec], dict[str, str]]:
-    """Makes ``Names.layers`` from tables in which fields in braces are filled in.
+    """Makes ``Names.layers`` from tables of a library's names, which are separated by spaces.
 
     Args:
-        outside: The names of stem, head and classifier, {ours: theirs}. ``{last}`` is the number of
-            groups plus one.
+        outside: The names of the convolution and norm of the stem, of those of the head, and of the
+            classifier. ``{last}`` stands for the number of groups plus one.
         prefix: The beginning of a block's names. ``{number}`` counts all blocks, ``{group}`` the
             groups and ``{repeat}`` the blocks in a group, from 0; ``{stage}`` is the group counted
             from 1, and ``{letter}`` the block in the group counted from a.
-        blocks: The names of a block's layers.
+        **blocks: The names of the layers of each kind of block that the library has, in the order
+            of ``_BLOCKS``; ``-`` for none.
     """
 
     def layers(spec: EfficientNetSpec) -> dict[str, str]:
-        names = {ours: theirs.format(last=len(spec.groups) + 1) for ours, theirs in outside.items()}
+        stem, stem_norm, *rest = outside.format(last=len(spec.groups) + 1).split()
+        names = {"stem.conv": stem, "stem.norm": stem_norm}
         for number, block in enumerate(spec.blocks):
             before = prefix.format(
                 number=number,
@@ -43,10 +54,11 @@ def _layers(
                 stage=block.group + 1,
                 letter=chr(ord("a") + block.repeat),
             )
-            for ours, theirs in blocks[block.op, block.expand_ratio != 1].items():
-                if block.squeezed_filters or not ours.startswith("se."):
+            kind = block.op if block.expand_ratio != 1 else f"{block.op}1"
+            for ours, theirs in zip(_BLOCKS[kind], blocks[kind].split(), strict=True):
+                if theirs != "-" and (block.squeezed_filters or ours not in _SE):
                     names[f"blocks.{number}.{ours}"] = before + theirs
-        return names
+        return names | dict(zip(("head.conv", "head.norm", CLASSIFIER), rest, strict=True))
 
     return layers
 
@@ -106,47 +118,17 @@ def _in_timm(spec: EfficientNetSpec) -> str | None:
     return name if same and _IN_TIMM.fullmatch(name) else None
 
 
-_SE_TIMM = {"se.reduce": "se.conv_reduce", "se.expand": "se.conv_expand"}
-
 _TIMM = Names(
     library="timm",
     convention="pytorch",
     anchor="conv_stem.weight",
     layers=_layers(
-        {
-            "stem.conv": "conv_stem",
-            "stem.norm": "bn1",
-            "head.conv": "conv_head",
-            "head.norm": "bn2",
-            "classifier": "classifier",
-        },
+        "conv_stem bn1 conv_head bn2 classifier",
         "blocks.{group}.{repeat}.",
-        {
-            ("mbconv", True): {
-                "expand.conv": "conv_pw",
-                "expand.norm": "bn1",
-                "depthwise.conv": "conv_dw",
-                "depthwise.norm": "bn2",
-                **_SE_TIMM,
-                "project.conv": "conv_pwl",
-                "project.norm": "bn3",
-            },
-            ("mbconv", False): {
-                "depthwise.conv": "conv_dw",
-                "depthwise.norm": "bn1",
-                **_SE_TIMM,
-                "project.conv": "conv_pw",
-                "project.norm": "bn2",
-            },
-            ("fused", True): {
-                "expand.conv": "conv_exp",
-                "expand.norm": "bn1",
-                **_SE_TIMM,
-                "project.conv": "conv_pwl",
-                "project.norm": "bn2",
-            },
-            ("fused", False): {"project.conv": "conv", "project.norm": "bn1"},
-        },
+        mbconv="conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
+        mbconv1="conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2",
+        fused="conv_exp bn1 se.conv_reduce se.conv_expand conv_pwl bn2",
+        fused1="- - conv bn1",
     ),
     territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
     trained=_timm_trained,
@@ -187,41 +169,12 @@ _TORCHVISION = Names(
     convention="pytorch",
     anchor="features.0.0.weight",
     layers=_layers(
-        {
-            "stem.conv": "features.0.0",
-            "stem.norm": "features.0.1",
-            "head.conv": "features.{last}.0",
-            "head.norm": "features.{last}.1",
-            "classifier": "classifier.1",
-        },
+        "features.0.0 features.0.1 features.{last}.0 features.{last}.1 classifier.1",
         "features.{stage}.{repeat}.block.",
-        {
-            ("mbconv", True): {
-                "expand.conv": "0.0",
-                "expand.norm": "0.1",
-                "depthwise.conv": "1.0",
-                "depthwise.norm": "1.1",
-                "se.reduce": "2.fc1",
-                "se.expand": "2.fc2",
-                "project.conv": "3.0",
-                "project.norm": "3.1",
-            },
-            ("mbconv", False): {
-                "depthwise.conv": "0.0",
-                "depthwise.norm": "0.1",
-                "se.reduce": "1.fc1",
-                "se.expand": "1.fc2",
-                "project.conv": "2.0",
-                "project.norm": "2.1",
-            },
-            ("fused", True): {
-                "expand.conv": "0.0",
-                "expand.norm": "0.1",
-                "project.conv": "1.0",
-                "project.norm": "1.1",
-            },
-            ("fused", False): {"project.conv": "0.0", "project.norm": "0.1"},
-        },
+        mbconv="0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
+        mbconv1="0.0 0.1 1.fc1 1.fc2 2.0 2.1",
+        fused="0.0 0.1 - - 1.0 1.1",
+        fused1="- - 0.0 0.1",
     ),
     territory=re.compile(r"(features|classifier)\..*"),
     trained=_torchvision_trained,
@@ -230,39 +183,15 @@ _TORCHVISION = Names(
 
 # efficientnet_pytorch.
 
-_SE_PORT = {"se.reduce": "_se_reduce", "se.expand": "_se_expand"}
-
 _EFFICIENTNET_PYTORCH = Names(
     library="efficientnet_pytorch",
     convention="pytorch",
     anchor="_conv_stem.weight",
     layers=_layers(
-        {
-            "stem.conv": "_conv_stem",
-            "stem.norm": "_bn0",
-            "head.conv": "_conv_head",
-            "head.norm": "_bn1",
-            "classifier": "_fc",
-        },
+        "_conv_stem _bn0 _conv_head _bn1 _fc",
         "_blocks.{number}.",
-        {
-            ("mbconv", True): {
-                "expand.conv": "_expand_conv",
-                "expand.norm": "_bn0",
-                "depthwise.conv": "_depthwise_conv",
-                "depthwise.norm": "_bn1",
-                **_SE_PORT,
-                "project.conv": "_project_conv",
-                "project.norm": "_bn2",
-            },
-            ("mbconv", False): {
-                "depthwise.conv": "_depthwise_conv",
-                "depthwise.norm": "_bn1",
-                **_SE_PORT,
-                "project.conv": "_project_conv",
-                "project.norm": "_bn2",
-            },
-        },
+        mbconv="_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
+        mbconv1="_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
     ),
     territory=re.compile(r"(_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\..*"),
     trained=_as_published,
@@ -273,24 +202,15 @@ _EFFICIENTNET_PYTORCH = Names(
 
 
 def _keras_layers(depthwise: str) -> Callable[[EfficientNetSpec], dict[str, str]]:
-    expand = {"expand.conv": "expand_conv", "expand.norm": "expand_bn"}
-    project = {"project.conv": "project_conv", "project.norm": "project_bn"}
-    squeeze = {"se.reduce": "se_reduce", "se.expand": "se_expand"}
-    middle = {"depthwise.conv": depthwise, "depthwise.norm": "bn"} | squeeze
-    outside = {
-        "stem.conv": "stem_conv",
-        "stem.norm": "stem_bn",
-        "head.conv": "top_conv",
-        "head.norm": "top_bn",
-        "classifier": "predictions",
-    }
-    blocks: Blocks = {
-        ("mbconv", True): expand | middle | project,
-        ("mbconv", False): middle | project,
-        ("fused", True): expand | squeeze | project,
-        ("fused", False): squeeze | project,
-    }
-    return _layers(outside, "block{stage}{letter}_", blocks)
+    end = "se_reduce se_expand project_conv project_bn"
+    return _layers(
+        "stem_conv stem_bn top_conv top_bn predictions",
+        "block{stage}{letter}_",
+        mbconv=f"expand_conv expand_bn {depthwise} bn {end}",
+        mbconv1=f"{depthwise} bn {end}",
+        fused=f"expand_conv expand_bn {end}",
+        fused1=end,
+    )
 
 
 def _keras(version: str, anchor: str, depthwise: str) -> Names:
@@ -318,13 +238,9 @@ _KERAS_CLASSES = (
 
 def _keras_numbers(spec: EfficientNetSpec) -> dict[str, str]:
     """Numbers the layers of each Keras class in the order in which an image passes them."""
-    # A stable sort: only the head and the classifier move, behind the blocks.
-    layers = sorted(
-        _keras_layers("dwconv")(spec), key=lambda name: name.startswith(("head", CLASSIFIER))
-    )
     counts: dict[str, int] = {}
     names = {}
-    for layer in layers:
+    for layer in _keras_layers("dwconv")(spec):
         kind = next(x for pattern, x in _KERAS_CLASSES if re.fullmatch(pattern, layer))
         number = counts[kind] = counts.get(kind, -1) + 1
         names[layer] = f"layers/{kind}{f'_{number}' if number else ''}/vars"
@@ -345,97 +261,36 @@ _KERAS_NUMBERS = Names(
 # TensorFlow 2 have paths of attributes.
 
 _NORM = "tpu_batch_normalization"
-_SE = {"se.reduce": "se/conv2d", "se.expand": "se/conv2d_1"}
+_SE_GRAPH = "se/conv2d se/conv2d_1"
+_SE_OBJECTS = "_se/_se_reduce _se/_se_expand"
 
 _GRAPH = Names(
     library="TensorFlow 1 (official)",
     convention="tensorflow",
     anchor="stem/conv2d/kernel",
     layers=_layers(
-        {
-            "stem.conv": "stem/conv2d",
-            "stem.norm": f"stem/{_NORM}",
-            "head.conv": "head/conv2d",
-            "head.norm": f"head/{_NORM}",
-            "classifier": "head/dense",
-        },
+        f"stem/conv2d stem/{_NORM} head/conv2d head/{_NORM} head/dense",
         "blocks_{number}/",
-        {
-            ("mbconv", True): {
-                "expand.conv": "conv2d",
-                "expand.norm": _NORM,
-                "depthwise.conv": "depthwise_conv2d",
-                "depthwise.norm": f"{_NORM}_1",
-                **_SE,
-                "project.conv": "conv2d_1",
-                "project.norm": f"{_NORM}_2",
-            },
-            ("mbconv", False): {
-                "depthwise.conv": "depthwise_conv2d",
-                "depthwise.norm": _NORM,
-                **_SE,
-                "project.conv": "conv2d",
-                "project.norm": f"{_NORM}_1",
-            },
-            ("fused", True): {
-                "expand.conv": "conv2d",
-                "expand.norm": _NORM,
-                **_SE,
-                "project.conv": "conv2d_1",
-                "project.norm": f"{_NORM}_1",
-            },
-            ("fused", False): {**_SE, "project.conv": "conv2d", "project.norm": _NORM},
-        },
+        mbconv=f"conv2d {_NORM} depthwise_conv2d {_NORM}_1 {_SE_GRAPH} conv2d_1 {_NORM}_2",
+        mbconv1=f"depthwise_conv2d {_NORM} {_SE_GRAPH} conv2d {_NORM}_1",
+        fused=f"conv2d {_NORM} {_SE_GRAPH} conv2d_1 {_NORM}_1",
+        fused1=f"{_SE_GRAPH} conv2d {_NORM}",
     ),
     territory=re.compile(r"(stem|blocks_\d+|head)/.*"),
     trained=_as_published,
 )
-
-_SE_OBJECTS = {"se.reduce": "_se/_se_reduce", "se.expand": "_se/_se_expand"}
 
 _OBJECTS = Names(
     library="TensorFlow 2 (official)",
     convention="tensorflow",
     anchor="_stem/_conv_stem/kernel",
     layers=_layers(
-        {
-            "stem.conv": "_stem/_conv_stem",
-            "stem.norm": "_stem/_norm",
-            "head.conv": "_head/_conv_head",
-            "head.norm": "_head/_norm",
-            "classifier": "_fc",
-        },
+        "_stem/_conv_stem _stem/_norm _head/_conv_head _head/_norm _fc",
         "_blocks/{number}/",
-        {
-            ("mbconv", True): {
-                "expand.conv": "_expand_conv",
-                "expand.norm": "_norm0",
-                "depthwise.conv": "_depthwise_conv",
-                "depthwise.norm": "_norm1",
-                **_SE_OBJECTS,
-                "project.conv": "_project_conv",
-                "project.norm": "_norm2",
-            },
-            ("mbconv", False): {
-                "depthwise.conv": "_depthwise_conv",
-                "depthwise.norm": "_norm1",
-                **_SE_OBJECTS,
-                "project.conv": "_project_conv",
-                "project.norm": "_norm2",
-            },
-            ("fused", True): {
-                "expand.conv": "_expand_conv",
-                "expand.norm": "_norm0",
-                **_SE_OBJECTS,
-                "project.conv": "_project_conv",
-                "project.norm": "_norm1",
-            },
-            ("fused", False): {
-                **_SE_OBJECTS,
-                "project.conv": "_project_conv",
-                "project.norm": "_norm1",
-            },
-        },
+        mbconv=f"_expand_conv _norm0 _depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
+        mbconv1=f"_depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
+        fused=f"_expand_conv _norm0 {_SE_OBJECTS} _project_conv _norm1",
+        fused1=f"{_SE_OBJECTS} _project_conv _norm1",
     ),
     territory=re.compile(r"(_stem|_blocks|_head|_fc)/.*"),
     trained=_as_published,

@@ -124,7 +124,8 @@ class Family:
         name: The family's name in the descriptions that are written beside weights.
         title: The family's name in messages.
         spec: The type of its specs.
-        module: The type of its modules, which takes a spec and the arguments of ``create_model``.
+        module: The type of its modules, which takes a spec, the arguments of ``create_model`` and
+            ``rngs``. All but the spec and ``rngs`` have defaults.
         specs: All networks of the family that have a name.
         read_spec: Makes a spec from its fields as JSON holds them.
         as_trained: The fields of a spec that change what given weights compute, and the modules'

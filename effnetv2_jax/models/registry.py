@@ -204,7 +204,7 @@ def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = N
     """Counts the parameters and multiply-adds of a model without allocating it.
 
     >>> model_info("efficientnetv2-tiny", num_classes=10).parameters
-    17544
+    17228
 
     Args:
         name: One of ``list_models()``.

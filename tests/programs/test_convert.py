@@ -16,7 +16,7 @@ def convert(*flags):
 
 
 def content(path):
-    """Of a safetensors file, whose metadata are in no order."""
+    """Returns the tensors and the metadata of a safetensors file."""
     with safetensors.safe_open(path, "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {name: (x.shape, x.tobytes()) for name, x in tensors.items()}, file.metadata()

@@ -1,4 +1,4 @@
-"""What goes out comes in again, to the last bit."""
+"""Weights that are saved and loaded again are the same to the last bit."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_the_network_is_written_beside_its_weights(tmp_path, file):
 
 
 def test_a_network_of_ones_own_comes_back_without_being_named(tmp_path):
-    """As its description has all that a spec says."""
+    """The description holds the whole spec."""
     groups = get_spec("efficientnetv2-tiny").groups[:2]
     model = make_tiny(groups=groups, activation="relu6")
     save_weights(model, tmp_path / "own.safetensors")
@@ -128,7 +128,7 @@ def test_the_network_of_timm_that_computes_the_same(model, changes, name):
     assert TIMM.names.their_model(dataclasses.replace(get_spec(model), **changes)) == name
 
 
-def test_nothing_that_is_there_is_replaced_unless_asked_for(tiny_model, tiny_file):
+def test_an_existing_file_is_replaced_only_on_request(tiny_model, tiny_file):
     before = tiny_file.read_bytes()
     with pytest.raises(UsageError, match=r"tiny.safetensors' exists already"):
         save_weights(make_tiny(seed=1), tiny_file)

@@ -1,4 +1,4 @@
-"""ViTs' weights: round trips, timm's names, other image sizes, and what does not fit."""
+"""ViTs' weights: round trips, timm's names, other image sizes, and weights that do not fit."""
 
 import dataclasses
 import json
@@ -36,12 +36,12 @@ TINY = VisionTransformerSpec("vit-trial", 4, 16, 2, 2, 16, "vit")
 
 @pytest.fixture(autouse=True)
 def trial(monkeypatch):
-    """A small model of the list."""
+    """Adds a small model to the list."""
     monkeypatch.setitem(SPECS, TINY.name, TINY)
 
 
 def make(seed=0, num_classes=10, **fields):
-    """Random in every tensor."""
+    """Makes a small model with random numbers in every tensor."""
     spec = dataclasses.replace(TINY, **fields)
     model = VisionTransformer(spec, num_classes=num_classes, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def make(seed=0, num_classes=10, **fields):
 
 
 def write(path, model, prefix="", more=None):
-    """Its weights as timm names them."""
+    """Writes a model's weights in timm's names."""
     places = TIMM_VIT.places(model.spec, 10)
     tensors = {
         prefix + places[name].name: places[name].to_theirs(array)
@@ -92,7 +92,7 @@ def test_timms_names(tmp_path):
 
 
 def test_a_file_of_deits_own_code(tmp_path):
-    """Its tensors are in a dictionary of the file's."""
+    """Such a file holds the tensors in a dictionary."""
     model = make()
     other, loaded = load_model(write(tmp_path / "x.safetensors", model, "model."), TINY.name)
     assert same_bits(arrays(other), arrays(model))
@@ -181,10 +181,10 @@ def test_another_number_of_classes_and_size_at_once(tmp_path):
             np.testing.assert_array_equal(after[name], kept[name])
 
 
-# Whose they are.
+# Recognising the network.
 
 
-def test_models_that_differ_in_what_they_expect_alone(tmp_path, monkeypatch):
+def test_models_that_differ_only_in_what_they_expect(tmp_path, monkeypatch):
     monkeypatch.setitem(SPECS, "other", dataclasses.replace(TINY, name="other", eval_size=24))
     path = write(tmp_path / "x.safetensors", make())
     with pytest.raises(UsageError, match=r"x.safetensors' may be vit-trial or other, which differ"):
@@ -257,7 +257,7 @@ def test_timms_name_is_seen_in_a_files(tmp_path, file, architecture):
 
 
 def test_a_model_takes_over_the_epsilon_of_its_weights(tmp_path, forward):
-    # Small numbers, of which the epsilon shows.
+    # The epsilon only shows with small numbers.
     trained = make()
     trained.embed.patches.kernel[...] = trained.embed.patches.kernel[...] * 1e-3
     for name in ("class_token", "positions"):
@@ -273,7 +273,7 @@ def test_a_model_takes_over_the_epsilon_of_its_weights(tmp_path, forward):
     assert not np.allclose(forward(other, images), forward(trained, images), rtol=1e-2)
 
 
-# What does not fit.
+# Weights that do not fit.
 
 
 def test_another_kind_of_network_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without PyTorch: its own ones, broken ones, evil ones."""
+"""Reading files of torch.save without PyTorch: PyTorch's own, damaged ones, malicious ones."""
 
 import collections
 import io
@@ -56,7 +56,7 @@ def test_a_file_that_is_cut_short_is_named(file, tmp_path):
 
 @pytest.mark.parametrize("file", ["torch_zip.pth", "torch_legacy.pth"])
 def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
-    """Any single byte: either it is noticed, or the numbers are other ones."""
+    """A changed byte is either noticed, or it changes a number."""
     data = (GOLDEN / file).read_bytes()
     path = tmp_path / "x.pth"
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
 
 
 class Evil:
-    """What a pickle may do to whoever unpickles it."""
+    """An object whose pickle calls a function when it is unpickled."""
 
     def __init__(self, called, *arguments):
         self._does = (called, arguments)
@@ -115,7 +115,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protoc
 @pytest.mark.parametrize(
     "called", [eval, exec, getattr, np.frombuffer, pathlib.Path, collections.Counter]
 )
-def test_whatever_else_a_pickle_names_is_refused(tmp_path, called):
+def test_a_pickle_that_names_anything_else_is_refused(tmp_path, called):
     zip_file(tmp_path / "x.pth", pickle.dumps(Evil(called, "1"), protocol=4))
     name = f"{called.__module__}.{called.__qualname__}"
     with (
@@ -129,7 +129,7 @@ STORAGE = object()
 
 
 class Tensor:
-    """Pickled as PyTorch pickles a view of a storage of four numbers."""
+    """An object that is pickled like PyTorch's view of a storage of four numbers."""
 
     def __init__(self, rebuild, offset, shape, strides):
         self._does = (
@@ -143,7 +143,7 @@ class Tensor:
 
 @pytest.fixture
 def pickle_tensor(monkeypatch):
-    """Of (offset, shape, strides) → the pickle that PyTorch would write."""
+    """Returns a function from (offset, shape, strides) to the pickle that PyTorch would write."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     torch.FloatStorage = type("FloatStorage", (), {"__module__": "torch"})
 
