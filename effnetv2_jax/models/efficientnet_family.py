@@ -335,4 +335,5 @@ FAMILY = Family(
         _GRAPH,
         _OBJECTS,
     ),
+    timm_names=r"(?:tf_)?efficientnet(?:v2)?",
 )

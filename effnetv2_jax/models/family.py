@@ -136,6 +136,8 @@ class Family:
         lacks: The arguments of ``create_model`` that the module does not take.
         names: The names of the layers in each library's files. The first one that a file matches
             counts.
+        timm_names: A pattern of the beginning of timm's names of its networks, by which they are
+            recognised in the names of files.
         positions: The position embedding; None if the family has none.
     """
 
@@ -149,6 +151,7 @@ class Family:
     also_adopted: tuple[str, ...]
     compared: tuple[str, ...]
     names: tuple[Names, ...]
+    timm_names: str
     lacks: frozenset[str] = frozenset()
     positions: Positions | None = None
 

@@ -151,6 +151,8 @@ FAMILY = Family(
     also_adopted=("preprocessing",),
     compared=("num_heads",),
     names=(_OURS, _TIMM),
+    # Not the end of another word, such as maxvit.
+    timm_names=r"(?<![a-z0-9])(?:vit|deit)",
     # It has no batch norm.
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
     positions=Positions(

@@ -9,7 +9,6 @@ import pathlib
 import zipfile
 from collections.abc import Iterator
 
-import h5py
 import numpy as np
 
 from effnetv2_jax.runtime.errors import UsageError
@@ -47,6 +46,8 @@ def open_archive(path: pathlib.Path) -> Iterator[Tensors]:
 
 @contextlib.contextmanager
 def _read(path: pathlib.Path, file) -> Iterator[Tensors]:
+    import h5py  # only these files need it
+
     try:
         hdf5 = h5py.File(file, "r")
     except OSError as error:
