@@ -1,57 +1,65 @@
 """Converts weights: ``python -m effnetv2_jax.convert --from=PATH_OR_NAME --to=PATH``.
 
-From anything that ``load_weights`` reads, to safetensors in our names or timm's (a path that ends
-in .safetensors) or to an Orbax folder (any other).
+It reads everything that ``load_weights`` reads. It writes safetensors in our names or timm's if the
+path ends in .safetensors, and an Orbax folder otherwise.
 """
 
 from absl import flags
 
+from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.runtime import cli
 from effnetv2_jax.weights import read_weights, save_weights
-from effnetv2_jax.weights.read import ADOPTED
-from effnetv2_jax.weights.save import in_timm
+from effnetv2_jax.weights.dialects.dialect import OURS, get_dialect
+from effnetv2_jax.weights.save import NAMINGS
 
-MODEL = flags.DEFINE_string("model", None, "That they must fit; by default the one they do.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Model to check the weights against. Inferred from the weights by default."
+)
 FROM = flags.DEFINE_string(
     "from",
     None,
-    "File, folder, prefix of a checkpoint, or published name.",
+    "Weights to read: a file, a folder, the prefix of a TensorFlow checkpoint, or a published "
+    "name.",
     required=True,
 )
 TO = flags.DEFINE_string(
-    "to", None, "A path ending in .safetensors, or a folder for Orbax.", required=True
+    "to",
+    None,
+    "Path to write to: a file if it ends in .safetensors, otherwise an Orbax folder.",
+    required=True,
 )
-NAMING = flags.DEFINE_enum("naming", "effnetv2_jax", ["effnetv2_jax", "timm"], "Of the tensors.")
-EMA = flags.DEFINE_bool("ema", True, "Take the moving averages where there are two.")
+NAMING = flags.DEFINE_enum(
+    "naming", OURS, NAMINGS, "Names of the tensors. timm's names need a .safetensors file."
+)
+EMA = flags.DEFINE_bool("ema", True, "Take the moving averages if the weights have both.")
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "timm's name of the network, where the file does not tell it."
+    "architecture", None, "timm's name of the network, if neither the file nor its folder tells it."
 )
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that is there.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
 def main() -> None:
     weights = read_weights(FROM.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value)
     save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
     spec = weights.spec
+    family = family_of(spec)
     numbers = sum(x.size for x in weights.tensors.values())
     print(
         f"{spec.name} with {weights.num_classes} classes, {len(weights.tensors)} tensors, "
         f"{numbers:,} numbers, from {weights.origin}"
     )
-    computes = (name for name in ADOPTED[type(spec)] if not name.endswith("_size"))
+    computes = (name for name in family.adopted if not name.endswith("_size"))
     print(
         ", ".join(f"{name} {getattr(spec, name)}" for name in computes),
         f"{spec.eval_size} px",
         sep=", ",
     )
-    if NAMING.value == "timm":
-        name = in_timm(spec)
-        print(
-            f"written to {TO.value} in timm's names, "
-            + (f"for timm's {name}" if name else "of which timm has no network just like it")
-        )
-    else:
+    if NAMING.value == OURS:
         print(f"written to {TO.value}")
+        return
+    name = get_dialect(family, NAMING.value).names.their_model(spec)
+    network = f"for timm's {name}" if name else "but timm has no network just like it"
+    print(f"written to {TO.value} in timm's names, {network}")
 
 
 if __name__ == "__main__":

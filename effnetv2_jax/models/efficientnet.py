@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
+from effnetv2_jax.models.family import Network
 from effnetv2_jax.models.initializers import dense_kernel_init
 from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
@@ -257,7 +258,7 @@ _KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTIC
 _KEEP_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION, BATCH_STATISTICS)
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Network):
     """EfficientNet V1, V2, Lite or a hybrid of them, as its spec says.
 
     Parameters are float32. A new model is in evaluation mode: ``model(images)`` uses the moving

@@ -1,7 +1,7 @@
 """The frozen tables of every EfficientNet: V2, V1, Lite, and the hybrids of Table 3.
 
-Stage is the paper's word for a row of Table 1 or Table 4; here it is a group, since a stage is also
-a part of progressive learning.
+The paper calls a row of Table 1 or Table 4 a stage. Here it is a group, because a stage is also a
+part of progressive learning.
 """
 
 import dataclasses
@@ -16,13 +16,15 @@ class GroupSpec:
     """A run of equal blocks, one row of Table 1 or Table 4.
 
     Attributes:
-        op: ``mbconv`` or ``fused``.
-        repeats: number of blocks.
-        kernel_size: of the depthwise (MBConv) or first (Fused-MBConv) convolution.
-        stride: of the first block; the others have 1.
-        expand_ratio: expanded over input filters.
-        filters: output filters.
-        se_ratio: squeeze filters over the *input* filters of a block; 0 leaves out SE.
+        op: The kind of block, ``mbconv`` or ``fused``.
+        repeats: The number of blocks.
+        kernel_size: The side of the square kernel of the depthwise (MBConv) or first (Fused-MBConv)
+            convolution in px.
+        stride: The stride of the first block; the others have stride 1.
+        expand_ratio: The number of channels inside a block over that of its input.
+        filters: The number of output channels.
+        se_ratio: The number of channels of SE's bottleneck over that of the block's *input*; 0
+            leaves out SE.
     """
 
     op: Op
@@ -35,7 +37,7 @@ class GroupSpec:
 
 
 def squeezed_filters(in_filters: int, se_ratio: float) -> int:
-    """Channels of SE's bottleneck, measured by the block's *input* filters; 0 without SE."""
+    """Returns the channels of SE's bottleneck, a fraction of the block's *input*; 0 without SE."""
     return max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
 
 
@@ -44,15 +46,15 @@ class BlockSpec:
     """One block of a network.
 
     Attributes:
-        group: number of its group, from 0.
-        repeat: its number within the group, from 0.
-        op: ``mbconv`` or ``fused``.
-        in_filters: of the input.
-        filters: of the output.
-        kernel_size: as in ``GroupSpec``.
-        stride: of the block.
-        expand_ratio: as in ``GroupSpec``.
-        se_ratio: as in ``GroupSpec``.
+        group: The index of its group.
+        repeat: The index of the block in its group.
+        op: The kind of block, ``mbconv`` or ``fused``.
+        in_filters: The number of input channels.
+        filters: The number of output channels.
+        kernel_size: The side of the kernel in px, as in ``GroupSpec``.
+        stride: The stride of the block.
+        expand_ratio: The expansion, as in ``GroupSpec``.
+        se_ratio: The fraction of SE's bottleneck, as in ``GroupSpec``.
     """
 
     group: int
@@ -67,12 +69,12 @@ class BlockSpec:
 
     @property
     def expanded_filters(self) -> int:
-        """Channels inside the block."""
+        """The number of channels inside the block."""
         return self.in_filters * self.expand_ratio
 
     @property
     def squeezed_filters(self) -> int:
-        """Channels of SE's bottleneck; 0 without SE."""
+        """The number of channels of SE's bottleneck; 0 without SE."""
         return squeezed_filters(self.in_filters, self.se_ratio)
 
 
@@ -81,22 +83,25 @@ class EfficientNetSpec:
     """Everything that tells one network of the family from another.
 
     Attributes:
-        name: as in ``create_model``.
-        groups: the body, in order.
-        stem_filters: of the stride-2 3×3 convolution at the start.
-        head_filters: of the 1×1 convolution before pooling.
-        train_size: side of training images in px (the last stage's, in progressive learning).
-        eval_size: side of evaluation images in px.
-        dropout_rate: before the classifier, in the official configs.
-        preprocessing: name of the input's family in ``effnetv2_jax.preprocessing``.
-        head_init_scale: factor on the official initial kernel of the classifier, U(±1/√classes);
-            with few classes that starts with large logits, and 0.1 learns sooner.
-        activation: a name in ``layers.ACTIVATIONS``.
-        survival_prob: of the last block in stochastic depth; falls linearly from 1.
-        bn_momentum: 0.99, as in the paper.
-        bn_epsilon: 1e-3; networks that were trained in PyTorch mostly have 1e-5.
-        padding: of convolutions, one of ``convolutions.PADDINGS``: ``same``, or ``symmetric`` for
-            networks that were trained in PyTorch.
+        name: The name, as for ``create_model``.
+        groups: The groups of the body, in order.
+        stem_filters: The number of output channels of the stride-2 3×3 convolution at the start.
+        head_filters: The number of output channels of the 1×1 convolution before pooling.
+        train_size: The side of training images in px; in progressive learning, the last stage's.
+        eval_size: The side of evaluation images in px.
+        dropout_rate: The dropout rate before the classifier, from the official configs.
+        preprocessing: The input family's name in ``effnetv2_jax.preprocessing``.
+        head_init_scale: The factor on the official initial kernel of the classifier,
+            U(±1/√classes). With few classes that kernel gives large logits at first, and a factor
+            of 0.1 learns sooner.
+        activation: The activation, a name in ``activations.ACTIVATIONS``.
+        survival_prob: The probability that the last block survives stochastic depth; it falls
+            linearly from 1.
+        bn_momentum: The momentum of batch norm, 0.99 as in the paper.
+        bn_epsilon: The epsilon of batch norm, 1e-3. Networks that were trained in PyTorch mostly
+            have 1e-5.
+        padding: The padding of convolutions, one of ``convolutions.PADDINGS``: ``same``, or
+            ``symmetric`` for networks that were trained in PyTorch.
     """
 
     name: str
@@ -116,12 +121,12 @@ class EfficientNetSpec:
 
     @property
     def num_features(self) -> int:
-        """Of a pooled image, that the classifier sees."""
+        """The number of features of a pooled image, which the classifier sees."""
         return self.head_filters
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """Every block of the body, in order."""
+        """All blocks of the body, in order."""
         blocks: list[BlockSpec] = []
         for number, group in enumerate(self.groups):
             for repeat in range(group.repeats):
@@ -142,25 +147,26 @@ class EfficientNetSpec:
 
 
 V1_KEEPS = 0.9
-"""See ``round_filters``."""
+"""The ``keep`` of ``round_filters`` in V1 and Lite."""
 
 
 def round_filters(filters: int, width: float, keep: float = 0.0) -> int:
     """Scales filters by ``width`` and rounds to the nearest multiple of 8, at least 8.
 
     Args:
-        filters: at width 1.
-        width: to scale by.
-        keep: fraction of the asked width that rounding must not fall below, else it rounds up: 0.9
-            in V1 and Lite. That is the first group of B3, which the published weights have with 24
-            filters; google/automl, which builds V1 with V2's rounding, gives it 16.
+        filters: The number of filters at width 1.
+        width: The factor.
+        keep: The fraction of the scaled number below which the result must not fall; otherwise it
+            is rounded up. It is 0.9 in V1 and Lite, which only changes the first group of B3: the
+            published weights have 24 filters there. google/automl builds V1 with V2's rounding and
+            gives it 16.
     """
     rounded = max(8, int(filters * width + 4) // 8 * 8)
     return rounded if rounded >= keep * filters * width else rounded + 8
 
 
 def round_repeats(repeats: int, depth: float) -> int:
-    """Scales repeats by ``depth`` and rounds up."""
+    """Scales a number of repeats by ``depth`` and rounds up."""
     return math.ceil(repeats * depth)
 
 
@@ -269,10 +275,10 @@ def _v1(
 def _lite(
     index: int, width: float, depth: float, eval_size: int, dropout_rate: float
 ) -> EfficientNetSpec:
-    """EfficientNet-Lite: V1 without SE, ReLU6 for SiLU, stem and head unscaled.
+    """Returns an EfficientNet-Lite: V1 without SE, with ReLU6, stem and head unscaled.
 
-    As tensorflow/tpu's ``efficientnet/lite``: the first and the last group also keep their number
-    of blocks.
+    As in tensorflow/tpu's ``efficientnet/lite``, the first and the last group also keep their
+    number of blocks.
     """
     last = len(_V1_BASE) - 1
     groups = tuple(
@@ -298,10 +304,10 @@ def _lite(
 
 
 def _fuse_first(spec: EfficientNetSpec, count: int) -> EfficientNetSpec:
-    """Replaces the first ``count`` groups by Fused-MBConv, as a row of Table 3.
+    """Replaces the first ``count`` groups by Fused-MBConv, as in a row of Table 3.
 
-    A fused group keeps its kernel size and loses its SE. That is the definition whose parameters
-    come nearest to Table 3's: 20.9, 43.5 and 132.1 million against 20.0, 43.4 and 132.0.
+    A fused group keeps its kernel size and loses its SE. This definition comes nearest to Table 3's
+    parameters: 20.9, 43.5 and 132.1 million against 20.0, 43.4 and 132.0.
     """
     groups = tuple(
         dataclasses.replace(group, op="fused", se_ratio=0.0) if i < count else group
@@ -310,7 +316,7 @@ def _fuse_first(spec: EfficientNetSpec, count: int) -> EfficientNetSpec:
     return dataclasses.replace(spec, name=f"{spec.name}-fused-1-{count}", groups=groups)
 
 
-# No published network: V2's parts at a size that compiles in seconds, for trying things out.
+# V2's parts at a size that compiles in seconds, for trying things out. It was never published.
 _TINY = EfficientNetSpec(
     name="efficientnetv2-tiny",
     groups=(_fused(1, 1, 1, 8), _fused(1, 2, 4, 16), _mbconv(2, 2, 4, 24)),
@@ -322,7 +328,8 @@ _TINY = EfficientNetSpec(
     preprocessing="v2",
 )
 
-# timm's own: V2-S at 0.8 of the width and 0.9 of the depth, rounded as V1, trained in PyTorch.
+# timm's own network: V2-S at 0.8 of the width and 0.9 of the depth, rounded as V1 is, and trained
+# in PyTorch.
 _RW_T = EfficientNetSpec(
     name="efficientnetv2-rw-t",
     groups=(

@@ -1,49 +1,43 @@
-"""Name → spec → module."""
+"""The families of networks, and the way from a name to a spec to a module."""
 
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effnetv2_jax.models import efficientnet_family, vit_family
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
-from effnetv2_jax.models.efficientnet import EfficientNet
-from effnetv2_jax.models.efficientnet_specs import EFFICIENTNET_SPECS, EfficientNetSpec
+from effnetv2_jax.models.family import Family, Network, Spec
 from effnetv2_jax.models.layers import AxisName
-from effnetv2_jax.models.vit import VisionTransformer
-from effnetv2_jax.models.vit_specs import VIT_SPECS, VisionTransformerSpec
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
-Spec = EfficientNetSpec | VisionTransformerSpec
-Network = EfficientNet | VisionTransformer
+FAMILIES: tuple[Family, ...] = (
+    efficientnet_family.FAMILY,
+    vit_family.FAMILY,
+)
 
-SPECS: dict[str, Spec] = {**EFFICIENTNET_SPECS, **VIT_SPECS}
-
-_NETWORKS: dict[type[Spec], Callable[..., Network]] = {
-    EfficientNetSpec: EfficientNet,
-    VisionTransformerSpec: VisionTransformer,
-}
-"""What builds a network from a spec; all take the same arguments beside it."""
+SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.specs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What one wants to know of a model before building it.
+    """The facts about a model that are known without building it.
 
     Attributes:
-        name: as in ``create_model``.
-        num_classes: of the classifier that is counted.
-        parameters: trainable parameters.
-        multiply_adds: of one image at ``image_size``; what the paper calls FLOPs.
-        image_size: side in px at which multiply_adds is counted, the evaluation size by default.
-        train_size: side of training images in px.
-        eval_size: side of evaluation images in px.
-        preprocessing: name of the input's family in ``effnetv2_jax.preprocessing``.
-        spec: all the rest.
+        name: The model's name, as for ``create_model``.
+        num_classes: The number of classes of the classifier that is counted.
+        parameters: The number of trainable parameters.
+        multiply_adds: The number of multiply-adds for one image at ``image_size``, which the paper
+            calls FLOPs.
+        image_size: The side in px at which multiply_adds is counted.
+        train_size: The side of training images in px.
+        eval_size: The side of evaluation images in px.
+        preprocessing: The input family's name in ``effnetv2_jax.preprocessing``.
+        spec: The complete description of the network.
     """
 
     name: str
@@ -58,10 +52,22 @@ class ModelInfo:
 
 
 def get_spec(name: str) -> Spec:
-    """The frozen spec of a model; raises UsageError with the near names for an unknown one."""
+    """Returns the frozen spec of a model.
+
+    >>> get_spec("efficientnetv2-s").eval_size
+    384
+
+    Raises:
+        UsageError: If the name is unknown; the message lists the nearest names.
+    """
     if name not in SPECS:
         raise unknown_name("model", name, SPECS)
     return SPECS[name]
+
+
+def family_of(spec: Spec) -> Family:
+    """Returns the family that a spec belongs to."""
+    return next(family for family in FAMILIES if isinstance(spec, family.spec))
 
 
 def create_model(
@@ -78,31 +84,35 @@ def create_model(
 ) -> Network:
     """Builds a model with freshly initialised parameters, in evaluation mode.
 
+    >>> model = create_model("efficientnetv2-tiny", num_classes=10)
+    >>> model(jnp.zeros((1, 32, 32, 3))).shape
+    (1, 10)
+
     Args:
-        name: one of ``list_models()``, e.g. ``efficientnetv2-s``.
-        num_classes: of the classifier; 0 gives pooled features.
-        dtype: of the computation, float32 or bfloat16; parameters are float32.
-        axis_name: mesh axis, or axes, over whose devices batch norm averages its statistics in
-            training; of no meaning where there is none.
-        bn_group_size: neighbouring devices that do so together, at most all; None for all.
-        remat: what training computes anew in the backward pass to save memory: ``none``,
-            ``blocks`` or ``stages``.
-        scan_blocks: equal blocks of an EfficientNet become a loop, which is compiled in less time;
-            parameters and results stay the same.
-        rngs: keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
-        **overrides: fields of the model's spec to change, e.g. ``survival_prob=1.0`` or
-            ``bn_momentum=0.9``; for a ViT of another image size ``eval_size=224``.
+        name: One of ``list_models()``, for example ``efficientnetv2-s``.
+        num_classes: The number of classes; 0 leaves out the classifier, and the model returns
+            pooled features.
+        dtype: The dtype of the computation, float32 or bfloat16. Parameters are float32.
+        axis_name: The mesh axis, or axes, over whose devices batch norm averages its statistics in
+            training. Networks without batch norm ignore it.
+        bn_group_size: The number of neighbouring devices that average together, at most all of
+            them; None for all. Networks without batch norm ignore it.
+        remat: The part of the network that the backward pass computes again to save memory:
+            ``none``, ``blocks`` or ``stages``.
+        scan_blocks: Runs equal blocks of an EfficientNet as a loop, which compiles faster.
+            Parameters and results stay the same.
+        rngs: The keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
+        **overrides: Fields of the model's spec to change, for example ``survival_prob=1.0`` or
+            ``bn_momentum=0.9``. A ViT for another image size needs ``eval_size=224``.
 
     Returns:
         The Flax NNX module.
 
     Raises:
-        UsageError: for an unknown name, remat or override, a negative num_classes, or scan_blocks
-            of a network that has none.
+        UsageError: If the name, remat or an override is unknown, num_classes is negative, or
+            scan_blocks is asked of a network that has none.
     """
     spec = get_spec(name)
-    if scan_blocks and not isinstance(spec, EfficientNetSpec):
-        raise UsageError(f"scan_blocks must be False for {name}, which is no EfficientNet")
     for field in overrides:
         if field not in vars(spec):
             raise unknown_name(f"field of {type(spec).__name__}", field, vars(spec))
@@ -113,13 +123,36 @@ def create_model(
         axis_name=axis_name,
         bn_group_size=bn_group_size,
         remat=remat,
+        scan_blocks=scan_blocks,
         rngs=nnx.Rngs(0) if rngs is None else rngs,
-        **({"scan_blocks": True} if scan_blocks else {}),
     )
 
 
-class _OneKey:
-    """In place of ``nnx.Rngs``, whose counting under a trace takes time quadratic in its calls."""
+def build(spec: Spec, **arguments: Any) -> Network:
+    """Builds the network that a spec describes.
+
+    Args:
+        spec: The network, of any family.
+        **arguments: Arguments of ``create_model``, with ``rngs``. Those that the network does not
+            have are ignored, except that ``scan_blocks`` must be False.
+
+    Raises:
+        UsageError: As ``create_model``.
+    """
+    family = family_of(spec)
+    if arguments.get("scan_blocks") and "scan_blocks" in family.lacks:
+        raise UsageError(
+            f"scan_blocks must be False for {spec.name}: no {family.title} can scan its blocks"
+        )
+    taken = {name: value for name, value in arguments.items() if name not in family.lacks}
+    return family.module(spec, **taken)
+
+
+class OneKey:
+    """A stand-in for ``nnx.Rngs`` under a trace, which returns the same key every time.
+
+    ``nnx.Rngs`` counts its calls, which under a trace takes time quadratic in their number.
+    """
 
     def __init__(self):
         self._key = jax.random.key(0)
@@ -134,48 +167,54 @@ class _OneKey:
 
 
 def abstract_model(name: str, **arguments: Any) -> Network:
-    """The shapes of a model (``nnx.eval_shape``), of any size in a moment.
+    """Returns a model with shapes instead of arrays, in a moment and without memory.
+
+    >>> abstract_model("efficientnetv2-tiny").stem.conv.kernel.shape
+    (3, 3, 3, 8)
 
     Args:
-        name: as for ``create_model``.
-        **arguments: likewise, without ``rngs``.
+        name: The model's name, as for ``create_model``.
+        **arguments: Arguments of ``create_model`` except ``rngs``.
 
     Returns:
-        The module with a ``jax.ShapeDtypeStruct`` in place of every array.
+        The module with a ``jax.ShapeDtypeStruct`` in place of every array (``nnx.eval_shape``).
 
     Raises:
-        UsageError: as ``create_model``.
+        UsageError: As ``create_model``.
     """
 
     def create() -> Network:
-        rngs: Any = _OneKey()  # made under the trace, so that no device is touched
+        rngs: Any = OneKey()  # made under the trace, so that no device is touched
         return create_model(name, rngs=rngs, **arguments)
 
     return nnx.eval_shape(create)
 
 
-def build(spec: Spec, **arguments: Any) -> Network:
-    """The network of a spec, whatever its kind; see ``create_model`` for the arguments."""
-    return _NETWORKS[type(spec)](spec, **arguments)
-
-
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell pattern such as ``efficientnetv2*``, sorted."""
+    """Returns the sorted names of the models that match a shell pattern.
+
+    >>> list_models("efficientnetv2-b*")
+    ['efficientnetv2-b0', 'efficientnetv2-b1', 'efficientnetv2-b2', 'efficientnetv2-b3']
+    """
     return sorted(fnmatch.filter(SPECS, pattern))
 
 
 @functools.cache
 def model_info(name: str, *, num_classes: int = 1000, image_size: int | None = None) -> ModelInfo:
-    """Parameters, multiply-adds and sizes of a model, without allocating it.
+    """Counts the parameters and multiply-adds of a model without allocating it.
+
+    >>> model_info("efficientnetv2-tiny", num_classes=10).parameters
+    17228
 
     Args:
-        name: one of ``list_models()``.
-        num_classes: of the classifier.
-        image_size: side in px at which multiply-adds are counted; None means the evaluation size.
-            A ViT is counted as one that is made for it, of which the position embedding is part.
+        name: One of ``list_models()``.
+        num_classes: The number of classes.
+        image_size: The side in px at which multiply-adds are counted; None means the evaluation
+            size. A ViT is counted as if it were made for this size, because its position embedding
+            depends on it.
 
     Raises:
-        UsageError: for an unknown name or an image size below 1.
+        UsageError: If the name is unknown or the image size is below 1.
     """
     spec = get_spec(name)
     image_size = spec.eval_size if image_size is None else image_size

@@ -1,5 +1,9 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): a peer in the comparisons."""
+"""The Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): a peer in the comparisons.
 
+The specs are those that EfficientNetV2's Table 7 compares with.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -7,29 +11,127 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effnetv2_jax.models.family import Network
 from effnetv2_jax.models.initializers import small_normal_init
 from effnetv2_jax.models.layers import (
-    AxisName,
     check_images,
     dropout,
     stochastic_depth,
     uniform_by_example,
 )
-from effnetv2_jax.models.vit_specs import VisionTransformerSpec
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
-# What a block's parts, which share width and dtype, are made with.
+# Makes a dense layer from its numbers of inputs and outputs, with a block's dtype and keys.
 Linear = Callable[[int, int], nnx.Linear]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTransformerSpec:
+    """Everything that tells one Vision Transformer from another.
+
+    Attributes:
+        name: The name, as for ``create_model``.
+        patch_size: The side in px of the squares that become tokens.
+        width: The number of features of a token.
+        depth: The number of blocks.
+        num_heads: The number of attention heads, which divides width.
+        eval_size: The side of images in px, a multiple of patch_size. The position embedding has a
+            row for every patch, so the network takes no other size, not even in training.
+        preprocessing: The input family's name in ``effnetv2_jax.preprocessing``.
+        mlp_ratio: The hidden width of a block's MLP over width.
+        dropout_rate: The dropout rate before the classifier.
+        survival_prob: The probability that the last block's branches survive stochastic depth; it
+            falls linearly from 1.
+        norm_epsilon: The epsilon of layer norm.
+    """
+
+    name: str
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    eval_size: int
+    preprocessing: str
+    mlp_ratio: int = 4
+    dropout_rate: float = 0.0
+    survival_prob: float = 1.0
+    norm_epsilon: float = 1e-6
+
+    @property
+    def train_size(self) -> int:
+        """The side of training images in px, which is the evaluation size."""
+        return self.eval_size
+
+    @property
+    def num_features(self) -> int:
+        """The number of features of the class token, which the classifier sees."""
+        return self.width
+
+    @property
+    def grid(self) -> int:
+        """The number of patches along a side of the image."""
+        return self.eval_size // self.patch_size
+
+
+def _vit(
+    size: str, patch_size: int, width: int, depth: int, num_heads: int
+) -> VisionTransformerSpec:
+    """Returns a row of Table 1 of Dosovitskiy et al. 2021 (arXiv 2010.11929), at 384 px.
+
+    384 px is the size that EfficientNetV2's Table 7 compares: the 56 · 10⁹ multiply-adds that it
+    gives for ViT-B/16 are those at 384 px.
+    """
+    return VisionTransformerSpec(
+        name=f"vit-{size}-{patch_size}",
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        eval_size=384,
+        preprocessing="vit",
+    )
+
+
+def _deit(name: str, width: int, num_heads: int, eval_size: int = 224) -> VisionTransformerSpec:
+    """Returns a row of Table 1 of Touvron et al. 2021 (arXiv 2012.12877), without distillation.
+
+    DeiTs are ViTs that are trained with heavy augmentation. Stochastic depth is from their Table 9.
+    """
+    return VisionTransformerSpec(
+        name=name,
+        patch_size=16,
+        width=width,
+        depth=12,
+        num_heads=num_heads,
+        eval_size=eval_size,
+        preprocessing="deit",
+        survival_prob=0.9,
+    )
+
+
+VIT_SPECS: dict[str, VisionTransformerSpec] = {
+    spec.name: spec
+    for spec in (
+        _vit("b", 32, 768, 12, 12),
+        _vit("b", 16, 768, 12, 12),
+        _vit("l", 16, 1024, 24, 16),
+        _deit("deit-ti", 192, 3),
+        _deit("deit-s", 384, 6),
+        _deit("deit-b", 768, 12),
+        _deit("deit-b-384", 768, 12, 384),
+    )
+}
 
 
 class Patches(nnx.Module):
     """A convolution whose stride is its kernel size: one token for every patch.
 
     Args:
-        patch_size: side in px.
-        width: of a token.
-        dtype: of the computation; the kernel [patch_size, patch_size, 3, width] stays float32.
-        rngs: gives the ``params`` key.
+        patch_size: The side of a patch in px.
+        width: The number of features of a token.
+        dtype: The dtype of the computation. The kernel [patch_size, patch_size, 3, width] stays
+            float32.
+        rngs: The source of the ``params`` key.
     """
 
     def __init__(self, patch_size: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -51,13 +153,13 @@ class Patches(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """From an image to tokens: its patches with a class token before them, and where each lies.
+    """The tokens of an image: a class token and the patches, plus the position embedding.
 
     Args:
-        spec: of the network.
-        dtype: of the computation; the class token [1, 1, width] and the positions
-            [1, 1 + patches, width], of which the first is the class token's, stay float32.
-        rngs: gives the ``params`` keys.
+        spec: The network.
+        dtype: The dtype of the computation. The class token [1, 1, width] and the positions
+            [1, 1 + patches, width], whose first row is the class token's, stay float32.
+        rngs: The source of the ``params`` keys.
     """
 
     def __init__(self, spec: VisionTransformerSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -77,14 +179,14 @@ class Attention(nnx.Module):
     """Self-attention with several heads.
 
     Args:
-        width: of a token.
-        num_heads: each sees width / num_heads numbers of a token.
-        linear: makes a dense layer from its inputs and outputs.
+        width: The number of features of a token.
+        num_heads: The number of heads; each sees width / num_heads features of a token.
+        linear: Makes a dense layer from its numbers of inputs and outputs.
     """
 
     def __init__(self, width: int, num_heads: int, *, linear: Linear):
         self.num_heads = num_heads
-        # Queries, keys and values of all heads as one product; in that order, head after head.
+        # One product for the queries, keys and values, in this order, each head after head.
         self.qkv = linear(width, 3 * width)
         self.project = linear(width, width)
 
@@ -93,19 +195,19 @@ class Attention(nnx.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
-        # Scores and their exponentials in float32: bfloat16 has 8 bits for what may be large.
+        # Scores can be large, and bfloat16 has only 8 bits: they and the softmax are float32.
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         attention = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(x.dtype)
         return self.project(jnp.einsum("bhqk,bkhd->bqhd", attention, v).reshape(x.shape))
 
 
 class MLP(nnx.Module):
-    """Two dense layers with a GELU in between, of every token alone.
+    """Two dense layers with a GELU in between, applied to each token.
 
     Args:
-        width: of a token.
-        inside: width between the two.
-        linear: makes a dense layer from its inputs and outputs.
+        width: The number of features of a token.
+        inside: The number of features between the two layers.
+        linear: Makes a dense layer from its numbers of inputs and outputs.
     """
 
     def __init__(self, width: int, inside: int, *, linear: Linear):
@@ -114,18 +216,18 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, tokens, width] to the same shape."""
-        # Not its approximation by tanh: the published networks were trained with erf.
+        # The published networks were trained with erf, not with GELU's approximation by tanh.
         return self.project(jax.nn.gelu(self.expand(x), approximate=False))
 
 
 class TransformerBlock(nnx.Module):
-    """Attention and an MLP, each with a layer norm before it and a skip around both.
+    """Attention and an MLP; each has a layer norm before it and a skip around both.
 
     Args:
-        spec: of the network.
-        survival_prob: of each of the two branches in training.
-        linear: makes a dense layer from its inputs and outputs.
-        norm: makes a layer norm.
+        spec: The network.
+        survival_prob: The probability that each of the two branches survives in training.
+        linear: Makes a dense layer from its numbers of inputs and outputs.
+        norm: Makes a layer norm.
     """
 
     def __init__(
@@ -148,10 +250,10 @@ class TransformerBlock(nnx.Module):
         """Maps [batch, tokens, width] to the same shape.
 
         Args:
-            x: the input.
-            training: switches stochastic depth on.
-            rngs: gives the ``dropout`` keys, in training where survival_prob < 1.
-            index: int32 [batch], the number of each image. None for 0 … batch − 1.
+            x: The input.
+            training: Switches stochastic depth on.
+            rngs: The source of the ``dropout`` keys, which training with survival_prob < 1 needs.
+            index: int32 [batch], the number of each image. None means 0 … batch − 1.
         """
         for norm, branch in (
             (self.attention_norm, self.attention),
@@ -167,29 +269,29 @@ class TransformerBlock(nnx.Module):
 
 
 REMAT = {"none": False, "blocks": True, "stages": True}
-"""Whether blocks are computed anew in the backward pass, by the names that an EfficientNet knows.
+"""The values of ``remat``, and whether the backward pass computes blocks again.
 
-A transformer has no stages. It keeps the input of every block, as anything coarser would need all
-that is inside of several blocks at once.
+The names are an EfficientNet's. A transformer has no stages: it keeps the input of every block,
+because anything coarser would need the inside of several blocks at once.
 """
 
 
-class VisionTransformer(nnx.Module):
-    """ViT and DeiT, as their spec says; called as an EfficientNet is.
+class VisionTransformer(Network):
+    """ViT and DeiT, called as an EfficientNet is.
 
     Parameters are float32. A new model is in evaluation mode: ``model(images)`` uses no stochastic
     depth and no dropout until ``.train()`` is called or ``train=True`` is given. It has no batch
     statistics.
 
     Args:
-        spec: the network.
-        num_classes: of the classifier; 0 leaves it out, and the model returns the class token.
-        dtype: of the computation, float32 or bfloat16.
-        axis_name: of no meaning here, as there is no batch norm.
-        bn_group_size: likewise.
-        remat: a name in ``REMAT``: what training computes anew in the backward pass, and does not
-            keep in memory.
-        rngs: gives the ``params`` keys and the ``dropout`` key that training falls back on.
+        spec: The network.
+        num_classes: The number of classes; 0 leaves out the classifier, and the model returns the
+            class token.
+        dtype: The dtype of the computation, float32 or bfloat16.
+        remat: The part of the network that the backward pass computes again instead of keeping it
+            in memory, a name in ``REMAT``.
+        rngs: The source of the ``params`` keys, and of the ``dropout`` key that training uses if a
+            call gives none.
     """
 
     def __init__(
@@ -198,12 +300,9 @@ class VisionTransformer(nnx.Module):
         *,
         num_classes: int = 1000,
         dtype=jnp.float32,
-        axis_name: AxisName | None = None,
-        bn_group_size: int | None = None,
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        del axis_name, bn_group_size
         if num_classes < 0:
             raise UsageError(f"num_classes must be 0 (the class token) or more, got {num_classes}")
         if spec.eval_size < 1 or spec.eval_size % spec.patch_size:
@@ -227,8 +326,8 @@ class VisionTransformer(nnx.Module):
             nnx.LayerNorm,
             spec.width,
             epsilon=spec.norm_epsilon,
-            # The variance as the mean of squared differences, as in PyTorch: E[x²] − E[x]² loses
-            # digits, and averages over no devices here.
+            # PyTorch's variance is the mean of squared differences. E[x²] − E[x]² loses digits, and
+            # its use, averaging over devices, is not needed here.
             use_fast_variance=False,
             dtype=dtype,
             rngs=rngs,
@@ -248,7 +347,7 @@ class VisionTransformer(nnx.Module):
         )
         self.norm = norm()
         self.classifier = linear(spec.width, num_classes) if num_classes else None
-        # Linen's init may bring a params key alone.
+        # Linen's init may bring only a params key.
         has_dropout = "dropout" in rngs or "default" in rngs
         self.rngs = nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
 
@@ -264,21 +363,21 @@ class VisionTransformer(nnx.Module):
         """Classifies images.
 
         Args:
-            images: float [batch, eval_size, eval_size, 3], normalised as ``spec.preprocessing``
-                says.
-            train: True uses stochastic depth and dropout; None does what ``.train()`` or
-                ``.eval()`` said last.
-            rngs: gives the ``dropout`` key in training; None takes the model's own.
-            dropout_rate: before the classifier, may be traced; None takes the spec's.
-            index: int32 [batch], the number of each image, of which stochastic depth and dropout
-                are a function, with the key. None for 0 … batch − 1.
+            images: float [batch, eval_size, eval_size, 3], normalised for ``spec.preprocessing``.
+            train: True uses stochastic depth and dropout. None follows the last call of
+                ``.train()`` or ``.eval()``.
+            rngs: The source of the ``dropout`` key in training; None means the model's own.
+            dropout_rate: The dropout rate before the classifier, which may be traced; None means
+                the spec's.
+            index: int32 [batch], the number of each image. Stochastic depth and dropout depend only
+                on it and on the key. None means 0 … batch − 1.
 
         Returns:
-            float32 logits [batch, num_classes], or the float32 class token [batch, width] where
+            float32 logits [batch, num_classes], or the float32 class token [batch, width] if
             num_classes is 0.
 
         Raises:
-            UsageError: for images of another size, as positions have been learnt for one.
+            UsageError: If the images have another size than the position embedding is for.
         """
         check_images(images, index)
         height, width = images.shape[1:3]
@@ -301,7 +400,7 @@ class VisionTransformer(nnx.Module):
         x = self.embed(images)
         for block in self.blocks:
             x = run(block, x, rngs, index)
-        # Of the class token alone: nothing else is looked at from here on.
+        # Only the class token is used from here on.
         x = self.norm(x[:, 0]).astype(jnp.float32)
         if self.classifier is None:
             return x

@@ -27,6 +27,7 @@ from effnetv2_jax.data.sources import registry as sources
 from effnetv2_jax.data.sources.base import Source
 from effnetv2_jax.models import Network, abstract_model, create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
+from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.runtime import caches as compile_cache
 from effnetv2_jax.runtime import cli, hosts
@@ -44,7 +45,6 @@ from effnetv2_jax.training.mesh import (
 from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
 from effnetv2_jax.training.survival.checkpoint import read_record
 from effnetv2_jax.weights import read_weights
-from effnetv2_jax.weights.description import AS_TRAINED
 from effnetv2_jax.weights.load import put
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -177,7 +177,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
         "survival_prob": config.model.survival_prob,
         # The only one that a ViT takes.
         "eval_size": config.eval_image_size,
-    } | {name: value for name in AS_TRAINED if (value := config.model.get(name)) is not None}
+    } | {
+        name: value
+        for name in family_of(spec).as_trained
+        if (value := config.model.get(name)) is not None
+    }
     arguments: dict[str, Any] = {
         "num_classes": source.num_classes,
         "dtype": dtype,
@@ -267,8 +271,8 @@ def begin_with(init_weights: str, model: Network) -> None:
     weights = read_weights(init_weights, model.spec)
     others = [
         f"--config.model.{name}={getattr(weights.spec, name)}"
-        for name in AS_TRAINED
-        if name in vars(model.spec) and getattr(weights.spec, name) != getattr(model.spec, name)
+        for name in family_of(model.spec).as_trained
+        if getattr(weights.spec, name) != getattr(model.spec, name)
     ]
     if others:
         raise UsageError(

@@ -1,6 +1,6 @@
 """Other people's weights, in and out.
 
-TensorFlow, Orbax and h5py are imported by what needs them; nothing here needs PyTorch.
+TensorFlow, Orbax and h5py are imported only to open their files. PyTorch is never needed.
 """
 
 from effnetv2_jax.weights.load import Loaded, load_model, load_weights

@@ -1,41 +1,28 @@
-"""What goes along with weights that we write: the network they are for, as JSON can hold it."""
+"""The description that we write beside weights: the network that they are for, as JSON."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from effnetv2_jax.models import EfficientNetSpec, GroupSpec, Spec, VisionTransformerSpec
+from effnetv2_jax.models.family import Spec
+from effnetv2_jax.models.registry import FAMILIES, family_of
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 
 KEY = "effnetv2_jax"
-"""Under which a description stands beside others'."""
-
-AS_TRAINED = ("padding", "bn_epsilon", "norm_epsilon")
-"""Fields of specs, as far as they have them, without which weights compute something else."""
-
-
-def _efficientnet(groups: list[dict[str, Any]], **fields: Any) -> EfficientNetSpec:
-    return EfficientNetSpec(groups=tuple(GroupSpec(**group) for group in groups), **fields)
-
-
-_SPECS: dict[str, Callable[..., Spec]] = {
-    "efficientnet": _efficientnet,
-    "vit": VisionTransformerSpec,
-}
-_KINDS: dict[type[Spec], str] = {EfficientNetSpec: "efficientnet", VisionTransformerSpec: "vit"}
+"""The key of the description in a file's metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file of ours says of its weights.
+    """A file's description of its weights.
 
     Attributes:
-        spec: of the network, with the preprocessing it expects.
-        num_classes: of its classifier.
-        class_names: one a class, in the order of the labels; None where unknown.
-        origin: where they come from, for people.
+        spec: The network, with the preprocessing that it expects.
+        num_classes: The number of classes.
+        class_names: The names of the classes in the order of the labels; None if unknown.
+        origin: The weights' origin, for people.
     """
 
     spec: Spec
@@ -44,23 +31,31 @@ class Description:
     origin: str
 
     def to_json(self) -> str:
-        """As text; what the preprocessing is, is there for other people's programs."""
+        """Returns the description as text.
+
+        It spells out the preprocessing for other people's programs.
+        """
         family = dataclasses.asdict(get_preprocessing(self.spec.preprocessing))
         # JSON has no infinity.
         family = {name: str(x) if x == float("inf") else x for name, x in family.items()}
-        more = {"kind": _KINDS[type(self.spec)], "preprocessing": family}
+        more = {"kind": family_of(self.spec).name, "preprocessing": family}
         return json.dumps(dataclasses.asdict(self) | more)
 
     @classmethod
     def from_json(cls, text: str) -> "Description":
-        """The description in a text; raises UsageError where there is none."""
+        """Reads a description.
+
+        Raises:
+            UsageError: If the text is not a description.
+        """
         try:
             values: Mapping[str, Any] = json.loads(text)
-            # There was one kind when the first files were written.
-            make_spec = _SPECS[values.get("kind", "efficientnet")]
+            # The first files were written when there was one family.
+            kind = values.get("kind", "efficientnet")
+            family = {family.name: family for family in FAMILIES}[kind]
             names = values["class_names"]
             return cls(
-                spec=make_spec(**values["spec"]),
+                spec=family.read_spec(values["spec"]),
                 num_classes=int(values["num_classes"]),
                 class_names=None if names is None else tuple(map(str, names)),
                 origin=str(values["origin"]),

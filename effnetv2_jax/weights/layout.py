@@ -1,138 +1,93 @@
-"""The tensors of a network, from its spec alone: names, shapes and what they are.
+"""The tensors of a network: names, shapes and roles, as its module defines them.
 
-Names are the attributes of the module that lead to a tensor, joined by dots:
+A tensor's name is the path of attributes that leads to it, joined by dots:
 ``blocks.3.expand.conv.kernel``, ``blocks.3.expand.norm.scale``, ``classifier.bias``.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from flax import nnx
 
-from effnetv2_jax.models import EfficientNetSpec, Spec, VisionTransformerSpec
-from effnetv2_jax.models.efficientnet_specs import BlockSpec
-
-# ``norm`` is batch norm; an embedding's parts have no layer but the one that they are added in.
-Kind = Literal["conv", "depthwise", "norm", "dense", "layer_norm", "embedding"]
-
-CLASSIFIER = "classifier"
+from effnetv2_jax.models.family import CLASSIFIER, Network, Spec
+from effnetv2_jax.models.layers import DepthwiseConv
+from effnetv2_jax.models.registry import OneKey, build
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """A layer with weights.
+class Tensor:
+    """A tensor of a network.
 
     Attributes:
-        name: that its tensors' names begin with.
-        kind: of layer.
-        shapes: of its tensors, by the last part of their names.
+        shape: The tensor's shape; every tensor is float32.
+        role: The use that a layer makes of the tensor, which decides how libraries call it and
+            order its axes: ``conv``, ``depthwise`` or ``dense`` for a kernel, ``shift`` for the
+            bias of a norm, and otherwise the last part of the name, for example ``scale``.
     """
 
-    name: str
-    kind: Kind
-    shapes: dict[str, tuple[int, ...]]
+    shape: tuple[int, ...]
+    role: str
 
 
-def layers(spec: Spec, num_classes: int) -> list[Layer]:
-    """All layers with weights, from the image to the classifier.
+def tensors(spec: Spec, num_classes: int) -> dict[str, Tensor]:
+    """Returns the tensors of a network by name, from the image to the classifier.
 
     Args:
-        spec: of the network.
-        num_classes: of the classifier; 0 for none.
+        spec: The network.
+        num_classes: The number of classes; 0 means no classifier.
     """
-    found = list(_BODIES[type(spec)](spec))
-    return found + ([_dense(CLASSIFIER, spec.num_features, num_classes)] if num_classes else [])
+    found = {}
+    for name, tensor in _with_one_class(spec).items():
+        if not name.startswith(f"{CLASSIFIER}."):
+            found[name] = tensor
+        elif num_classes:
+            shape = (*tensor.shape[:-1], num_classes)
+            found[name] = dataclasses.replace(tensor, shape=shape)
+    return found
 
 
-def _efficientnet(spec: EfficientNetSpec) -> Iterator[Layer]:
-    yield _conv("stem.conv", 3, 3, spec.stem_filters)
-    yield _norm("stem.norm", spec.stem_filters)
-    for number, block in enumerate(spec.blocks):
-        yield from _block(f"blocks.{number}", block)
-    yield _conv("head.conv", 1, spec.blocks[-1].filters, spec.head_filters)
-    yield _norm("head.norm", spec.head_filters)
+@functools.lru_cache(maxsize=128)
+def _with_one_class(spec: Spec) -> dict[str, Tensor]:
+    """Reads the tensors off the module under a trace, so that no array is made."""
+    found: dict[str, Tensor] = {}
+
+    def create() -> tuple:
+        rngs: Any = OneKey()
+        found.update(_walk(build(spec, num_classes=1, rngs=rngs), ""))
+        return ()
+
+    jax.eval_shape(create)
+    return found
 
 
-def _block(name: str, block: BlockSpec) -> Iterator[Layer]:
-    inside = block.expanded_filters
-    fused = block.op == "fused"
-    # The spatial convolution is the first of a fused block, and the second of the other.
-    size = block.kernel_size if fused else 1
-    if block.expand_ratio != 1:
-        yield _conv(f"{name}.expand.conv", size, block.in_filters, inside)
-        yield _norm(f"{name}.expand.norm", inside)
-        size = 1
-    if not fused:
-        shape = (block.kernel_size, block.kernel_size, 1, inside)
-        yield Layer(f"{name}.depthwise.conv", "depthwise", {"kernel": shape})
-        yield _norm(f"{name}.depthwise.norm", inside)
-    if squeezed := block.squeezed_filters:
-        yield _conv(f"{name}.se.reduce", 1, inside, squeezed, bias=True)
-        yield _conv(f"{name}.se.expand", 1, squeezed, inside, bias=True)
-    yield _conv(f"{name}.project.conv", size, inside, block.filters)
-    yield _norm(f"{name}.project.norm", block.filters)
+def _walk(module: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    # vars() keeps the order in which the attributes were set; Flax's own walks sort them.
+    for name, child in vars(module).items():
+        if isinstance(child, (nnx.Param, nnx.BatchStat)):
+            yield path + name, Tensor(child.shape, _role(module, name, child))
+        elif isinstance(child, nnx.Pytree):
+            yield from _walk(child, f"{path}{name}.")
 
 
-def _conv(name: str, size: int, inputs: int, outputs: int, bias: bool = False) -> Layer:
-    shapes: dict[str, tuple[int, ...]] = {"kernel": (size, size, inputs, outputs)}
-    return Layer(name, "conv", shapes | ({"bias": (outputs,)} if bias else {}))
+def _role(module: Any, name: str, variable: nnx.Variable) -> str:
+    if name == "bias" and hasattr(module, "scale"):
+        return "shift"
+    if name != "kernel":
+        return name
+    if isinstance(module, DepthwiseConv):
+        return "depthwise"
+    return "dense" if variable.ndim == 2 else "conv"
 
 
-def _norm(name: str, channels: int) -> Layer:
-    return Layer(name, "norm", dict.fromkeys(("scale", "bias", "mean", "var"), (channels,)))
-
-
-def _vit(spec: VisionTransformerSpec) -> Iterator[Layer]:
-    width, inside = spec.width, spec.width * spec.mlp_ratio
-    yield _conv("embed.patches", spec.patch_size, 3, width, bias=True)
-    tokens: dict[str, tuple[int, ...]] = {
-        "class_token": (1, 1, width),
-        "positions": (1, 1 + spec.grid**2, width),
-    }
-    yield Layer("embed", "embedding", tokens)
-    for number in range(spec.depth):
-        block = f"blocks.{number}"
-        yield _layer_norm(f"{block}.attention_norm", width)
-        yield _dense(f"{block}.attention.qkv", width, 3 * width)
-        yield _dense(f"{block}.attention.project", width, width)
-        yield _layer_norm(f"{block}.mlp_norm", width)
-        yield _dense(f"{block}.mlp.expand", width, inside)
-        yield _dense(f"{block}.mlp.project", inside, width)
-    yield _layer_norm("norm", width)
-
-
-def _dense(name: str, inputs: int, outputs: int) -> Layer:
-    return Layer(name, "dense", {"kernel": (inputs, outputs), "bias": (outputs,)})
-
-
-def _layer_norm(name: str, channels: int) -> Layer:
-    return Layer(name, "layer_norm", dict.fromkeys(("scale", "bias"), (channels,)))
-
-
-_BODIES: Mapping[type[Spec], Callable[[Any], Iterator[Layer]]] = {
-    EfficientNetSpec: _efficientnet,
-    VisionTransformerSpec: _vit,
-}
-"""All but the classifier, by the kind of network."""
-
-
-def shapes(spec: Spec, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by its name; all are float32."""
-    return {
-        f"{layer.name}.{leaf}": shape
-        for layer in layers(spec, num_classes)
-        for leaf, shape in layer.shapes.items()
-    }
-
-
-def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """The parameters and batch statistics of a model by name."""
+def variables(model: Network) -> dict[str, nnx.Variable]:
+    """Returns the parameters and batch statistics of a model by name."""
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
-def tensors(model: nnx.Module) -> dict[str, jax.Array]:
-    """Their values."""
+def arrays(model: Network) -> dict[str, jax.Array]:
+    """Returns the values of a model's parameters and batch statistics by name."""
     return {name: variable[...] for name, variable in variables(model).items()}

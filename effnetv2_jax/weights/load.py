@@ -6,32 +6,28 @@ from typing import Any
 import jax
 from flax import nnx
 
-from effnetv2_jax.models import Network, Spec
-from effnetv2_jax.models.layers import BatchNorm, Conv, DepthwiseConv
-from effnetv2_jax.models.registry import build
+from effnetv2_jax.models.family import CLASSIFIER, Network, Spec
+from effnetv2_jax.models.registry import build, family_of
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import layout
-from effnetv2_jax.weights.layout import CLASSIFIER
-from effnetv2_jax.weights.positions import POSITIONS, grid_of, interpolate
 from effnetv2_jax.weights.read import Weights, read_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What was loaded.
+    """The record of what was loaded.
 
     Attributes:
-        origin: where the weights come from.
-        spec: of the model as it is now, with what it took over from the weights.
-        num_classes: of the model's classifier; 0 where it has none.
-        class_names: of the weights' classes, one each; None where they are not known, or the
+        origin: The weights' origin.
+        spec: The model's spec, with what it took over from the weights.
+        num_classes: The model's number of classes; 0 means no classifier.
+        class_names: The names of the weights' classes. None if they are unknown, or if the
             classifier was not loaded.
-        tensors: how many were loaded.
-        not_loaded: names of the model's tensors and of the weights' that were left out.
-        changes: fields of the spec that the model took over, as its own had them otherwise.
-        reason: why tensors were left out; empty where none was.
-        interpolated: what was interpolated for other images than the weights are for; empty where
-            nothing was.
+        tensors: The number of tensors that were loaded.
+        not_loaded: The names of the tensors, the model's and the weights', that were left out.
+        changes: The fields of the spec that the model took over and that it had otherwise.
+        reason: The reason why tensors were left out; empty if none was.
+        interpolated: The tensor that was interpolated for another image size; empty if none was.
     """
 
     origin: str
@@ -45,7 +41,7 @@ class Loaded:
     interpolated: str = ""
 
     def __str__(self) -> str:
-        """A sentence or two for a log."""
+        """Returns a sentence or two for a log."""
         taken = ", ".join(f"{name} {value}" for name, value in self.changes.items())
         left = f"{', '.join(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
@@ -63,27 +59,30 @@ def load_weights(
 ) -> Loaded:
     """Puts weights of any origin into a model, which then computes what they were trained for.
 
-    The model takes over what networks of that origin have otherwise: padding, batch norm's epsilon
-    and preprocessing, also in its ``spec``. A classifier for another number of classes keeps the
-    numbers that it has. The position embedding of a ViT that was made for other images than the
-    weights is interpolated. Where anything else does not fit, nothing is changed.
+    The model takes over the weights' padding, epsilon of batch or layer norm, and preprocessing,
+    also in its ``spec``. If the numbers of classes differ, the model keeps its own classifier. If
+    the image sizes differ, a ViT's position embedding is interpolated. If anything else does not
+    fit, the model is not changed.
+
+    >>> load_weights(model, "efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
     Args:
-        model: to load into.
-        path_or_name: a file (safetensors; PyTorch's .pth or .bin; Keras's .h5 or .keras; the
-            official .tgz), a folder (TensorFlow checkpoint, Hugging Face repository, workdir of a
-            run, weights we wrote), the prefix of a TensorFlow checkpoint, or a published name such
-            as ``efficientnetv2-s/imagenet21k-ft1k``.
-        strict: refuses weights whose classifier or position embedding does not fit.
-        ema: takes the moving averages where there are two.
-        architecture: timm's name of the network, e.g. ``tf_efficientnetv2_s``, where it is not told
-            by the file or its folder.
+        model: The model to load into.
+        path_or_name: The weights. A file: safetensors, PyTorch's .pth or .bin, Keras's .h5 or
+            .keras, or an official .tgz. A folder: a TensorFlow checkpoint, a Hugging Face
+            repository, the workdir of a run, or weights that ``save_weights`` wrote. The prefix of
+            a TensorFlow checkpoint. Or a published name such as
+            ``efficientnetv2-s/imagenet21k-ft1k``.
+        strict: Refuses weights whose classifier or position embedding does not fit.
+        ema: Takes the moving averages if the weights have both.
+        architecture: timm's name of the network, for example ``tf_efficientnetv2_s``, if neither
+            the file nor its folder tells it.
 
     Returns:
-        What was loaded, and what was not.
+        The record of what was loaded and what was not.
 
     Raises:
-        UsageError: where there is nothing to load, it cannot be read, or does not fit.
+        UsageError: If there are no weights, or they cannot be read, or do not fit.
     """
     weights = read_weights(path_or_name, model.spec, ema=ema, architecture=architecture)
     return put(weights, model, strict=strict)
@@ -97,19 +96,25 @@ def load_model(
     architecture: str | None = None,
     **arguments: Any,
 ) -> tuple[Network, Loaded]:
-    """The model that weights are for, with their number of classes, in evaluation mode.
+    """Builds the model that weights are for, with their number of classes, in evaluation mode.
 
-    A ViT is made for the images that they are for: for others, ``load_weights`` into one.
+    A ViT is built for the image size of the weights; to use another, build it with
+    ``create_model`` and call ``load_weights``.
+
+    >>> model, loaded = load_model("efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
     Args:
-        path_or_name: as for ``load_weights``.
-        model: its name; None takes the one that the weights look like.
-        ema: as for ``load_weights``.
-        architecture: as for ``load_weights``.
-        **arguments: of ``create_model``, such as ``dtype``; none of the spec's fields.
+        path_or_name: The weights, as for ``load_weights``.
+        model: The model's name; None means the model that the weights look like.
+        ema: Takes the moving averages if the weights have both.
+        architecture: timm's name of the network, as for ``load_weights``.
+        **arguments: Arguments of ``create_model`` such as ``dtype``, but no fields of the spec.
+
+    Returns:
+        The model, and the record of what was loaded.
 
     Raises:
-        UsageError: as for ``load_weights``.
+        UsageError: As ``load_weights``.
     """
     weights = read_weights(path_or_name, model, ema=ema, architecture=architecture)
     arguments = {"rngs": nnx.Rngs(0), **arguments}
@@ -118,7 +123,10 @@ def load_model(
 
 
 def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
-    """Puts weights that were read into a model of their shapes; see ``load_weights``."""
+    """Puts weights that ``read_weights`` read for ``model.spec`` into the model.
+
+    The arguments, the result and the errors are those of ``load_weights``.
+    """
     variables = layout.variables(model)
     here = {name for name in variables if name.startswith(CLASSIFIER)}
     num_classes = variables[f"{CLASSIFIER}.bias"].shape[0] if here else 0
@@ -132,19 +140,28 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
     if strict and reason:
         raise UsageError(f"{weights.origin} does not fit: {', '.join(left)} differ ({reason})")
     spec, changes, interpolated = weights.spec, dict(weights.changes), ""
-    if POSITIONS in variables and variables[POSITIONS].shape != tensors[POSITIONS].shape:
-        old, new = (grid_of(x[POSITIONS].shape) for x in (tensors, variables))
-        if strict:
+    family = family_of(spec)
+    if positions := family.positions:
+        name = positions.tensor
+        old, new = (positions.grid(x[name].shape) for x in (tensors, variables))
+        if old != new and strict:
             raise UsageError(
                 f"{weights.origin} does not fit: its position embedding is of {old} × {old} "
                 f"patches, the model's of {new} × {new}"
             )
-        tensors[POSITIONS] = interpolate(tensors[POSITIONS], new)
-        interpolated = f"position embedding interpolated from {old} × {old} to {new} × {new}"
-        # The model stays one for its own images.
-        spec = dataclasses.replace(spec, eval_size=model.spec.eval_size)
-        changes.pop("eval_size", None)
-    _adopt(model, spec)
+        if old != new:
+            tensors[name] = positions.interpolate(tensors[name], new)
+            interpolated = f"position embedding interpolated from {old} × {old} to {new} × {new}"
+            # The model stays one for its own images.
+            spec = dataclasses.replace(spec, eval_size=model.spec.eval_size)
+            changes.pop("eval_size", None)
+    # The model computes from now on as the spec says.
+    for _, module in nnx.iter_modules(model):
+        for field, followers in family.as_trained.items():
+            for kind, attribute in followers:
+                if isinstance(module, kind):
+                    setattr(module, attribute, getattr(spec, field))
+    model.spec = spec
     for name, array in tensors.items():
         variable = variables[name]
         current = variable[...]
@@ -160,21 +177,3 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         reason=reason,
         interpolated=interpolated,
     )
-
-
-# What of a module follows which field of the spec.
-_FOLLOWS = (
-    (Conv, "padding", "padding"),
-    (DepthwiseConv, "padding", "padding"),
-    (BatchNorm, "epsilon", "bn_epsilon"),
-    (nnx.LayerNorm, "epsilon", "norm_epsilon"),
-)
-
-
-def _adopt(model: Network, spec: Spec) -> None:
-    """Makes a model compute as a spec of the same shapes says."""
-    for _, module in nnx.iter_modules(model):
-        for kind, attribute, field in _FOLLOWS:
-            if isinstance(module, kind):
-                setattr(module, attribute, getattr(spec, field))
-    model.spec = spec

@@ -1,6 +1,6 @@
 """Names of published weights, such as ``efficientnetv2-s/imagenet21k-ft1k``.
 
-Nothing is downloaded: a file that is missing is named with the address it can be fetched from.
+Nothing is downloaded. If a file is missing, the error gives the address to fetch it from.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Published:
     """A file that somebody published.
 
     Attributes:
-        model: that it is of, a name of ours.
-        url: where.
-        sha256: its sum in hexadecimal digits, or how it begins; empty where it is not known.
-        changes: fields of the spec that its network has otherwise than ours.
+        model: Our name of the network.
+        url: The file's address.
+        sha256: The beginning of its SHA-256 in hexadecimal digits; empty if unknown.
+        changes: The fields of the spec in which its network differs from ours.
     """
 
     model: str
@@ -34,7 +34,7 @@ class Published:
 
     @property
     def file(self) -> str:
-        """The file's own name."""
+        """The file's name."""
         return self.url.rpartition("/")[2]
 
 
@@ -43,7 +43,7 @@ _PYTORCH = "https://download.pytorch.org/models"
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 _ADVPROP = {"preprocessing": "advprop"}
 
-# The names of torchvision's files begin to tell their SHA-256.
+# The names of torchvision's files end with the beginning of their SHA-256.
 _TORCHVISION = {
     "efficientnet-b0": "efficientnet_b0_rwightman-7f5810bc.pth",
     "efficientnet-b1": "efficientnet_b1_rwightman-bac287d4.pth",
@@ -58,8 +58,7 @@ _TORCHVISION = {
     "efficientnetv2-l": "efficientnet_v2_l-59c71312.pth",
 }
 
-
-# As do those of DeiT's.
+# The names of DeiT's files do so too.
 _DEIT = {
     "deit-ti": "deit_tiny_patch16_224-a1311bcf.pth",
     "deit-s": "deit_small_patch16_224-cd65a155.pth",
@@ -105,23 +104,23 @@ PUBLISHED: dict[str, Published] = dict(_all())
 
 
 def weights_folder() -> pathlib.Path:
-    """``$EFFNETV2_JAX_WEIGHTS``, by default ``effnetv2_jax/weights`` in the user's cache."""
+    """Returns ``$EFFNETV2_JAX_WEIGHTS``, by default ``weights`` in the package's cache folder."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return pathlib.Path(folder).expanduser() if folder else cache_folder() / "weights"
 
 
 def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
-    """Where weights are: a path as it is, or the place of a published name.
+    """Finds weights: a path stays as it is, a published name becomes the path of its file.
 
     Args:
-        path_or_name: a file, a folder, the prefix of a TensorFlow checkpoint, or a name in
+        path_or_name: A file, a folder, the prefix of a TensorFlow checkpoint, or a name in
             ``PUBLISHED``.
 
     Returns:
-        The path, and what is known of the file where it is a published one.
+        The path, and the entry of ``PUBLISHED`` if it is a published name.
 
     Raises:
-        UsageError: if there is neither, or the file is not the one that was published.
+        UsageError: If there is neither, or the file is not the one that was published.
     """
     path = pathlib.Path(path_or_name).expanduser()
     if path.exists() or path.with_name(f"{path.name}.index").exists():

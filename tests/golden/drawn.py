@@ -1,4 +1,4 @@
-"""Weights that need no file: every tensor is drawn anew from its name and its shape.
+"""Weights that need no file: every tensor is drawn from its name and its shape.
 
 ``make_logits.py`` fills other people's networks with them, and a test fills ours with the same
 ones under the same names. NumPy only, so that neither needs what the other is made of.
@@ -21,14 +21,15 @@ _KERAS_BLOCK = re.compile(r"\bblock\d+([a-z])_")
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of that name in a checkpoint of timm, torchvision or Keras.
+    """Draws the tensor of that name in a checkpoint of timm, torchvision or Keras.
 
     Args:
-        name: in a state dict, or a Keras layer's name, a slash and the weight's.
-        shape: as the library has it: torch's kernels end in their sizes, Keras's begin with them.
+        name: The name in a state dict, or a Keras layer's name, a slash and the weight's.
+        shape: The shape in the library: torch's kernels end in their sizes, Keras's begin with
+            them.
 
     Returns:
-        float32, or an int64 zero where there is no shape (``num_batches_tracked``).
+        The float32 tensor, or an int64 zero if the shape is empty (``num_batches_tracked``).
     """
     if not shape:
         return np.zeros((), np.int64)
@@ -72,7 +73,7 @@ def _kernel_std(name: str, shape: tuple[int, ...], torch: bool) -> float:
 
 
 def _place_in_stage(name: str) -> int:
-    """0 for the first block of a stage, and for what is in no block."""
+    """Returns a block's index in its stage; 0 for tensors outside of blocks."""
     if match := _TORCH_BLOCK.search(name):
         return int(match[1])
     if match := _KERAS_BLOCK.search(name):
@@ -81,17 +82,18 @@ def _place_in_stage(name: str) -> int:
 
 
 def image(height: int = 96, width: int = 75) -> np.ndarray:
-    """float32 [1, height, width, 3]; one side is odd, so that every kind of padding shows.
+    """Returns a float32 image [1, height, width, 3].
 
-    A ViT has none, and takes images of its own size alone.
+    By default one side is odd, so that every kind of padding shows. A ViT takes only images of its
+    own size.
     """
     return np.random.default_rng(0).normal(size=(1, height, width, 3)).astype(np.float32)
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """SHA-256 of sorted lines such as ``classifier.weight 1000x1280``.
+    """Returns the SHA-256 of sorted lines such as ``classifier.weight 1000x1280``.
 
-    Tensors without a shape are left out: torch's counters of batches are no weights.
+    Tensors without a shape, which are torch's counters of batches, are left out.
     """
     lines = sorted(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

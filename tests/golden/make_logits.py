@@ -1,4 +1,4 @@
-"""Writes logits.npz: what other people's networks make of ``drawn``'s weights and image.
+"""Writes logits.npz: the logits of other people's networks for ``drawn``'s weights and image.
 
 No test runs it. From the repository's root, in an environment with torch and in one with Keras:
 
@@ -6,7 +6,7 @@ No test runs it. From the repository's root, in an environment with torch and in
     python -m tests.golden.make_logits --library=keras
 
 Made with torch 2.13.0, timm 1.0.31, torchvision 0.28.0; Keras 3.15.1 on TensorFlow 2.21.0; NumPy
-2.4.6. Logits are computed in float64, and what float32 makes of them is printed for comparison.
+2.4.6. Logits are computed in float64, and those of float32 are printed for comparison.
 """
 
 import argparse
@@ -41,10 +41,10 @@ class Case(NamedTuple):
     """A network filled with drawn weights.
 
     Attributes:
-        key: ``<library>/<model>``.
-        shapes: of its tensors by name.
-        logits: in float64.
-        logits_32: the same computed in float32.
+        key: The key ``<library>/<model>``.
+        shapes: The shapes of its tensors by name.
+        logits: The logits, computed in float64.
+        logits_32: The logits, computed in float32.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 def import_timm():
-    """torch, timm and torchvision, where the latter may be one that does not fit the first."""
+    """Imports torch, timm and torchvision, even if torchvision was built for another torch."""
     import torch
 
     torch.set_num_threads(1)

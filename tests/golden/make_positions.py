@@ -1,4 +1,4 @@
-"""Writes positions.npz: what timm makes of a DeiT's position embedding for images of other sizes.
+"""Writes positions.npz: a DeiT's position embedding as timm resizes it for other image sizes.
 
 No test runs it. From the repository's root, in an environment with torch:
 

@@ -1,4 +1,4 @@
-"""Writes small files as torch.save does, for a reader that has no torch, and what is in them.
+"""Writes small files with torch.save, for a reader that has no torch, and their content.
 
 No test runs it. From the repository's root, in an environment with torch:
 

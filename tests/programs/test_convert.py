@@ -16,7 +16,7 @@ def convert(*flags):
 
 
 def content(path):
-    """Of a safetensors file, whose metadata are in no order."""
+    """Returns the tensors and the metadata of a safetensors file."""
     with safetensors.safe_open(path, "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {name: (x.shape, x.tobytes()) for name, x in tensors.items()}, file.metadata()
@@ -40,8 +40,7 @@ def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
     ]
     back = convert(f"--from={folder}/orbax", f"--to={folder}/b.safetensors", "--naming=timm")
     assert back.stdout.endswith(
-        f"written to {folder}/b.safetensors in timm's names, of which timm has no network just "
-        "like it\n"
+        f"written to {folder}/b.safetensors in timm's names, but timm has no network just like it\n"
     )
     assert content(folder / "b.safetensors") == content(folder / "a.safetensors")
 

@@ -31,9 +31,7 @@ OPTIMIZER = optax.sgd(0.1)
 def setup(devices=1, fsdp=1, **keywords):
     """(mesh, state on it, training step, apply)."""
     mesh = placement.make_mesh(jax.devices()[:devices], fsdp=fsdp)
-    model = VisionTransformer(
-        SPEC, num_classes=CLASSES, axis_name=placement.AXES, bn_group_size=2, rngs=nnx.Rngs(0)
-    )
+    model = VisionTransformer(SPEC, num_classes=CLASSES, rngs=nnx.Rngs(0))
     apply, params, batch_stats = functional(model)
     train_step = step.make_train_step(
         apply, OPTIMIZER, mesh=mesh, num_classes=CLASSES, mixing=True, **FAMILY, **keywords

@@ -6,7 +6,22 @@ import pytest
 from flax import nnx
 
 from effnetv2_jax.models import create_model
+from effnetv2_jax.models.registry import FAMILIES
 from effnetv2_jax.weights import layout, save_weights
+from effnetv2_jax.weights.dialects.dialect import get_dialect
+
+EFFICIENTNET, VIT = FAMILIES
+OURS, TIMM, TORCHVISION, KERAS_V1, KERAS_V2 = (
+    get_dialect(EFFICIENTNET, library)
+    for library in (
+        "effnetv2_jax",
+        "timm",
+        "torchvision",
+        "keras.applications (V1)",
+        "keras.applications (V2)",
+    )
+)
+TIMM_VIT = get_dialect(VIT, "timm")
 
 
 def make_tiny(seed: int = 0, **arguments):
@@ -22,7 +37,7 @@ def make_tiny(seed: int = 0, **arguments):
 
 
 def arrays(model) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in layout.tensors(model).items()}
+    return {name: np.asarray(x) for name, x in layout.arrays(model).items()}
 
 
 def same_bits(left, right) -> bool:

@@ -16,11 +16,11 @@ IMAGE = np.random.default_rng(0).normal(size=(1, 48, 35, 3)).astype(np.float32)
 
 
 class Network:
-    """Computes logits, and draws a variable when it first needs it.
+    """A network that draws a variable when it first needs it.
 
     Args:
-        name: that graph names begin with.
-        objects: uses TensorFlow 2's paths of attributes instead of TensorFlow 1's names.
+        name: The beginning of graph names.
+        objects: Uses TensorFlow 2's paths of attributes instead of TensorFlow 1's names.
     """
 
     def __init__(self, name: str, *, objects: bool = False):
@@ -89,14 +89,14 @@ class Network:
         return x + inputs if inputs.shape == x.shape else x
 
     def __call__(self, image, blocks, stem_filters, head_filters, classes):
-        """Logits [batch, classes].
+        """Returns logits [batch, classes].
 
         Args:
-            image: [batch, height, width, 3].
-            blocks: groups of (repeats, op, kernel size, stride, expansion, filters, SE).
-            stem_filters: of the first convolution.
-            head_filters: of the last.
-            classes: of the classifier.
+            image: The images [batch, height, width, 3].
+            blocks: The groups as (repeats, op, kernel size, stride, expansion, filters, SE).
+            stem_filters: The number of output channels of the first convolution.
+            head_filters: The number of output channels of the last convolution.
+            classes: The number of classes.
         """
         of = self._objects
         x = self._conv(image, "_stem/_conv_stem" if of else "stem/conv2d", 3, stem_filters, 2)

@@ -12,10 +12,8 @@ import safetensors.numpy
 
 from effnetv2_jax.models import Spec, VisionTransformerSpec, get_spec
 from effnetv2_jax.weights import load_model
-from effnetv2_jax.weights.dialects.keras_applications import KERAS_V1, KERAS_V2
-from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
-from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT
 from tests.golden import drawn
+from tests.weights.conftest import KERAS_V1, KERAS_V2, TIMM, TIMM_VIT, TORCHVISION
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "logits.npz"
 # Exchanging any one tensor moves the logits by 7e-5 at the least; errors are 2e-6 at the most.
@@ -58,7 +56,7 @@ def write(path, library, tensors):
 
 
 def picture(spec: Spec) -> np.ndarray:
-    """A ViT takes images of its own size alone."""
+    """Returns an image; a ViT takes only images of its own size."""
     sizes = (spec.eval_size,) * 2 if isinstance(spec, VisionTransformerSpec) else ()
     return drawn.image(*sizes)
 
@@ -67,12 +65,26 @@ def test_every_golden_case_is_tested(golden):
     assert {key for key in golden if not key.endswith("/names")} == CASES.keys()
 
 
-# Up to half a minute; the others hold the same blocks.
+def places_of(case):
+    model, dialect = CASES[case]
+    return dialect.places(get_spec(model), 1000).values()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_and_shapes_are_theirs(golden, case):
+    shapes = {place.name: place.shape for place in places_of(case)}
+    assert drawn.digest(shapes) == str(golden[f"{case}/names"])
+
+
+# 10 to 30 seconds each; smaller networks of the same library and padding have the same blocks.
 SLOW = (
+    "timm/tf_efficientnetv2_s",
     "timm/tf_efficientnetv2_l",
     "timm/tf_efficientnet_b4",
+    "timm/efficientnetv2_rw_t",
     "timm/vit_base_patch32_384",
     "torchvision/efficientnet_b5",
+    "keras/EfficientNetV2S",
 )
 
 
@@ -80,11 +92,9 @@ SLOW = (
     "case", [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CASES]
 )
 def test_logits_are_theirs(golden, tmp_path, forward, case):
-    model, dialect = CASES[case]
+    model, _ = CASES[case]
     library, name = case.split("/")
-    places = dialect.places(get_spec(model), 1000).values()
-    shapes = {place.name: place.shape for place in places}
-    assert drawn.digest(shapes) == str(golden[f"{case}/names"])
+    shapes = {place.name: place.shape for place in places_of(case)}
     path = tmp_path / f"{name}.safetensors"
     write(path, library, {name: drawn.draw(name, shape) for name, shape in shapes.items()})
     network, loaded = load_model(str(path), model)

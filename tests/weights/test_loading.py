@@ -1,4 +1,4 @@
-"""Into a model that is there: heads, what it takes over, and what does not fit."""
+"""Loading into a model: its classifier, the fields that it takes over, weights that do not fit."""
 
 import dataclasses
 import json
@@ -13,15 +13,13 @@ from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.dialects.dialect import OURS
-from effnetv2_jax.weights.dialects.pytorch import TIMM, TORCHVISION
-from tests.weights.conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import OURS, TIMM, TORCHVISION, arrays, make_tiny, same_bits
 
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)
 
 
 def write(path, model, dialect, prefix="", dtype=np.float32):
-    """A model's weights in somebody's names."""
+    """Writes a model's weights in a library's names."""
     places = dialect.places(model.spec, 10)
     tensors = {
         prefix + places[name].name: places[name].to_theirs(array).astype(dtype)
@@ -70,7 +68,7 @@ def test_weights_without_a_classifier(tmp_path):
 
 
 def test_a_model_takes_over_how_its_weights_were_trained(tmp_path, forward):
-    """Its own calls compute otherwise from then on, compiled ones too."""
+    """Its calls compute otherwise from then on, compiled ones too."""
     trained = make_tiny(padding="symmetric", bn_epsilon=1e-5)
     path = tmp_path / "efficientnetv2_tiny.safetensors"
     write(path, trained, TIMM)
@@ -125,7 +123,7 @@ def test_timms_names_alone_do_not_say_how_to_pad(tmp_path):
     ],
 )
 def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding, epsilon):
-    changes = dict(TIMM.trained("", name))
+    changes = dict(TIMM.names.trained("", name))
     expected = {"padding": padding, "bn_epsilon": epsilon, "preprocessing": preprocessing}
     assert changes == expected
 
@@ -147,8 +145,8 @@ def test_timms_name_says_how_a_network_was_trained(name, preprocessing, padding,
     ],
 )
 def test_torchvisions_networks(model, epsilon, resize, crop, interpolation):
-    """With what torchvision 0.28 says of the first weights of each."""
-    spec = dataclasses.replace(get_spec(model), **TORCHVISION.trained(model, None))
+    """Compares with torchvision 0.28's transforms of the first weights of each network."""
+    spec = dataclasses.replace(get_spec(model), **TORCHVISION.names.trained(model, None))
     family = get_preprocessing(spec.preprocessing)
     assert (spec.padding, spec.bn_epsilon) == ("symmetric", epsilon)
     assert (spec.eval_size, spec.eval_size + family.crop_margin) == (crop, resize)
@@ -159,7 +157,7 @@ def test_torchvisions_networks(model, epsilon, resize, crop, interpolation):
 
 def test_torchvision_has_no_other_networks():
     with pytest.raises(UsageError, match="torchvision has no efficientnet-b8: it has efficientnet"):
-        TORCHVISION.trained("efficientnet-b8", None)
+        TORCHVISION.names.trained("efficientnet-b8", None)
 
 
 def test_averages_are_taken_where_a_file_has_both(tmp_path):
@@ -184,7 +182,7 @@ def test_other_floats_become_float32(tiny_model, tmp_path, dtype):
     assert same_bits(arrays(model), expected)
 
 
-def test_a_wrong_network_is_told_by_a_tensor_both_shapes_and_its_likeness(tmp_path):
+def test_a_wrong_network_is_told_by_a_tensor_both_shapes_and_the_model_that_fits(tmp_path):
     path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
     model = make_tiny(seed=1)
     write(path, model, TIMM)
@@ -197,7 +195,7 @@ def test_a_wrong_network_is_told_by_a_tensor_both_shapes_and_its_likeness(tmp_pa
 
 
 def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path):
-    """All that the shallower one has is there, and of the right shape."""
+    """The deeper one has every tensor of the shallower one, in the right shape."""
     groups = get_spec("efficientnetv2-tiny").groups
     deeper = (*groups[:2], dataclasses.replace(groups[2], repeats=3))
     path = tmp_path / "tf_efficientnetv2_tiny.safetensors"
@@ -234,7 +232,7 @@ def test_a_file_that_is_cut_short_changes_nothing(tiny_file):
     assert same_bits(arrays(model), before)
 
 
-def test_what_is_no_weights_is_named(tmp_path):
+def test_files_without_weights_are_named(tmp_path):
     (tmp_path / "x.txt").write_text("hello, this is a text\nof two lines")
     with pytest.raises(UsageError, match=r"x.txt' holds no weights that are known"):
         load_model(str(tmp_path / "x.txt"))

@@ -1,4 +1,4 @@
-"""What goes out comes in again, to the last bit."""
+"""Weights that are saved and loaded again are the same to the last bit."""
 
 import dataclasses
 import json
@@ -13,9 +13,8 @@ from flax import nnx
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.containers.checkpoints import open_weights
-from effnetv2_jax.weights.dialects.pytorch import timm_architecture
-from tests.weights.conftest import arrays, make_tiny, same_bits
+from effnetv2_jax.weights.containers.folders import open_weights
+from tests.weights.conftest import TIMM, arrays, make_tiny, same_bits
 
 NAMES = tuple("abcdefghij")
 
@@ -55,7 +54,7 @@ def test_the_network_is_written_beside_its_weights(tmp_path, file):
 
 
 def test_a_network_of_ones_own_comes_back_without_being_named(tmp_path):
-    """As its description has all that a spec says."""
+    """The description holds the whole spec."""
     groups = get_spec("efficientnetv2-tiny").groups[:2]
     model = make_tiny(groups=groups, activation="relu6")
     save_weights(model, tmp_path / "own.safetensors")
@@ -126,12 +125,12 @@ def test_timms_names_have_the_networks_name_beside_them(tmp_path):
     ],
 )
 def test_the_network_of_timm_that_computes_the_same(model, changes, name):
-    assert timm_architecture(dataclasses.replace(get_spec(model), **changes)) == name
+    assert TIMM.names.their_model(dataclasses.replace(get_spec(model), **changes)) == name
 
 
-def test_nothing_that_is_there_is_replaced_unless_asked_for(tiny_model, tiny_file):
+def test_an_existing_file_is_replaced_only_on_request(tiny_model, tiny_file):
     before = tiny_file.read_bytes()
-    with pytest.raises(UsageError, match=r"tiny.safetensors' is there already"):
+    with pytest.raises(UsageError, match=r"tiny.safetensors' exists already"):
         save_weights(make_tiny(seed=1), tiny_file)
     assert tiny_file.read_bytes() == before
     save_weights(make_tiny(seed=1), tiny_file, overwrite=True)
@@ -141,7 +140,7 @@ def test_nothing_that_is_there_is_replaced_unless_asked_for(tiny_model, tiny_fil
 
 def test_a_folder_is_never_replaced(tiny_model, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         save_weights(tiny_model, tmp_path / "folder", overwrite=True)
 
 
@@ -149,7 +148,7 @@ def test_a_folder_is_never_replaced(tiny_model, tmp_path):
     ("path", "arguments", "message"),
     [
         ("x.safetensors", {"naming": "tim"}, "unknown naming 'tim': did you mean timm"),
-        ("folder", {"naming": "timm"}, "naming 'timm' is of files that end in .safetensors"),
+        ("folder", {"naming": "timm"}, "naming 'timm' needs a file that ends in .safetensors"),
         ("x.safetensors", {"class_names": ("a", "b")}, "got 2 class_names for 10 classes"),
         ("/proc/x/y.safetensors", {}, "'/proc/x/y.safetensors' cannot be written"),
     ],

@@ -1,4 +1,4 @@
-"""ViTs' weights: round trips, timm's names, other image sizes, and what does not fit."""
+"""ViTs' weights: round trips, timm's names, other image sizes, and weights that do not fit."""
 
 import dataclasses
 import json
@@ -20,16 +20,15 @@ from effnetv2_jax.models import (
     model_info,
 )
 from effnetv2_jax.models.registry import SPECS
+from effnetv2_jax.models.vit_family import grid_of, interpolate
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import layout, load_model, load_weights, read_weights, save_weights
 from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.description import Description
-from effnetv2_jax.weights.dialects.timm_vit import TIMM_VIT, timm_vit_architecture
-from effnetv2_jax.weights.positions import POSITIONS, grid_of, interpolate
 from tests.golden import drawn
-from tests.weights.conftest import arrays, make_tiny, same_bits
+from tests.weights.conftest import TIMM_VIT, arrays, make_tiny, same_bits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "positions.npz"
 TINY = VisionTransformerSpec("vit-trial", 4, 16, 2, 2, 16, "vit")
@@ -37,12 +36,12 @@ TINY = VisionTransformerSpec("vit-trial", 4, 16, 2, 2, 16, "vit")
 
 @pytest.fixture(autouse=True)
 def trial(monkeypatch):
-    """A small model of the list."""
+    """Adds a small model to the list."""
     monkeypatch.setitem(SPECS, TINY.name, TINY)
 
 
 def make(seed=0, num_classes=10, **fields):
-    """Random in every tensor."""
+    """Makes a small model with random numbers in every tensor."""
     spec = dataclasses.replace(TINY, **fields)
     model = VisionTransformer(spec, num_classes=num_classes, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
@@ -52,7 +51,7 @@ def make(seed=0, num_classes=10, **fields):
 
 
 def write(path, model, prefix="", more=None):
-    """Its weights as timm names them."""
+    """Writes a model's weights in timm's names."""
     places = TIMM_VIT.places(model.spec, 10)
     tensors = {
         prefix + places[name].name: places[name].to_theirs(array)
@@ -93,7 +92,7 @@ def test_timms_names(tmp_path):
 
 
 def test_a_file_of_deits_own_code(tmp_path):
-    """Its tensors are in a dictionary of the file's."""
+    """Such a file holds the tensors in a dictionary."""
     model = make()
     other, loaded = load_model(write(tmp_path / "x.safetensors", model, "model."), TINY.name)
     assert same_bits(arrays(other), arrays(model))
@@ -178,14 +177,14 @@ def test_another_number_of_classes_and_size_at_once(tmp_path):
     after, expected = arrays(model), arrays(make())
     for name in after:
         kept = before if name.startswith("classifier") else expected
-        if name != POSITIONS:
+        if name != "embed.positions":
             np.testing.assert_array_equal(after[name], kept[name])
 
 
-# Whose they are.
+# Recognising the network.
 
 
-def test_models_that_differ_in_what_they_expect_alone(tmp_path, monkeypatch):
+def test_models_that_differ_only_in_what_they_expect(tmp_path, monkeypatch):
     monkeypatch.setitem(SPECS, "other", dataclasses.replace(TINY, name="other", eval_size=24))
     path = write(tmp_path / "x.safetensors", make())
     with pytest.raises(UsageError, match=r"x.safetensors' may be vit-trial or other, which differ"):
@@ -220,7 +219,7 @@ def test_timms_name_of_the_file_says_which(deit_file, tmp_path, monkeypatch):
     ],
 )
 def test_timms_name_says_how_a_network_was_trained(architecture, model, preprocessing):
-    changes = TIMM_VIT.trained(model, architecture)
+    changes = TIMM_VIT.names.trained(model, architecture)
     assert changes == {"norm_epsilon": 1e-6, "preprocessing": preprocessing}
 
 
@@ -240,7 +239,7 @@ def test_timms_name_says_how_a_network_was_trained(architecture, model, preproce
     ],
 )
 def test_the_network_of_timm_that_computes_the_same(model, changes, name):
-    assert timm_vit_architecture(dataclasses.replace(get_spec(model), **changes)) == name
+    assert TIMM_VIT.names.their_model(dataclasses.replace(get_spec(model), **changes)) == name
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_timms_name_is_seen_in_a_files(tmp_path, file, architecture):
 
 
 def test_a_model_takes_over_the_epsilon_of_its_weights(tmp_path, forward):
-    # Small numbers, of which the epsilon shows.
+    # The epsilon only shows with small numbers.
     trained = make()
     trained.embed.patches.kernel[...] = trained.embed.patches.kernel[...] * 1e-3
     for name in ("class_token", "positions"):
@@ -274,7 +273,7 @@ def test_a_model_takes_over_the_epsilon_of_its_weights(tmp_path, forward):
     assert not np.allclose(forward(other, images), forward(trained, images), rtol=1e-2)
 
 
-# What does not fit.
+# Weights that do not fit.
 
 
 def test_another_kind_of_network_is_named(tmp_path):
@@ -356,5 +355,5 @@ def test_the_weights_of_a_run(tmp_path):
 
 
 def test_tensors_are_the_parameters():
-    shapes = layout.shapes(get_spec("deit-b"), 1000)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == model_info("deit-b").parameters
+    tensors = layout.tensors(get_spec("deit-b"), 1000).values()
+    assert sum(int(np.prod(x.shape)) for x in tensors) == model_info("deit-b").parameters

@@ -1,0 +1,1 @@
+"""The kinds of files and folders that hold weights, and how each is opened."""

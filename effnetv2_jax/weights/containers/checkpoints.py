@@ -1,130 +1,132 @@
-"""Orbax's folders: the checkpoints of our runs, and weights that were written on their own."""
+"""TensorFlow checkpoints: graphs of TensorFlow 1, object graphs of TensorFlow 2, archives of both.
+
+The variables of a graph have names, those of an object graph have paths of attributes. Both may
+hold moving averages and an optimiser's slots.
+"""
 
 import contextlib
-import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights import description
+from effnetv2_jax.runtime.quiet import hush_tensorflow
 from effnetv2_jax.weights.containers.tensors import Tensors
-from effnetv2_jax.weights.description import Description
 
-# The items of a folder of weights.
-_WEIGHTS, _ABOUT = "weights", "about"
-
-
-def holds_run(folder: pathlib.Path) -> bool:
-    """Whether a folder is the workdir of a run."""
-    return (folder / "checkpoints").is_dir()
-
-
-def holds_weights(folder: pathlib.Path) -> bool:
-    """Whether ``write`` wrote a folder."""
-    return (folder / _WEIGHTS).is_dir() and (folder / _ABOUT).is_dir()
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_SLOT = re.compile(r"(.*)/\.OPTIMIZER_SLOT/.*/([^/]*)")
+# The names of a variable's moving average in TensorFlow 1, and in TensorFlow Addons.
+_AVERAGES = ("ExponentialMovingAverage", "average")
 
 
 @contextlib.contextmanager
-def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
-    """The weights in the newest checkpoint of a run that is undamaged.
+def open_checkpoint(prefix: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+    """Opens a checkpoint's variables without the optimiser's slots.
 
     Args:
-        workdir: of the run, where nothing is changed.
-        ema: the averaged weights and batch statistics, which evaluations are of.
+        prefix: The beginning of its files' names, before ``.index`` and ``.data-…``.
+        ema: Takes the moving average of a variable if there is one.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: If it is damaged.
     """
-    from effnetv2_jax.training.survival import checkpoint
+    hush_tensorflow(2)
+    import tensorflow as tf  # takes seconds, and only this needs it
 
-    step = checkpoint.newest_good(workdir)
-    if step is None:
-        raise UsageError(f"workdir {str(workdir)!r} holds no checkpoint that is undamaged")
-    record = checkpoint.read_record(workdir, step)
-    assert record is not None  # as there is such a step
-    parts = ("ema_params", "ema_batch_stats") if ema else ("params", "batch_stats")
-    state = checkpoint.read_parts(workdir, step, parts)
-    arrays = {name.partition("/")[2].replace("/", "."): array for name, array in state.items()}
-    config, names = record["config"], record["class_names"]
-    spec = get_spec(config["model"]["name"])
-    trained = {
-        name: config["model"].get(name) for name in description.AS_TRAINED if name in vars(spec)
-    }
-    about = Description(
-        spec=dataclasses.replace(
-            spec,
-            preprocessing=config["data"]["preprocessing"] or spec.preprocessing,
-            eval_size=config["eval_image_size"],
-            **{name: value for name, value in trained.items() if value is not None},
-        ),
-        num_classes=len(names),
-        class_names=tuple(names),
-        origin=f"a run of {spec.name} on {config['data']['name']}, step {step}"
-        + (", moving average" if ema else ""),
-    )
-    yield _tensors(workdir, arrays, about.to_json())
+    # TensorFlow raises all of these for files that are cut short.
+    broken = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+
+    def guarded(call, *arguments):
+        try:
+            return call(*arguments)
+        except broken as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"the checkpoint {str(prefix)!r} cannot be read: {reason}") from error
+
+    reader = guarded(tf.train.load_checkpoint, str(prefix))
+    stored = reader.get_variable_to_shape_map()
+    keys = _keys(stored, ema)
+    shapes = {name: tuple(stored[key]) for name, key in keys.items()}
+
+    def read(name: str) -> np.ndarray:
+        return guarded(reader.get_tensor, keys[name])
+
+    yield Tensors(prefix, shapes, read)
+
+
+def _keys(stored: dict[str, list[int]], ema: bool) -> dict[str, str]:
+    """Returns the key that each variable is stored under."""
+    variables, averages = {}, {}
+    for key in stored:
+        name = key.removesuffix(_VALUE)
+        slot = _SLOT.fullmatch(name)
+        variable, last = (slot[1], slot[2]) if slot else (name.rpartition("/")[::2])
+        if last in _AVERAGES:
+            averages[variable] = key
+        elif not slot and variable not in stored:  # else a slot such as …/kernel/RMSProp
+            variables[name] = key
+    return variables | averages if ema else averages | variables
+
+
+def find_prefix(folder: pathlib.Path) -> pathlib.Path | None:
+    """Finds the checkpoint in a folder: the one its file ``checkpoint`` names, or the only one.
+
+    Returns:
+        The prefix of its files; None if there is no checkpoint.
+
+    Raises:
+        UsageError: If there are several and none is named.
+    """
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = (folder / "checkpoint").read_text()
+        if match := re.search(r'^model_checkpoint_path: "(?:.*/)?([^"/]+)"', text, re.MULTILINE):
+            prefixes = [path for path in prefixes if path.name == match[1]] or prefixes
+    if len(prefixes) > 1:
+        names = ", ".join(path.name for path in prefixes)
+        raise UsageError(f"{str(folder)!r} holds several checkpoints, name one of {names}")
+    return prefixes[0] if prefixes else None
 
 
 @contextlib.contextmanager
-def open_weights(folder: pathlib.Path) -> Iterator[Tensors]:
-    """What ``write`` wrote.
+def open_tar(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+    """Opens the checkpoint in a ``.tgz`` as it was published.
+
+    Only the checkpoint's files are unpacked, without their folders, into a temporary folder.
 
     Raises:
-        UsageError: if it is broken.
+        UsageError: If the archive is damaged, holds no checkpoint, or a path that leads out of it.
     """
-    import orbax.checkpoint as ocp
-    from etils import epath
-
-    try:
-        handler = ocp.PyTreeCheckpointHandler()
-        path = epath.Path(folder.resolve())
-        tree = handler.metadata(path / _WEIGHTS).tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = handler.restore(path / _WEIGHTS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        about = ocp.JsonCheckpointHandler().restore(path / _ABOUT)[description.KEY]
-    except Exception as error:  # Orbax, TensorStore and the system have no common one.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"the weights in {str(folder)!r} cannot be read: {reason}") from error
-    flat = ocp.tree.to_flat_dict(tree, sep="/")
-    arrays = {name.partition("/")[2].replace("/", "."): x for name, x in flat.items()}
-    yield _tensors(folder, arrays, about)
+    with tempfile.TemporaryDirectory(prefix="effnetv2_jax_") as folder:
+        target = pathlib.Path(folder)
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    _unpack(archive, member, target)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UsageError(f"the archive {str(path)!r} cannot be unpacked: {error}") from error
+        prefix = find_prefix(target)
+        if prefix is None:
+            raise UsageError(f"the archive {str(path)!r} holds no TensorFlow checkpoint")
+        with open_checkpoint(prefix, ema) as tensors:
+            yield Tensors(path, tensors.shapes, tensors.read)
 
 
-def write(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], about: Description) -> None:
-    """Writes ``{"params": …, "batch_stats": …}``, nested dictionaries as NNX and Linen have them.
-
-    ``ocp.PyTreeCheckpointer().restore(folder / "weights")`` reads it too.
-
-    Args:
-        folder: to make; it is there whole or not at all.
-        tensors: by our names.
-        about: the description beside them.
-    """
-    import orbax.checkpoint as ocp
-
-    statistics = ("mean", "var")
-    flat = {
-        f"{'batch_stats' if name.endswith(statistics) else 'params'}/{name.replace('.', '/')}": x
-        for name, x in tensors.items()
-    }
-    items: dict[str, Any] = {
-        _WEIGHTS: ocp.args.PyTreeSave(ocp.tree.from_flat_dict(flat, sep="/")),
-        _ABOUT: ocp.args.JsonSave({description.KEY: about.to_json()}),
-    }
-    handlers = {
-        # What is nearly random does not compress.
-        _WEIGHTS: ocp.PyTreeCheckpointHandler(use_compression=False),
-        _ABOUT: ocp.JsonCheckpointHandler(),
-    }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-        checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items))
-
-
-def _tensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str) -> Tensors:
-    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    return Tensors(path, shapes, arrays.__getitem__, {description.KEY: about})
+def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: pathlib.Path) -> None:
+    # Python's own rules: no absolute paths, no paths that lead out, no devices.
+    tarfile.data_filter(member, str(target))
+    name = pathlib.PurePosixPath(member.name).name
+    wanted = name == "checkpoint" or re.search(r"\.(index|data-\d+-of-\d+)$", name)
+    if not member.isfile() or not wanted or name.startswith("._"):
+        return
+    if (target / name).exists():
+        raise UsageError(f"the archive {archive.name!r} holds several files {name!r}")
+    source = archive.extractfile(member)
+    assert source is not None  # because it is a file
+    with source, (target / name).open("wb") as file:
+        while chunk := source.read(1 << 20):
+            file.write(chunk)

@@ -1,4 +1,4 @@
-"""Opens whatever holds weights, by what it is and not by what it is called."""
+"""Opening any file or folder of weights, whose kind is told by its content, not by its name."""
 
 import contextlib
 import json
@@ -9,41 +9,38 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from effnetv2_jax.models.registry import FAMILIES
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights.containers import checkpoints as orbax
-from effnetv2_jax.weights.containers import pth as torch_file
+from effnetv2_jax.weights.containers import checkpoints, folders, hdf5, pth
 from effnetv2_jax.weights.containers.tensors import Tensors
 
-# What Hugging Face calls the weights in a repository.
+# The names of the weights in a Hugging Face repository.
 _IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
+# A name of timm's in a path, such as tf_efficientnetv2_s.in21k.
 _TIMM_NAME = re.compile(
-    r"(((?:tf_)?efficientnet(?:v2)?|(?<![a-z0-9])(?:vit|deit))_[a-z0-9]+(?:[._][a-z0-9]+)*)"
+    rf"(({'|'.join(family.timm_names for family in FAMILIES)})_[a-z0-9]+(?:[._][a-z0-9]+)*)"
 )
 
 
-@contextlib.contextmanager
-def open_tensors(path: pathlib.Path, ema: bool = True) -> Iterator[Tensors]:
+def open_tensors(
+    path: pathlib.Path, ema: bool = True
+) -> contextlib.AbstractContextManager[Tensors]:
     """Opens a file or a folder.
 
     Args:
-        path: of a file of safetensors, PyTorch, HDF5, Keras, or a tar archive with a TensorFlow
-            checkpoint; of a folder with one of these, a workdir of ours, or a folder that we wrote;
-            or the prefix of a TensorFlow checkpoint.
-        ema: takes the moving averages where there are two.
+        path: A file of safetensors, PyTorch, HDF5 or Keras, or a tar archive with a TensorFlow
+            checkpoint; a folder with one of these, a run's workdir, or a folder that
+            ``save_weights`` wrote; or the prefix of a TensorFlow checkpoint.
+        ema: Takes the moving averages if there are both.
 
     Raises:
-        UsageError: if there is nothing at the path, or nothing that we know.
+        UsageError: If there is nothing at the path, or nothing that is known.
     """
-    with _opener(path, ema) as tensors:
-        yield tensors
-
-
-def _opener(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
     try:
         if path.is_dir():
             return _open_folder(path, ema)
         if not path.exists() and path.with_name(f"{path.name}.index").exists():
-            return _open_checkpoint(path, ema)
+            return checkpoints.open_checkpoint(path, ema)
         with path.open("rb") as file:
             start = file.read(_LONGEST_BEGINNING)
     except OSError as error:
@@ -58,63 +55,39 @@ def _opener(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[
 
 
 def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    if orbax.holds_run(path):
-        return orbax.open_run(path, ema)
-    if orbax.holds_weights(path):
-        return orbax.open_weights(path)
+    if folders.holds_run(path):
+        return folders.open_run(path, ema)
+    if folders.holds_weights(path):
+        return folders.open_weights(path)
     for name in _IN_REPOSITORIES:
         if (path / name).is_file():
-            return _opener(path / name, ema)
-    from effnetv2_jax.weights.dialects import google as tensorflow
-
-    prefix = tensorflow.find_prefix(path)
+            return open_tensors(path / name, ema)
+    prefix = checkpoints.find_prefix(path)
     if prefix is None:
         raise UsageError(
             f"the folder {str(path)!r} holds no weights: no checkpoints/ of a run, no weights/ of "
             f"ours, none of {', '.join(_IN_REPOSITORIES)}, and no TensorFlow checkpoint"
         )
-    return _open_checkpoint(prefix, ema)
+    return checkpoints.open_checkpoint(prefix, ema)
 
 
-def _open_checkpoint(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import google as tensorflow
-
-    return tensorflow.open_checkpoint(path, ema)
-
-
-def _open_tar(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import google as tensorflow
-
-    return tensorflow.open_tar(path, ema)
-
-
-def _open_hdf5(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
-    from effnetv2_jax.weights.dialects import keras_applications as keras
-
-    return keras.open_hdf5(path)
-
-
-def _open_zip(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+def _open_zip(path: pathlib.Path) -> contextlib.AbstractContextManager[Tensors]:
     try:
         with zipfile.ZipFile(path) as archive:
             is_keras = "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile as error:
         raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
-    if not is_keras:
-        return _open_torch(path, ema)
-    from effnetv2_jax.weights.dialects import keras_applications as keras
-
-    return keras.open_archive(path)
+    return hdf5.open_archive(path) if is_keras else _open_pth(path)
 
 
 @contextlib.contextmanager
-def _open_torch(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
-    with torch_file.open_torch(path) as tensors:
+def _open_pth(path: pathlib.Path) -> Iterator[Tensors]:
+    with pth.open_pth(path) as tensors:
         yield Tensors(path, tensors.shapes, tensors.read, _about(path))
 
 
 @contextlib.contextmanager
-def _open_safetensors(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
+def _open_safetensors(path: pathlib.Path) -> Iterator[Tensors]:
     import safetensors
 
     try:
@@ -134,7 +107,7 @@ def _open_safetensors(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
 
 
 def _about(path: pathlib.Path) -> dict[str, str]:
-    """timm's name of the network, where the file's own name or what lies beside it tells."""
+    """Finds timm's name of the network in the names of the file and its folder, or beside it."""
     about = {}
     for text in (path.name, path.parent.name):
         if "architecture" not in about and (match := _TIMM_NAME.search(text)):
@@ -145,16 +118,16 @@ def _about(path: pathlib.Path) -> dict[str, str]:
     return about
 
 
-# How files begin: the first that fits. A safetensors file begins with the length of its JSON.
+# The beginnings of files; the first match counts. Safetensors begin with the length of their JSON.
 _BEGINNINGS: tuple[
     tuple[bytes, Callable[[pathlib.Path, bool], contextlib.AbstractContextManager[Tensors]]], ...
 ] = (
-    (rb"PK\x03\x04", _open_zip),
-    (rb"\x89HDF\r\n\x1a\n", _open_hdf5),
-    (rb"\x1f\x8b", _open_tar),
-    (re.escape(torch_file.LEGACY_START), _open_torch),
-    (rb"\x80[\x02-\x05]", _open_torch),
-    (rb".{8}\{", _open_safetensors),
-    (rb".{257}ustar", _open_tar),
+    (rb"PK\x03\x04", lambda path, ema: _open_zip(path)),
+    (rb"\x89HDF\r\n\x1a\n", lambda path, ema: hdf5.open_hdf5(path)),
+    (rb"\x1f\x8b", checkpoints.open_tar),
+    (re.escape(pth.LEGACY_START), lambda path, ema: _open_pth(path)),
+    (rb"\x80[\x02-\x05]", lambda path, ema: _open_pth(path)),
+    (rb".{8}\{", lambda path, ema: _open_safetensors(path)),
+    (rb".{257}ustar", checkpoints.open_tar),
 )
 _LONGEST_BEGINNING = 262

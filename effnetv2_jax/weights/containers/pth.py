@@ -1,10 +1,10 @@
-"""Tensors out of PyTorch's ``.pth`` and ``.bin`` files, without PyTorch and without unpickling.
+"""PyTorch's ``.pth`` and ``.bin`` files, read without PyTorch and without unpickling.
 
-Such a file is a pickle: a program that builds objects and may call anything. Here it is read with
-``pickletools``, which only lists its instructions, and followed by hand as far as dictionaries of
+Such a file is a pickle: a program that builds objects and may call anything. This module reads it
+with ``pickletools``, which only lists its instructions, and follows those that dictionaries of
 tensors need. A pickle that names anything but the few things below is refused.
 
-Both formats: the zip archives since PyTorch 1.6, and the files of several pickles before.
+There are two formats: zip archives since PyTorch 1.6, and files of several pickles before.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A view of a storage; offset and strides in numbers."""
+    """A view of a storage. Offset and strides count numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -61,13 +61,13 @@ class _Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """Something in Python that a pickle names; it is never looked up."""
+    """A Python object that a pickle names. It is never looked up."""
 
     name: str
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *others: Any) -> _Tensor:
-    del others  # whether it needs gradients, its hooks
+    del others  # its need of gradients, its hooks
     whole = all(isinstance(x, int) and x >= 0 for x in (offset, *shape, *strides))
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if not whole or not isinstance(storage, _Storage):
@@ -81,7 +81,7 @@ def _ordered(items: Any = ()) -> dict:
     return dict(items)
 
 
-# All that a pickle may call.
+# The only functions that a pickle may call.
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections OrderedDict": _ordered,
     "torch._utils _rebuild_tensor_v2": _tensor,
@@ -90,11 +90,11 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 @contextlib.contextmanager
-def open_torch(path: pathlib.Path) -> Iterator[Tensors]:
-    """The tensors in a file of ``torch.save``, those of nested dictionaries as ``outer.inner``.
+def open_pth(path: pathlib.Path) -> Iterator[Tensors]:
+    """Opens a file of ``torch.save``; tensors in nested dictionaries are named ``outer.inner``.
 
     Raises:
-        UsageError: if it is broken, or its pickle wants more than dictionaries of tensors.
+        UsageError: If it is damaged, or its pickle wants more than dictionaries of tensors.
     """
     with path.open("rb") as file:
         try:
@@ -102,7 +102,7 @@ def open_torch(path: pathlib.Path) -> Iterator[Tensors]:
             file.seek(0)
             content, read_storage = (_legacy if legacy else _zip)(file)
             tensors = dict(_flatten(content, ""))
-        except Exception as error:  # whatever bytes lead to that are not what they should be
+        except Exception as error:  # any error means that the bytes are not as PyTorch writes them
             raise _broken(path, error) from error
 
         def read(name: str) -> np.ndarray:
@@ -183,15 +183,17 @@ _MARK = object()
 
 
 def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
-    """What a pickle describes: numbers, text, lists, tuples, dictionaries, tensors.
+    """Returns the object that a pickle describes.
+
+    It consists of numbers, text, lists, tuples, dictionaries and tensors.
 
     Args:
-        file: at its beginning; at its end afterwards.
-        storages: gets those that are named in it.
+        file: The file at the pickle's beginning; afterwards it is at the pickle's end.
+        storages: A dictionary that receives the storages that the pickle names.
 
     Raises:
-        UsageError: where it names something else.
-        ValueError: where it is none.
+        UsageError: If the pickle names something else.
+        ValueError: If the bytes are not a pickle.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}

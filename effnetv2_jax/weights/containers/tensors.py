@@ -1,4 +1,4 @@
-"""Tensors in somebody's file, in their own names and layout, read when they are asked for."""
+"""The tensors in somebody's file, in their names and layout, read one by one."""
 
 import dataclasses
 import pathlib
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        path: of the file or folder, for people.
-        shapes: of the tensors by name.
-        read: of (name) → the tensor, in the dtype it is stored in; UsageError where it cannot be
-            read.
-        about: what else the file says of itself, by the name of what says it: ``architecture``
-            (timm's), ``effnetv2_jax`` (ours).
+        path: The file or folder, for messages.
+        shapes: The shapes of the tensors by name.
+        read: A function from a name to the tensor in the dtype that it is stored in. It raises
+            UsageError if the tensor cannot be read.
+        about: Other facts that the file tells of itself: ``architecture`` is timm's name of the
+            network, ``effnetv2_jax`` our description.
     """
 
     path: pathlib.Path

@@ -1,0 +1,1 @@
+"""Other people's names: libraries' conventions, and how they combine with a family's names."""

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without PyTorch: its own ones, broken ones, evil ones."""
+"""Reading files of torch.save without PyTorch: PyTorch's own, damaged ones, malicious ones."""
 
 import collections
 import io
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights.containers.pth import _MAGIC, open_torch
+from effnetv2_jax.weights.containers.pth import _MAGIC, open_pth
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def expected():
 )
 def test_tensors_are_those_that_torch_saved(expected, file, prefix):
     """Views with strides and offsets, halves, integers, parameters (make_torch_files.py)."""
-    with open_torch(GOLDEN / file) as tensors:
+    with open_pth(GOLDEN / file) as tensors:
         assert tensors.shapes.keys() == {prefix + name for name in expected}
         for name, array in expected.items():
             found = tensors.read(prefix + name)
@@ -49,14 +49,14 @@ def test_a_file_that_is_cut_short_is_named(file, tmp_path):
         path.write_bytes(data[:length])
         with (
             pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch, or damaged"),
-            open_torch(path),
+            open_pth(path),
         ):
             pass
 
 
 @pytest.mark.parametrize("file", ["torch_zip.pth", "torch_legacy.pth"])
 def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
-    """Any single byte: either it is noticed, or the numbers are other ones."""
+    """A changed byte is either noticed, or it changes a number."""
     data = (GOLDEN / file).read_bytes()
     path = tmp_path / "x.pth"
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
     for place in rng.choice(len(data), 400, replace=False):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         try:
-            with open_torch(path) as tensors:
+            with open_pth(path) as tensors:
                 for name in tensors.shapes:
                     if np.prod(tensors.shapes[name]) < 1e4:
                         tensors.read(name)
@@ -74,7 +74,7 @@ def test_bytes_that_are_changed_never_do_more_than_raise(file, tmp_path):
 
 
 class Evil:
-    """What a pickle may do to whoever unpickles it."""
+    """An object whose pickle calls a function when it is unpickled."""
 
     def __init__(self, called, *arguments):
         self._does = (called, arguments)
@@ -106,7 +106,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protoc
     write(tmp_path / "x.pth", data)
     with (
         pytest.raises(UsageError, match=r"x.pth': its pickle wants posix.system, .* is not run"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass
     assert not proof.exists()
@@ -115,12 +115,12 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, write, protoc
 @pytest.mark.parametrize(
     "called", [eval, exec, getattr, np.frombuffer, pathlib.Path, collections.Counter]
 )
-def test_whatever_else_a_pickle_names_is_refused(tmp_path, called):
+def test_a_pickle_that_names_anything_else_is_refused(tmp_path, called):
     zip_file(tmp_path / "x.pth", pickle.dumps(Evil(called, "1"), protocol=4))
     name = f"{called.__module__}.{called.__qualname__}"
     with (
         pytest.raises(UsageError, match=rf"its pickle wants {name}, which"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass
 
@@ -129,7 +129,7 @@ STORAGE = object()
 
 
 class Tensor:
-    """Pickled as PyTorch pickles a view of a storage of four numbers."""
+    """An object that is pickled like PyTorch's view of a storage of four numbers."""
 
     def __init__(self, rebuild, offset, shape, strides):
         self._does = (
@@ -143,7 +143,7 @@ class Tensor:
 
 @pytest.fixture
 def pickle_tensor(monkeypatch):
-    """Of (offset, shape, strides) → the pickle that PyTorch would write."""
+    """Returns a function from (offset, shape, strides) to the pickle that PyTorch would write."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     torch.FloatStorage = type("FloatStorage", (), {"__module__": "torch"})
 
@@ -186,11 +186,11 @@ def test_a_view_lies_within_its_storage(tmp_path, pickle_tensor, view, fits):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
     if not fits:
-        with pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch"), open_torch(path):
+        with pytest.raises(UsageError, match=r"x.pth' is no file of PyTorch"), open_pth(path):
             pass
         return
     offset, shape, _ = view
-    with open_torch(path) as tensors:
+    with open_pth(path) as tensors:
         expected = np.arange(offset, offset + np.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(tensors.read("x"), expected)
 
@@ -205,7 +205,7 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
             for other, content in files.items():
                 archive.writestr(other, data if other == name else content)
         with (
-            open_torch(tmp_path / "x.pth") as tensors,
+            open_pth(tmp_path / "x.pth") as tensors,
             pytest.raises(UsageError, match=r"data/0 has \d+ of \d+ bytes"),
         ):
             for tensor in tensors.shapes:
@@ -219,6 +219,6 @@ def test_storages_of_the_old_format_are_counted(tmp_path):
     (tmp_path / "x.pth").write_bytes(data[:place] + struct.pack("<q", 11) + data[place + 8 :])
     with (
         pytest.raises(UsageError, match="has 11 numbers instead of 12"),
-        open_torch(tmp_path / "x.pth"),
+        open_pth(tmp_path / "x.pth"),
     ):
         pass

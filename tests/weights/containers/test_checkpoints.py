@@ -1,4 +1,4 @@
-"""The official TensorFlow checkpoints of both kinds, written by TensorFlow under their names."""
+"""Official TensorFlow checkpoints of both kinds, written here by TensorFlow under their names."""
 
 import io
 import tarfile
@@ -54,12 +54,12 @@ def objects():
 
 
 def others(variables):
-    """Other numbers under the same names."""
+    """Returns other numbers under the same names."""
     return {name: 1 + x[..., ::-1] for name, x in variables.items()}
 
 
 def with_slots(variables):
-    """As they are averaged, and optimised, in a TensorFlow 1 graph."""
+    """Adds the averages and the optimiser's slots of a TensorFlow 1 graph."""
     return {
         "global_step": np.int64(5),
         **others(variables),
@@ -75,7 +75,7 @@ def check(logits, expected):
 
 
 def test_names_are_the_published_ones(graph, objects):
-    """Those that the official code is known to give."""
+    """A few names that the official code is known to give."""
     assert {
         "efficientnetv2-tiny/stem/conv2d/kernel",
         "efficientnetv2-tiny/stem/tpu_batch_normalization/gamma",
@@ -116,7 +116,7 @@ def test_a_graph_with_averages_and_slots(graph, tmp_path, forward, ema):
     np.testing.assert_array_equal(model.stem.conv.kernel[...], stem)
 
 
-def test_a_graph_of_averages_alone(graph, tmp_path, forward):
+def test_a_graph_of_only_averages(graph, tmp_path, forward):
     official.save_graph(
         tmp_path / "model", {f"{name}/ExponentialMovingAverage": x for name, x in graph[0].items()}
     )
@@ -135,7 +135,7 @@ def test_an_object_graph(objects, tmp_path, forward, root):
 
 
 def test_an_object_graph_with_an_optimisers_slots(objects, tmp_path, forward):
-    """As Keras' optimisers of TensorFlow 2.4 wrote them, by way of TensorFlow's own slots."""
+    """Keras' optimisers of TensorFlow 2.4 wrote averages into TensorFlow's own slots."""
     variables, logits = objects
     names = [name for name in variables if "moving" not in name]
     stored = {f"{name}/.ATTRIBUTES/VARIABLE_VALUE": x for name, x in others(variables).items()}
@@ -166,7 +166,7 @@ def pack(folder, path, root="efficientnet-b0"):
 
 
 def test_published_archives_are_found_by_name(tmp_path, monkeypatch, forward):
-    """AdvProp's B0, as it is downloaded: in the place that the error names."""
+    """AdvProp's B0 is found as it is downloaded, in the place that the error names."""
     monkeypatch.setenv("EFFNETV2_JAX_WEIGHTS", str(tmp_path / "weights"))
     with pytest.raises(UsageError) as error:
         load_model("efficientnet-b0/advprop")

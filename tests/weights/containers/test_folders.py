@@ -1,4 +1,4 @@
-"""Weights out of the checkpoints of a run."""
+"""Weights from the checkpoints of a run."""
 
 import dataclasses
 

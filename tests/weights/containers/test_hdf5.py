@@ -64,7 +64,7 @@ def test_a_file_computes_what_keras_does(saved, forward, model, ending):
 
 
 def test_the_files_of_keras_2_have_other_names(saved, tmp_path):
-    """As the published ones: no folder for the model, kernel:0, depthwise_kernel:0."""
+    """Published files have no folder for the model, and kernel:0 and depthwise_kernel:0."""
     folder, _ = saved
     path = tmp_path / "efficientnetb0.h5"
     with h5py.File(folder / "efficientnet-b0.h5") as new, h5py.File(path, "w") as old:
@@ -91,8 +91,8 @@ def test_a_file_that_is_cut_short_is_named(saved, tmp_path, ending):
             read_weights(str(path))
 
 
-def test_nothing_but_the_weights_of_an_archive_is_looked_at(saved, tmp_path):
-    """A config may ask for any class and any code."""
+def test_only_the_weights_of_an_archive_are_read(saved, tmp_path):
+    """A config may name any class and any code."""
     path = tmp_path / "x.keras"
     shutil.copy(saved[0] / "efficientnetv2-b0.keras", path)
     whole = read_weights(str(path)).tensors

@@ -1,0 +1,145 @@
+"""A third family of networks needs its module, its record and nothing else."""
+
+import dataclasses
+import itertools
+import re
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from effnetv2_jax.models import create_model, model_info, registry
+from effnetv2_jax.models.family import CLASSIFIER, Family, Names, Network
+from effnetv2_jax.models.layers import Conv
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights import description, load_model, load_weights, read, save_weights
+from effnetv2_jax.weights.dialects import dialect
+from effnetv2_jax.weights.dialects.conventions import CONVENTIONS
+from tests.weights.conftest import arrays, make_tiny, same_bits
+
+
+@dataclasses.dataclass(frozen=True)
+class ToySpec:
+    name: str
+    width: int
+    depth: int
+    padding: str = "same"
+    train_size: int = 8
+    eval_size: int = 8
+    dropout_rate: float = 0.0
+    survival_prob: float = 1.0
+    preprocessing: str = "v1"
+
+    @property
+    def num_features(self):
+        return self.width
+
+
+class Toy(Network):
+    def __init__(self, spec, *, num_classes=1000, dtype=jnp.float32, remat="none", rngs):
+        self.spec = spec
+        sizes = [3, *[spec.width] * spec.depth]
+        self.layers = nnx.List(
+            [
+                Conv(a, b, kernel_size=3, padding=spec.padding, use_bias=True, rngs=rngs)
+                for a, b in itertools.pairwise(sizes)
+            ]
+        )
+        self.classifier = nnx.Linear(spec.width, num_classes, rngs=rngs) if num_classes else None
+
+    def __call__(self, images, *, train=None, rngs=None, dropout_rate=None, index=None):
+        x = images
+        for layer in self.layers:
+            x = layer(x)
+        x = x.mean((1, 2))
+        return x if self.classifier is None else self.classifier(x)
+
+
+TOY = Family(
+    name="toy",
+    title="Toy",
+    spec=ToySpec,
+    module=Toy,
+    specs={spec.name: spec for spec in (ToySpec("toy-2", 4, 2), ToySpec("toy-3", 4, 3))},
+    read_spec=lambda fields: ToySpec(**fields),
+    as_trained={"padding": ((Conv, "padding"),)},
+    also_adopted=("preprocessing",),
+    compared=(),
+    names=(
+        Names(
+            library="effnetv2_jax",
+            convention="effnetv2_jax",
+            anchor="layers.0.kernel",
+            layers=None,
+            territory=re.compile(rf"(layers|{CLASSIFIER})\..*"),
+            trained=lambda model, architecture: {},
+        ),
+        Names(
+            library="timm",
+            convention="pytorch",
+            anchor="body.0.weight",
+            layers=lambda spec: {
+                CLASSIFIER: "fc",
+                **{f"layers.{i}": f"body.{i}" for i in range(spec.depth)},
+            },
+            territory=re.compile(r"(body|fc)\..*"),
+            trained=lambda model, architecture: {"padding": "symmetric", "preprocessing": "torch"},
+        ),
+    ),
+    timm_names="toynet",
+    lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
+)
+
+
+@pytest.fixture(autouse=True)
+def third_family(monkeypatch):
+    """Makes the entry of ``registry.FAMILIES``, and the tables that Python derives from it."""
+    families = (*registry.FAMILIES, TOY)
+    dialects = tuple(
+        dialect.Dialect(family, names, CONVENTIONS[names.convention])
+        for family in families
+        for names in family.names
+    )
+    for module in (registry, description, read):
+        monkeypatch.setattr(module, "FAMILIES", families)
+    for module in (dialect, read):
+        monkeypatch.setattr(module, "DIALECTS", dialects)
+    for name, spec in TOY.specs.items():
+        monkeypatch.setitem(registry.SPECS, name, spec)
+
+
+def test_it_is_built_and_counted():
+    model = create_model("toy-2", num_classes=5, bn_group_size=8)
+    assert model(jnp.ones((1, 8, 8, 3))).shape == (1, 5)
+    assert model_info("toy-2", num_classes=5).parameters == 27 * 4 + 4 + 36 * 4 + 4 + 4 * 5 + 5
+    with pytest.raises(UsageError, match="scan_blocks must be False for toy-2: no Toy can"):
+        create_model("toy-2", scan_blocks=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "naming"),
+    [("x.safetensors", "effnetv2_jax"), ("x.safetensors", "timm"), ("folder", "effnetv2_jax")],
+)
+def test_its_weights_make_a_round_trip(tmp_path, file, naming):
+    model = create_model("toy-3", num_classes=5, padding="symmetric")
+    save_weights(model, tmp_path / file, naming=naming)
+    again, loaded = load_model(str(tmp_path / file))
+    assert again.spec == model.spec
+    assert same_bits(arrays(again), arrays(model))
+    assert loaded.changes == {"padding": "symmetric"}
+
+
+def test_it_is_recognised_by_its_names_and_brings_its_padding(tmp_path):
+    import safetensors.numpy
+
+    model = create_model("toy-3", num_classes=5)
+    save_weights(model, tmp_path / "described.safetensors", naming="timm")
+    tensors = safetensors.numpy.load_file(tmp_path / "described.safetensors")
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    again, loaded = load_model(str(tmp_path / "x.safetensors"))
+    assert loaded.changes == {"padding": "symmetric", "preprocessing": "torch"}
+    assert again.layers[0].padding == "symmetric"
+    with pytest.raises(UsageError, match=r"is missing|has no place.* it looks like toy-3"):
+        load_model(str(tmp_path / "x.safetensors"), "toy-2")
+    with pytest.raises(UsageError, match="another kind of network; it looks like toy-3"):
+        load_weights(make_tiny(), str(tmp_path / "x.safetensors"))
