@@ -1,4 +1,4 @@
-"""The wheel in a fresh environment, without extras: what README promises to people who import it."""
+"""The wheel in a fresh environment without extras, and the code that README shows to importers."""
 
 import json
 import pathlib
