@@ -9,8 +9,10 @@ from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.config import build, make_optimizer, make_stages
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.recipe import flatten
+from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
@@ -23,12 +25,12 @@ ARGUMENTS = [
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_each_recipe_builds(argument):
     config = efficientnetv2.get_config(argument)
-    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    stages = make_stages(config, IMAGENET_TRAIN)
     assert stages[-1].end_step == int(350 * IMAGENET_TRAIN / 4096)
     assert stages[-1].image_size == config.schedule.image_size[1]
     model = abstract_model(config.model.name, bn_momentum=config.model.bn_momentum)
     assert count_parameters(model) > 7e6
-    optimizer, learning_rate = programs.make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
+    optimizer, learning_rate = make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     jax.eval_shape(optimizer.init, params)
     # Section 5.1: up to 0.256 over 5 epochs (by then twice × 0.97), × 0.97 every 2.4 epochs.
@@ -41,7 +43,7 @@ def test_each_recipe_builds(argument):
 
 def test_the_papers_recipes_are_table_6s():
     sizes = {
-        variant: [s.image_size for s in programs.make_stages(config, IMAGENET_TRAIN)]
+        variant: [s.image_size for s in make_stages(config, IMAGENET_TRAIN)]
         for variant in "sml"
         for config in [efficientnetv2.get_config(variant)]
     }
@@ -54,7 +56,7 @@ def test_the_papers_recipes_are_table_6s():
 
 def test_the_official_recipe_of_s_has_the_official_stages():
     config = efficientnetv2.get_config("s,official")
-    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    stages = make_stages(config, IMAGENET_TRAIN)
     assert [stage.image_size for stage in stages] == [171, 214, 257, 300]
     assert [stage.dropout_rate for stage in stages] == [0.2] * 4
     assert [stage.randaugment_magnitude for stage in stages] == pytest.approx(
@@ -89,18 +91,14 @@ def test_s_takes_two_steps_on_synthetic_data():
     config.model.dtype = "float32"
     config.epochs = 4 * 2 * 8 / 8192
     config.schedule.image_size = (32, 35)
-    run = programs.build(config)
+    run = build(config)
     state = run.first_state()
     stage = run.stages[0]
     batches = run.train_batches(stage, 0)
-    scalars = {
-        "dropout_rate": np.float32(stage.dropout_rate),
-        "mixup_alpha": np.float32(0),
-        "cutmix_alpha": np.float32(0),
-    }
+    scalars = stage_scalars(stage.dropout_rate)
     losses = []
     for batch in batches:
-        state, sums = run.train_step(state, batch, scalars)
+        state, sums = run.training.train_step(state, batch, scalars)
         losses.append(float(sums["loss"] / sums["count"]))
     assert len(losses) == 2
     assert all(np.isfinite(losses))
@@ -133,14 +131,14 @@ def test_the_fields_for_many_devices_reach_the_step():
             "model.bn_group_size": 4,
         }
     )
-    run = programs.build(config)
-    assert dict(run.mesh.shape) == {"data": 4, "fsdp": 2}
+    run = build(config)
+    assert dict(run.training.mesh.shape) == {"data": 4, "fsdp": 2}
     stage = run.stages[0]
-    state = shard_state(run.first_state(), run.mesh)
-    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
-    scalars = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), np.float32(0))
+    state = shard_state(run.first_state(), run.training.mesh)
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.training.mesh)
+    scalars = stage_scalars()
     program = str(
-        run.train_step.gradients.trace(
+        run.training.train_step.gradients.trace(
             state.params, state.batch_stats, state.step, batch, scalars
         ).jaxpr
     )
@@ -151,21 +149,21 @@ def test_the_fields_for_many_devices_reach_the_step():
 
 
 def test_a_stages_batches_are_known_before_they_are_there():
-    run = programs.build(small_config())
+    run = build(small_config())
     stage = run.stages[0]
-    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.training.mesh)
     assert run.batch_shapes(stage) == abstract(batch)
 
 
 def test_a_vit_is_made_for_the_images_of_evaluation():
     """Of what a config says of models in general it takes what it has."""
     fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
-    run = programs.build(small_config(**fields))
-    state = run.state_shapes
+    run = build(small_config(**fields))
+    state = run.training.shapes
     assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
     assert state.batch_stats == {}
-    batch = next(run.eval_batches("test", 32))
-    sums = run.eval_step.eval_shape(state.params, state.batch_stats, batch)
+    batch = next(run.eval_batches(run.evaluations[0]))
+    sums = run.training.eval_step.eval_shape(state.params, state.batch_stats, batch)
     assert sums["top1"].shape == ()
 
 
@@ -182,7 +180,7 @@ def test_a_vit_is_made_for_the_images_of_evaluation():
 )
 def test_what_devices_cannot_do_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=message):
-        programs.build(small_config(**{field: value}))
+        build(small_config(**{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -208,13 +206,13 @@ def test_what_devices_cannot_do_is_one_sentence(field, value, message):
 )
 def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
-        programs.build(small_config(**{field: value}))
+        build(small_config(**{field: value}))
     assert "\n" not in str(raised.value)
 
 
 def test_digits_and_common_share_their_fields():
     def fields(config):
-        return set(programs._flat(config.to_dict()))
+        return set(flatten(config.to_dict()))
 
     assert fields(digits.get_config()) == fields(common.get_config())
     assert fields(efficientnetv2.get_config("m")) == fields(common.get_config())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from effnetv2_jax.runtime import config as programs
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.workdir import claim, read_config
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ def record():
 @pytest.fixture
 def workdir(tmp_path, record):
     """Of that run, with a checkpoint."""
-    programs.claim_workdir(str(tmp_path), record)
+    claim(str(tmp_path), record)
     checkpoints = Checkpoints(tmp_path)
     mesh = placement.make_mesh(jax.devices()[:1])
     state = TrainState(np.int32(5), {"w": np.ones(3, np.float32)}, {}, (), {}, {})
@@ -39,7 +39,7 @@ def workdir(tmp_path, record):
 
 def refused(workdir, record):
     with pytest.raises(UsageError) as error:
-        programs.claim_workdir(str(workdir), record)
+        claim(str(workdir), record)
     sentence = str(error.value)
     assert "\n" not in sentence
     assert sentence.startswith(f"workdir {str(workdir)!r} holds a run ")
@@ -73,18 +73,18 @@ def test_what_is_lost_is_known_from_the_checkpoint(workdir, record, names):
     assert "seed (there 0, now 1)" in refused(workdir, changed(record, seed=1))
     others = record | {"class_names": record["class_names"][:9]}
     assert "other classes" in refused(workdir, others)
-    assert programs.read_config(workdir).to_dict() == record["config"]
+    assert read_config(workdir).to_dict() == record["config"]
     # What is refused leaves nothing.
     assert not any((workdir / name).exists() for name in LOST[names])
-    programs.claim_workdir(str(workdir), record)
+    claim(str(workdir), record)
     assert {name: (workdir / name).read_bytes() for name in LOST["both"]} == before
 
 
 def test_a_broken_config_is_known_from_the_checkpoint(workdir, record):
     (workdir / "config.json").write_text('{"seed": 0, "mod')
     assert "seed (there 0, now 1)" in refused(workdir, changed(record, seed=1))
-    programs.claim_workdir(str(workdir), record)
-    assert programs.read_config(workdir).to_dict() == record["config"]
+    claim(str(workdir), record)
+    assert read_config(workdir).to_dict() == record["config"]
 
 
 def test_another_run_is_refused_with_all_fields_that_differ(workdir, record):
@@ -124,6 +124,6 @@ def test_what_does_not_change_the_numbers_may_differ(workdir, record):
         checkpoint__every_steps=3,
         checkpoint__keep_best=0,
     )
-    programs.claim_workdir(str(workdir), other | {"versions": {"jax": "2"}})
+    claim(str(workdir), other | {"versions": {"jax": "2"}})
     # It is what the run began with.
-    assert programs.read_config(workdir).log_every_steps == record["config"]["log_every_steps"]
+    assert read_config(workdir).log_every_steps == record["config"]["log_every_steps"]

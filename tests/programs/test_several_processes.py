@@ -13,8 +13,7 @@ import time
 import pytest
 
 from configs import common
-from effnetv2_jax.runtime import config as programs
-from effnetv2_jax.runtime import hosts
+from effnetv2_jax.runtime import hosts, workdir
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.observing import report
 from launch import local_pod
@@ -204,5 +203,5 @@ def test_a_workdir_that_the_others_do_not_see_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "is_first", lambda: False)
     monkeypatch.setattr(hosts, "barrier", lambda name: None)
     with pytest.raises(UsageError, match="must be a folder that all processes share: process 0"):
-        programs.claim_workdir(str(tmp_path / "run"), common.get_config())
+        workdir.claim(str(tmp_path / "run"), common.get_config())
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.optimizers import make_optimizer, make_schedule
+from effnetv2_jax.training.optimizers import make_learning_rate, make_optimizer
 
 STEPS = 50
 
@@ -71,7 +71,7 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.5)])
 def test_rmsprop_is_tf1s_over_50_steps_of_a_changing_rate(weight_decay, clip_norm):
     params, gradients = problem()
-    rate = make_schedule(
+    rate = make_learning_rate(
         "exponential", peak=0.05, total_steps=STEPS, warmup_steps=10, decay_steps=7.2
     )
     ours = run_ours(
@@ -114,7 +114,7 @@ def official_rate(decay, step, peak, total_steps, warmup_steps, decay_steps):
 @pytest.mark.parametrize("decay", ["exponential", "cosine", "constant", "cooldown"])
 def test_schedules_are_tensorflows(decay):
     total_steps, warmup_steps, decay_steps = 1000, 71, 34.3
-    ours = make_schedule(
+    ours = make_learning_rate(
         decay,
         peak=0.256,
         total_steps=total_steps,
@@ -127,7 +127,7 @@ def test_schedules_are_tensorflows(decay):
 
 
 def test_a_cooldown_longer_than_the_run_falls_all_the_way():
-    rate = make_schedule("cooldown", peak=1.0, total_steps=10, decay_steps=50)
+    rate = make_learning_rate("cooldown", peak=1.0, total_steps=10, decay_steps=50)
     assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
 
 
@@ -147,6 +147,6 @@ def test_bad_values_are_named():
     with pytest.raises(UsageError, match="weight_decay must be at least 0, got -1"):
         make_optimizer("sgd", lambda step: 0.1, weight_decay=-1)
     with pytest.raises(UsageError, match="did you mean cosine"):
-        make_schedule("cosin", peak=1.0, total_steps=10)
+        make_learning_rate("cosin", peak=1.0, total_steps=10)
     with pytest.raises(UsageError, match="warmup_steps must be at least 0, got -1"):
-        make_schedule("cosine", peak=1.0, total_steps=10, warmup_steps=-1)
+        make_learning_rate("cosine", peak=1.0, total_steps=10, warmup_steps=-1)
