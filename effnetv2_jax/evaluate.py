@@ -6,6 +6,7 @@ Every example of the split counts once. By default this repeats the run's own ev
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -44,7 +45,7 @@ def main() -> None:
         raise unknown_name("eval", EVAL.value, evaluations)
     evaluation = evaluations[EVAL.value or next(iter(evaluations))]
     # The network stays the run's: a ViT, which is made for one size, refuses another.
-    changes = {
+    changes: dict[str, Any] = {
         "split": SPLIT.value,
         "image_size": IMAGE_SIZE.value,
         "weights": None if EMA.value is None else "ema" if EMA.value else "raw",
@@ -72,7 +73,7 @@ def main() -> None:
         training.mesh,
     )
     assert metrics is not None  # nothing can stop it
-    results = {
+    results: dict[str, Any] = {
         **metrics,
         "step": int(state.step),
         "split": evaluation.split,

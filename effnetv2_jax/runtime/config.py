@@ -121,7 +121,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
             # A network that does not take this size says so now, not at the end of a stage.
             label_shape = sources[evaluation.data].label_shape
             size, batch_size = evaluation.image_size, evaluation.batch_size
-            training.eval_step.eval_shape(
+            jax.eval_shape(
+                training.eval_step,
                 *evaluation.choose_weights(training.shapes),
                 abstract_batch(size, batch_size, label_shape, mesh),
             )
@@ -153,7 +154,7 @@ def make_stages(
     """Returns the stages of a config, for a training split of ``num_examples``."""
     if config.epochs <= 0:
         raise UsageError(f"epochs must be above 0, got {config.epochs}")
-    schedule = {
+    schedule: dict[str, Any] = {
         # A config that was read from JSON has lists.
         name: value if isinstance(value, str | int | float) else tuple(value)
         for name, value in config.schedule.items()
@@ -197,7 +198,7 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
     Raises:
         UsageError: For a name, a field or a value that cannot be used.
     """
-    defaults = {
+    defaults: dict[str, Any] = {
         "data": config.data.name,
         "split": config.data.eval_split,
         "image_size": config.eval_image_size,
@@ -212,6 +213,7 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
             )
         if not isinstance(fields, dict):
             raise UsageError(f"evals.{name} must be a dictionary of fields, got {fields!r}")
+        value: Any
         for field, value in fields.items():
             if field not in EVAL_FIELDS:
                 raise unknown_name(f"field of evals.{name}", field, EVAL_FIELDS)

@@ -111,16 +111,16 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> upgraded({"optimizer": {"decay": "cosine"}})["optimizer"]
     {'learning_rate_schedule': 'cosine', 'options': {}}
     """
-    config = copy.deepcopy(dict(config))
+    renewed: dict[str, Any] = copy.deepcopy(dict(config))
     for old, new in RENAMED.items():
-        section, name = _section(config, old)
+        section, name = _section(renewed, old)
         if name in section:
-            target, new_name = _section(config, new)
+            target, new_name = _section(renewed, new)
             target[new_name] = section.pop(name)
     for field, value in ADDED.items():
-        section, name = _section(config, field)
+        section, name = _section(renewed, field)
         section.setdefault(name, copy.deepcopy(value))
-    return config
+    return renewed
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
