@@ -1,4 +1,4 @@
-"""Every recipe builds: its stages, its model, its optimiser; and S takes real steps."""
+"""Every recipe builds: its stages, model, optimizer and evaluations; and S takes real steps."""
 
 import re
 
@@ -9,10 +9,16 @@ from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.runtime.config import build, make_optimizer, make_stages
+from effnetv2_jax.runtime.config import (
+    build,
+    make_evaluations,
+    make_optimizer,
+    make_stages,
+)
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.recipe import flatten
 from effnetv2_jax.training.build import stage_scalars
+from effnetv2_jax.training.evaluation import Evaluation
 from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
@@ -208,6 +214,62 @@ def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
         build(small_config(**{field: value}))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("evals", "message"),
+    [
+        ({"a": {"spilt": "test"}}, "unknown field of evals.a 'spilt': did you mean split"),
+        ({"a": {"data": "digit"}}, "unknown data set 'digit': did you mean digits"),
+        ({"a": {"split": "valid"}}, "'valid'"),
+        ({"a": {"data": "digits"}}, "evals.a.data must have the 1000 classes of synthetic"),
+        ({"a": {"image_size": 0}}, "evals.a.image_size must be at least 1, got 0"),
+        ({"a": {"image_size": 16.0}}, "evals.a.image_size must be a whole number, got 16.0"),
+        ({"a": {"batch_size": 12}}, "evals.a.batch_size must be a multiple of the number of"),
+        ({"a": {"weights": "em"}}, "unknown evals.a.weights 'em': did you mean ema"),
+        ({"a": {"every_steps": -1}}, "evals.a.every_steps must be at least 0, got -1"),
+        ({"a": "test"}, "evals.a must be a dictionary of fields, got 'test'"),
+        ({"train": {}}, "the name of an evaluation must be letters, digits and underscores"),
+        ({"a/b": {}}, "the name of an evaluation must be letters, digits and underscores"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused_before_training(evals, message):
+    config = small_config()
+    config.evals = evals
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        build(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_of_one_size_refuses_an_evaluation_at_another():
+    config = small_config(**{"model.name": "deit-ti", "eval_image_size": 32})
+    config.evals.larger = {"image_size": 48}
+    with pytest.raises(UsageError, match="got 48 × 48"):
+        build(config)
+
+
+def test_fields_that_an_evaluation_leaves_out_are_the_configs():
+    config = small_config()
+    config.evals = {"a": {"weights": "raw", "every_steps": 5}, "eval": {}, "b": {"image_size": 8}}
+    common_fields = {"data": "synthetic", "split": "test", "image_size": 384, "batch_size": 16}
+    assert make_evaluations(config) == (
+        Evaluation("eval", **common_fields),
+        Evaluation("a", **common_fields, weights="raw", every_steps=5),
+        Evaluation("b", **common_fields | {"image_size": 8}),
+    )
+
+
+def test_the_options_of_the_optimizer_reach_it():
+    config = small_config(**{"optimizer.name": "adamw"})
+    config.optimizer.options = {"b2": 0.9, "nesterov": True}
+    optimizer, _ = make_optimizer(config, 160, 10)
+    params = {"kernel": np.ones(2, np.float32)}
+    _, state = optimizer.update({"kernel": np.ones(2, np.float32)}, optimizer.init(params), params)
+    second = next(x.nu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu")))
+    np.testing.assert_allclose(second["kernel"], 0.1, rtol=1e-6)
+    config.optimizer.options = {"b3": 0.9}
+    with pytest.raises(UsageError, match="unknown option of optimizer adamw 'b3': did you mean"):
+        build(config)
 
 
 def test_digits_and_common_share_their_fields():

@@ -213,7 +213,6 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
             )
         if not isinstance(fields, dict):
             raise UsageError(f"evals.{name} must be a dictionary of fields, got {fields!r}")
-        value: Any
         for field, value in fields.items():
             if field not in EVAL_FIELDS:
                 raise unknown_name(f"field of evals.{name}", field, EVAL_FIELDS)
@@ -221,7 +220,7 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
             if type(value) is not kind:
                 expected = "a whole number" if kind is int else "text"
                 raise UsageError(f"evals.{name}.{field} must be {expected}, got {value!r}")
-            if least is not None and value < least:
+            if least is not None and isinstance(value, int) and value < least:
                 raise UsageError(f"evals.{name}.{field} must be at least {least}, got {value}")
         evaluation = Evaluation(name, **(defaults | fields))
         if evaluation.weights not in WEIGHTS:

@@ -1,4 +1,4 @@
-"""The optimiser and the schedules against TensorFlow's own."""
+"""The optimizers and learning-rate schedules against TensorFlow's, and their options."""
 
 import jax
 import jax.numpy as jnp
@@ -150,3 +150,54 @@ def test_bad_values_are_named():
         make_learning_rate("cosin", peak=1.0, total_steps=10)
     with pytest.raises(UsageError, match="warmup_steps must be at least 0, got -1"):
         make_learning_rate("cosine", peak=1.0, total_steps=10, warmup_steps=-1)
+
+
+def test_options_replace_the_defaults():
+    params, gradients = problem(2)
+    options = {"momentum": 0.5, "decay": 0.8, "eps": 1e-2}
+    ours = run_ours(make_optimizer("rmsprop", 0.01, options=options), params, gradients)
+    theirs = run_tf1(
+        lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, 0.8, 0.5, 1e-2),
+        params,
+        gradients,
+        [0.01] * STEPS,
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "adamw",
+            {"beta2": 0.9},
+            "unknown option of .* adamw 'beta2': .*allowed are b1, b2",
+        ),
+        ("sgd", {"b1": 0.9}, "allowed are accumulator_dtype, momentum, nesterov"),
+        ("adam", {"b2": "high"}, "optimizer.options.b2 must be a number, got 'high'"),
+        ("adam", {"b2": None}, "optimizer.options.b2 must be a number, got None"),
+        ("sgd", {"nesterov": 1}, "optimizer.options.nesterov must be True or False, got 1"),
+        (
+            "sgd",
+            {"momentum": True},
+            "momentum must be a number or None, got True",
+        ),
+        ("adam", {"mu_dtype": "int8"}, "must be bfloat16 or float32, got 'int8'"),
+        ("adamw", {"weight_decay": 0.1}, "weight_decay is set by optimizer.weight_decay"),
+        ("sgd", {"learning_rate": 0.1}, "learning_rate is set by optimizer.learning_rate and"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_sentence(name, options, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        make_optimizer(name, 0.1, options=options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum"])
+def test_the_moments_may_be_of_half_precision(name):
+    option = "mu_dtype" if name.startswith("adam") else "accumulator_dtype"
+    optimizer = make_optimizer(
+        name, 0.1, options={option: "bfloat16", **({"momentum": 0.9} if name == "sgd" else {})}
+    )
+    state = optimizer.init({"kernel": jnp.ones(2)})
+    assert jnp.bfloat16 in [x.dtype for x in jax.tree.leaves(state)]

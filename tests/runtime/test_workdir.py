@@ -1,4 +1,4 @@
-"""Whose workdir it is: what was lost is known from the checkpoint, another run is refused."""
+"""A workdir belongs to one run: lost files come back, and other runs are refused."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 @pytest.fixture
 def record():
-    """What a run on ten classes is."""
+    """The record of a run on ten classes."""
     return {
         "config": json.loads(json.dumps(digits.get_config().to_dict())),
         "class_names": [str(i) for i in range(10)],
@@ -27,7 +27,7 @@ def record():
 
 @pytest.fixture
 def workdir(tmp_path, record):
-    """Of that run, with a checkpoint."""
+    """The workdir of that run, with a checkpoint."""
     claim(str(tmp_path), record)
     checkpoints = Checkpoints(tmp_path)
     mesh = placement.make_mesh(jax.devices()[:1])
@@ -111,6 +111,21 @@ def test_other_classes_under_the_same_name_are_refused(workdir, record, name):
     classes, counts = CLASSES[name]
     sentence = refused(workdir, record | {"class_names": classes})
     assert f"on other classes than those of digits now{counts}, class_names.txt has" in sentence
+
+
+def test_an_old_workdir_goes_on_under_the_field_names_of_today(workdir, record):
+    old = copy.deepcopy(record["config"])
+    old["optimizer"]["decay"] = old["optimizer"].pop("learning_rate_schedule")
+    del old["optimizer"]["options"], old["evals"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    claim(str(workdir), record)
+    assert read_config(workdir).to_dict() == record["config"]
+    sentence = refused(workdir, changed(record, optimizer__learning_rate_schedule="cosine"))
+    assert "optimizer.learning_rate_schedule (there 'cooldown', now 'cosine')" in sentence
+    other = changed(record, optimizer__options={"b2": 0.95}, evals={"eval": {}, "raw": {}})
+    sentence = refused(workdir, other)
+    assert "optimizer.options.b2 (there None, now 0.95)" in sentence
+    assert "evals.raw (there None, now {})" in sentence
 
 
 def test_what_does_not_change_the_numbers_may_differ(workdir, record):
