@@ -57,9 +57,7 @@ def test_an_environment_that_says_half_of_it_is_refused():
     hosts.start(num_processes=1)
     """
     (sentence,) = python(code, JAX_COORDINATOR_ADDRESS="localhost:1234")
-    assert sentence.startswith(
-        "the environment announces processes but not all "
-    )
+    assert sentence.startswith("the environment announces processes but not all ")
     (sentence,) = python(code, OMPI_MCA_orte_hnp_uri="1531576320.0;nonsense")
     assert sentence.startswith("the processes that the environment announces did not meet (")
     assert sentence.endswith("start all of them, or use --num_processes=1 to run alone")
