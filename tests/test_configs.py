@@ -162,7 +162,7 @@ def test_a_stages_batches_are_known_before_they_are_there():
 
 
 def test_a_vit_is_made_for_the_images_of_evaluation():
-    """Of what a config says of models in general it takes what it has."""
+    """A model takes those fields of the config that its spec has."""
     fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
     run = build(small_config(**fields))
     state = run.training.shapes

@@ -62,6 +62,8 @@ def define_flag() -> flags.FlagHolder:
         accept_new_attributes=True,
     )
     flags.mark_flag_as_required("config")
+    # So that --help lists it with the program's own flags.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     flags.FLAGS["config"].parser = _Parser(flags.FLAGS["config"].parser)
     return holder
 

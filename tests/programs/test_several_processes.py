@@ -130,7 +130,7 @@ def stopped(workdir, process, step, who="launch.local_pod"):
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["launch.local_pod", "--process_id=1", "nobody"])
 def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_path, who):
-    """By a signal to all, to one of them, and by an announcement to JAX's service."""
+    """The stop is a signal to all, a signal to one of them, or a notice to JAX's service."""
     together, whole = tmp_path / "stopped", tmp_path / "whole"
     command = (data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={together}")
     if who == "nobody":

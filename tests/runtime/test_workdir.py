@@ -107,7 +107,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_other_classes_under_the_same_name_are_refused(workdir, record, name):
-    """Such as a folder of images that has got another one since."""
+    """A folder of images may have got another class since."""
     classes, counts = CLASSES[name]
     sentence = refused(workdir, record | {"class_names": classes})
     assert f"on other classes than those of digits now{counts}, class_names.txt has" in sentence

@@ -177,7 +177,7 @@ def losses(workdir):
 def test_a_run_is_saved_by_steps_by_the_clock_and_at_the_end_of_stages(
     tmp_path, monkeypatch, save_steps, save_seconds, steps
 ):
-    """By a clock of a second a step, seen two steps late; the last three stay, and the best."""
+    """The clock runs a second per step, seen two steps late; the last three and the best stay."""
     monkeypatch.setattr(Step, "made", 0)
     clock = types.SimpleNamespace(monotonic=lambda: Step.made, perf_counter=time.perf_counter)
     monkeypatch.setattr(loop_module, "time", clock)
