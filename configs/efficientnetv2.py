@@ -1,16 +1,16 @@
 """The paper's ImageNet recipes: ``configs/efficientnetv2.py:VARIANT`` or ``:VARIANT,official``.
 
-VARIANT is s, m, l, xl, b0, b1, b2 or b3. Without more, the schedule is the paper's (Table 6: images
-128 → 300 or 380 px, RandAugment, Mixup and dropout growing with them); with ``official`` it is what
-the published code runs (171, 214, 257, 300 px for S, other magnitudes, dropout not scheduled).
-B0 to B3 have AutoAugment instead of RandAugment in both.
+VARIANT is s, m, l, xl, b0, b1, b2 or b3. By default the schedule is the paper's (Table 6): images
+grow from 128 to 300 or 380 px, and RandAugment, Mixup and dropout grow with them. With ``official``
+it is the schedule of the published code: 171, 214, 257 and 300 px for S, other magnitudes, and
+constant dropout. B0 to B3 have AutoAugment instead of RandAugment in both.
 
 Command:   python -m effnetv2_jax.train --config=configs/efficientnetv2.py:s --workdir=DIR
-           --config.data.name=DATA (the default, synthetic, only shows that it runs)
+           --config.data.name=DATA (the default, synthetic, only shows that the recipe runs)
 Hardware:  32 TPUv3 cores (v3-32), 128 images a core; 7.1 h for S, 13 h for M, 24 h for L (Table 7)
-Published: top-1 83.9 % (S), 85.1 % (M), 85.7 % (L) on ImageNet (Table 7); 78.7 % (B0), 79.8 % (B1),
-           80.5 % (B2), 82.1 % (B3) without progressive learning. XL was trained on ImageNet21k.
-           The official code at its defaults gave a user 83.46 % (S) and 84.46 % (M).
+Result:    published top-1 on ImageNet: 83.9 % (S), 85.1 % (M), 85.7 % (L) (Table 7); 78.7 % (B0),
+           79.8 % (B1), 80.5 % (B2), 82.1 % (B3) without progressive learning. XL was trained on
+           ImageNet21k. The official code with its defaults gave a user 83.46 % (S), 84.46 % (M).
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from configs import common
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What differs by variant; ranges are (first, last) over the stages.
+    """The fields that differ by variant; ranges are (first stage, last stage).
 
     Attributes:
-        schedule: a name in effnetv2_jax.progressive.SCHEDULES.
-        image_size: of training, px.
-        randaugment_magnitude: at the smallest and at the largest size.
-        mixup_alpha: likewise.
-        cutmix_alpha: likewise.
-        dropout_rate: likewise.
-        eval_image_size: px.
+        schedule: A name in effnetv2_jax.progressive.SCHEDULES.
+        image_size: The side of the training images in px.
+        randaugment_magnitude: The magnitude of RandAugment.
+        mixup_alpha: The parameter of Mixup's Beta distribution; 0 turns Mixup off.
+        cutmix_alpha: The parameter of CutMix's Beta distribution; 0 turns CutMix off.
+        dropout_rate: The dropout rate before the classifier.
+        eval_image_size: The side of the evaluation images in px.
     """
 
     schedule: str
@@ -47,7 +47,7 @@ _NONE = (0.0, 0.0)
 
 
 def _fixed_b(train_size: int, eval_size: int, dropout_rate: float) -> Recipe:
-    # The paper trains B0–B3 without progressive learning (Table 11).
+    # The paper trains B0 to B3 without progressive learning (Table 11).
     return Recipe(
         schedule="fixed",
         image_size=(train_size, train_size),
@@ -59,7 +59,7 @@ def _fixed_b(train_size: int, eval_size: int, dropout_rate: float) -> Recipe:
     )
 
 
-# Table 6. XL is not in it, and gets L's regularisation.
+# Table 6, which lacks XL; XL gets the regularisation of L.
 PAPER = {
     "s": Recipe("paper", (128, 300), (5.0, 15.0), _NONE, _NONE, (0.1, 0.3), 384),
     "m": Recipe("paper", (128, 380), (5.0, 20.0), (0.0, 0.2), _NONE, (0.1, 0.4), 480),
@@ -71,7 +71,7 @@ PAPER = {
     "b3": _fixed_b(240, 300, 0.3),
 }
 
-# effnetv2_configs.py of google/automl; CutMix gets Mixup's alpha there.
+# effnetv2_configs.py of google/automl, where CutMix has the alpha of Mixup.
 OFFICIAL = {
     "s": Recipe("official", (128, 300), (5.0, 10.0), _NONE, _NONE, (0.2, 0.2), 384),
     "m": Recipe("official", (128, 384), (5.0, 15.0), (0.0, 0.2), (0.0, 0.2), (0.3, 0.3), 480),
@@ -83,14 +83,14 @@ OFFICIAL = {
     "b3": Recipe("official", (128, 240), _NONE, _NONE, _NONE, (0.3, 0.3), 300),
 }
 
-# Published with V1's augmentation, for a fair comparison with V1.
+# The paper trains these with V1's augmentation, for a fair comparison with V1.
 AUTOAUGMENTED = ("b0", "b1", "b2", "b3")
 
 RECIPES = {"": PAPER, "official": OFFICIAL}
 
 
 def get_config(arg: str = "s") -> ml_collections.ConfigDict:
-    """The recipe of ``VARIANT`` or ``VARIANT,official``."""
+    """Returns the recipe of ``VARIANT`` or ``VARIANT,official``."""
     variant, _, kind = arg.partition(",")
     if kind not in RECIPES or variant not in PAPER:
         raise ValueError(

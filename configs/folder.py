@@ -1,8 +1,11 @@
-"""EfficientNetV2-B0 from scratch, progressively, on your own images; docs/own_images.md says how.
+"""EfficientNetV2-B0 on your own images, trained from scratch and progressively.
+
+docs/own_images.md explains the folder and the steps.
 
 Command:   python -m effnetv2_jax.train --config=configs/folder.py
            --config.data.name=folder:PATH --workdir=DIR
-Hardware:  any; a batch of 64 at 128 to 192 px
+Hardware:  one GPU, or a CPU for a few thousand images; batches of 64 images at 128 to 192 px
+Result:    depends on the images
 """
 
 import ml_collections
@@ -11,9 +14,10 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
     config = common.get_config()
     config.model.name = "efficientnetv2-b0"
-    # Hundreds of steps, not hundreds of thousands: averages must follow sooner.
+    # With hundreds of steps instead of hundreds of thousands, averages must follow sooner.
     config.model.bn_momentum = 0.9
     config.model.head_init_scale = 0.1
     config.ema_decay = 0.99
@@ -29,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.decay = "cosine"
+    config.optimizer.learning_rate_schedule = "cosine"
     config.optimizer.warmup_epochs = 2.0
     config.optimizer.weight_decay = 1e-2
 

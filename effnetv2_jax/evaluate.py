@@ -1,62 +1,83 @@
 """Evaluates a run: ``python -m effnetv2_jax.evaluate --workdir=DIR``.
 
-Every example of the split is counted once; by default with the EMA weights at the test size.
+Every example of the split counts once. By default this repeats the run's own evaluation.
 """
 
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from effnetv2_jax.runtime import config as programs
-from effnetv2_jax.runtime import hosts
-from effnetv2_jax.training import evaluation
+from effnetv2_jax.runtime import cli, hosts
+from effnetv2_jax.runtime.config import agree, build, make_evaluations
+from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.runtime.workdir import read_config
+from effnetv2_jax.training.evaluation import evaluate
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
-SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; the config's by default.")
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Side in px; the config's by default.", lower_bound=1
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+EVAL = flags.DEFINE_string(
+    "eval",
+    None,
+    "Name of an evaluation in config.evals. It has the defaults of the flags below, and it defines "
+    "the best checkpoint. Default: the evaluation that scored the checkpoints.",
 )
-EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights and batch statistics.")
+SPLIT = flags.DEFINE_string("split", None, "Split to evaluate.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images in px.", lower_bound=1)
+EMA = flags.DEFINE_bool("ema", None, "Use the moving averages of weights and batch statistics.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "newest", "newest, best (by the evaluations of the run), or a step that was kept."
+    "checkpoint",
+    "newest",
+    "Checkpoint to evaluate: newest, best (by top-1 in the run's own evaluations), or a step.",
 )
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
-    config = programs.read_config(WORKDIR.value)
+    config = read_config(WORKDIR.value)
+    if not config.evals:
+        config.evals = {"eval": {}}
+    evaluations = {evaluation.name: evaluation for evaluation in make_evaluations(config)}
+    if EVAL.value is not None and EVAL.value not in evaluations:
+        raise unknown_name("eval", EVAL.value, evaluations)
+    evaluation = evaluations[EVAL.value or next(iter(evaluations))]
     # The network stays the run's: a ViT, which is made for one size, refuses another.
-    image_size = config.eval_image_size if IMAGE_SIZE.value is None else IMAGE_SIZE.value
-    split = SPLIT.value or config.data.eval_split
-    programs.agree(
+    changes: dict[str, Any] = {
+        "split": SPLIT.value,
+        "image_size": IMAGE_SIZE.value,
+        "weights": None if EMA.value is None else "ema" if EMA.value else "raw",
+    }
+    evaluation = dataclasses.replace(
+        evaluation, **{name: value for name, value in changes.items() if value is not None}
+    )
+    agree(
         config,
         workdir=WORKDIR.value,
-        split=split,
-        image_size=image_size,
-        ema=EMA.value,
+        evaluation=dataclasses.asdict(evaluation),
         checkpoint=CHECKPOINT.value,
     )
-    run = programs.build(config)
-    scores = report.read_scores(pathlib.Path(WORKDIR.value).expanduser() / "metrics.jsonl")
+    run = build(config)
+    folder = pathlib.Path(WORKDIR.value).expanduser()
+    scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
-    state = checkpoints.restore(run.state_shapes, run.mesh, step)
-    params, batch_stats = (
-        (state.ema_params, state.ema_batch_stats)
-        if EMA.value
-        else (state.params, state.batch_stats)
+    training = run.training
+    state = checkpoints.restore(training.shapes, training.mesh, step)
+    metrics = evaluate(
+        training.eval_step,
+        *evaluation.choose_weights(state),
+        run.eval_batches(evaluation),
+        training.mesh,
     )
-    batches = run.eval_batches(split, image_size)
-    metrics = evaluation.evaluate(run.eval_step, params, batch_stats, batches, run.mesh)
-    assert metrics is not None  # nobody can stop it
-    results: dict[str, float | str] = {
+    assert metrics is not None  # nothing can stop it
+    results: dict[str, Any] = {
         **metrics,
         "step": int(state.step),
-        "split": split,
-        "image_size": image_size,
+        "split": evaluation.split,
+        "image_size": evaluation.image_size,
     }
     if not hosts.is_first():
         return
@@ -64,12 +85,12 @@ def main() -> None:
         print(json.dumps(results))
     else:
         print(
-            f"{run.name} on {run.source.name}/{split} at step {results['step']}, "
-            f"{image_size} px, {results['count']} images: "
+            f"{run.name} on {evaluation.data}/{evaluation.split} at step {results['step']}, "
+            f"{evaluation.image_size} px, {results['count']} images: "
             f"top-1 {100 * results['top1']:.2f} %, top-5 {100 * results['top5']:.2f} %, "
             f"loss {results['loss']:.4f}"
         )
 
 
 if __name__ == "__main__":
-    programs.run(main)
+    cli.run(main, several_processes=True)

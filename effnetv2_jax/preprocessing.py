@@ -1,7 +1,7 @@
 """The input families of the published networks, as data.
 
-What reads and crops images (``data``) and what normalises them inside the compiled step
-(``training``) must agree; both take it from here.
+Both ``data``, which reads and crops images, and ``training``, which normalises them inside the
+compiled step, take their numbers from here, so that they agree.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from effnetv2_jax.runtime.errors import unknown_name
 
-# An area_range that leaves out the random crop.
+# The area_range that turns the random crop off.
 WHOLE_IMAGE = (1.0, 1.0)
 
 _IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -18,21 +18,23 @@ _IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """One family.
+    """An input family: how images are cropped, resized and normalised.
 
     Attributes:
-        name: as in ``EfficientNetSpec.preprocessing``.
-        mean: subtracted from pixel values 0 … 255, per channel RGB.
-        std: divided by, per channel.
-        interpolation: ``bilinear`` or ``bicubic``.
-        area_range: of a random training crop, over the image's area; WHOLE_IMAGE for none.
-        aspect_ratio_range: width over height of a random training crop.
-        min_object_covered: fraction of the image a random crop must cover.
-        center_crop_below: evaluation sizes below this px crop the centre, size / (size +
-            crop_margin) of the short side; larger ones resize the whole image.
-        crop_margin: px at the evaluation size; 0 takes the whole central square.
-        antialias: evaluation resizes with antialiasing, as Pillow does and so networks trained in
-            PyTorch expect; training never does.
+        name: The name, as in ``EfficientNetSpec.preprocessing``.
+        mean: The mean of the pixel values 0 … 255, per channel RGB; it is subtracted.
+        std: The standard deviation per channel, by which values are divided.
+        interpolation: The interpolation of resizing, ``bilinear`` or ``bicubic``.
+        area_range: The range of the area of a random training crop, as fractions of the image.
+            WHOLE_IMAGE means no crop.
+        aspect_ratio_range: The range of width over height of a random training crop.
+        min_object_covered: The fraction of the image that a random crop must cover.
+        center_crop_below: The evaluation size in px from which on the whole image is resized. Below
+            it, evaluation crops the central square of size / (size + crop_margin) of the short
+            side.
+        crop_margin: The margin of that crop in px. 0 means the whole central square.
+        antialias: True if evaluation resizes with antialiasing, as Pillow does and as networks
+            trained in PyTorch expect. Training never does.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Preprocessing:
     antialias: bool = False
 
 
-# Crops and resizing, with whatever values the pixels get then.
+# The crops and resizing of V1, which several families share.
 _V1_GEOMETRY: dict[str, Any] = {
     "interpolation": "bicubic",
     "area_range": (0.08, 1.0),
@@ -84,7 +86,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
             std=_IMAGENET_STD,
             **_V1_GEOMETRY,
         ),
-        # What the published code fine-tunes with: the whole image, resized.
+        # The published code fine-tunes with the whole image, resized.
         Preprocessing(
             name="finetune",
             mean=(127.5,) * 3,
@@ -95,8 +97,8 @@ PREPROCESSING: dict[str, Preprocessing] = {
             min_object_covered=0.0,
             center_crop_below=0,
         ),
-        # ViT and DeiT: random crops as their authors train with, evaluation as timm's, 90 % of the
-        # short side at 224 px and the whole image, resized, at 384 px.
+        # ViT and DeiT train with the random crops of their authors. Evaluation is timm's: 90 % of
+        # the short side at 224 px, and the whole image, resized, at 384 px.
         Preprocessing(
             name="vit",
             mean=(127.5,) * 3,
@@ -111,7 +113,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
             area_range=(0.08, 1.0),
             **_VIT_GEOMETRY,
         ),
-        # V1's crops with (x − 127) / 128: the Lite checkpoints are meant for quantised devices.
+        # V1's crops with (x − 127) / 128, as the Lite checkpoints are for quantised devices.
         Preprocessing(
             name="lite",
             mean=(127.0,) * 3,
@@ -125,7 +127,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
             std=(127.5,) * 3,
             **_V1_GEOMETRY,
         ),
-        # timm's efficientnet_*, and torchvision's V1, which crops each size by another margin.
+        # timm's efficientnet_*, and torchvision's V1, which has a different margin for each size.
         *(
             Preprocessing(
                 name=name,
@@ -143,7 +145,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
                 ("torch_0", 0),
             )
         ),
-        # torchvision's V2-S and V2-M: resized to 384 and 480 px, and cropped to the same.
+        # torchvision's V2-S and V2-M: resized to 384 and 480 px, and cropped to the same size.
         Preprocessing(
             name="torchvision_v2",
             mean=_IMAGENET_MEAN,
@@ -166,7 +168,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
 
 
 def get_preprocessing(name: str) -> Preprocessing:
-    """The family of that name; raises UsageError for an unknown one."""
+    """Returns the input family of a name; raises UsageError for an unknown one."""
     if name not in PREPROCESSING:
         raise unknown_name("preprocessing", name, PREPROCESSING)
     return PREPROCESSING[name]

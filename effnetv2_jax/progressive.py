@@ -1,7 +1,7 @@
 """Progressive learning: the stages of a run, as pure arithmetic (section 4, Algorithm 1, Table 6).
 
-Image size and regularisation grow together from stage to stage. A stage is everything that changes
-over training; ``make_stages`` builds all of them, ``stage_at`` finds the one a step belongs to.
+Image size and regularisation grow together from stage to stage. A ``Stage`` holds everything that
+changes over training. ``make_stages`` builds all stages; ``stage_at`` finds the stage of a step.
 """
 
 import bisect
@@ -16,18 +16,18 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage; steps ``first_step`` … ``end_step`` − 1 belong to it.
+    """A stage, to which the steps ``first_step`` … ``end_step`` − 1 belong.
 
     Attributes:
-        index: from 0.
-        first_step: of the stage, counted from the start of the run.
-        end_step: the first step after the stage.
-        image_size: side of the training images in px.
-        randaugment_magnitude: on the scale where 10 is the usual strength.
-        mixup_alpha: of the Beta distribution; 0 switches Mixup off.
-        cutmix_alpha: of the Beta distribution; 0 switches CutMix off.
-        dropout_rate: before the classifier.
-        batch_size: images a step, over all devices.
+        index: The number of the stage, from 0.
+        first_step: The first step of the stage, counted from the start of the run.
+        end_step: The first step after the stage.
+        image_size: The side of the training images in px.
+        randaugment_magnitude: The magnitude of RandAugment; 10 is the usual strength.
+        mixup_alpha: The parameter of Mixup's Beta distribution; 0 turns Mixup off.
+        cutmix_alpha: The parameter of CutMix's Beta distribution; 0 turns CutMix off.
+        dropout_rate: The dropout rate before the classifier.
+        batch_size: The number of images of a step, over all devices.
     """
 
     index: int
@@ -46,18 +46,18 @@ class Stage:
 
 
 def _linspace(bounds: Range, fraction: float) -> float:
-    """The value ``fraction`` of the way, exact at both ends."""
+    """Interpolates between two bounds, exactly at both ends."""
     first, last = bounds
     return last if fraction == 1.0 else first + (last - first) * fraction
 
 
 def _paper_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
-    # Table 6: S_i = S_0 + (S_e − S_0)·i/(M − 1), so that the first stage has S_0 itself.
+    # Table 6: S_i = S_0 + (S_e − S_0)·i/(M − 1), so that the first stage has size S_0.
     return [round(_linspace(bounds, f)) for f in _fractions(num_stages)]
 
 
 def _official_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
-    # The official code counts i + 1 of M, so its first stage is already a step above S_0.
+    # The official code uses (i + 1) / M, so that its first stage is already larger than S_0.
     first, last = bounds
     return [int(first + (last - first) * (i + 1) / num_stages) for i in range(num_stages)]
 
@@ -67,28 +67,28 @@ def _fixed_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
 
 
 def _random_sizes(bounds: tuple[int, int], num_stages: int, *, seed: int, size_step: int):
-    # A grid bounds the number of programs that are compiled.
+    # A grid limits the number of sizes, and so of programs to compile.
     first, last = bounds
     grid = sorted({*range(first, last, size_step), last})
-    # A seed of its own kind, so that it does not follow any other draw made from the run's seed.
+    # The text makes this draw independent of all others that use the run's seed.
     generator = random.Random(f"random_resize/{seed}")
     return [generator.choice(grid) for _ in range(num_stages)]
 
 
 def _fractions(num_stages: int) -> list[float]:
-    """i / (M − 1); a single stage is the last one."""
+    """Returns i / (M − 1) for every stage; a single stage counts as the last one."""
     return [i / (num_stages - 1) for i in range(num_stages)] if num_stages > 1 else [1.0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a schedule chooses sizes, and what its regularisation follows.
+    """A rule for the sizes and the regularisation of stages.
 
     Attributes:
-        sizes: of (bounds, num_stages), one size a stage.
-        regularization: ``stage`` grows with the stage's index, ``size`` with its image size, and
-            ``constant`` keeps the last value.
-        dropout: the same for dropout.
+        sizes: A function of the size bounds and the number of stages that returns the sizes.
+        regularization: The quantity that regularisation grows with: ``stage`` for the stage's
+            index, ``size`` for its image size. ``constant`` means the last value in all stages.
+        dropout: The quantity that dropout grows with, one of the same three names.
     """
 
     sizes: Callable[..., list[int]]
@@ -99,7 +99,7 @@ class Schedule:
 SCHEDULES: dict[str, Schedule] = {
     # Algorithm 1 and Table 6.
     "paper": Schedule(_paper_sizes, "stage", "stage"),
-    # What google/automl runs: another first size, and dropout not scheduled.
+    # The code of google/automl: another first size, and constant dropout.
     "official": Schedule(_official_sizes, "stage", "constant"),
     # One size and one strength throughout.
     "fixed": Schedule(_fixed_sizes, "constant", "constant"),
@@ -125,23 +125,29 @@ def make_stages(
     seed: int = 0,
     size_step: int = 32,
 ) -> tuple[Stage, ...]:
-    """Builds the stages of a run; ranges are (first, last), as the min and max of Table 6.
+    """Builds the stages of a run; ranges are (first, last), the min and max of Table 6.
+
+    >>> stages = make_stages(
+    ...     "paper", total_steps=400, num_stages=4, batch_size=32, image_size=(128, 300)
+    ... )
+    >>> [(stage.end_step, stage.image_size) for stage in stages]
+    [(100, 128), (200, 185), (300, 243), (400, 300)]
 
     Args:
-        schedule: a name in ``SCHEDULES``.
-        total_steps: of the run; stages get equal shares, up to rounding.
-        num_stages: M, at least 1 (for ``random_resize``: how often a size is drawn).
-        batch_size: images a step.
-        image_size: smallest and largest side in px.
-        randaugment_magnitude: at the smallest and at the largest size.
-        mixup_alpha: likewise.
-        cutmix_alpha: likewise.
-        dropout_rate: likewise.
-        seed: of the sizes in ``random_resize``.
-        size_step: px between the sizes that ``random_resize`` draws from.
+        schedule: A name in ``SCHEDULES``.
+        total_steps: The number of steps of the run. Stages get equal shares, up to rounding.
+        num_stages: The number of stages M, at least 1. ``random_resize`` draws as many sizes.
+        batch_size: The number of images of a step.
+        image_size: The smallest and the largest side of the images in px.
+        randaugment_magnitude: The magnitude at the smallest and at the largest size.
+        mixup_alpha: The parameter of Mixup at the smallest and at the largest size.
+        cutmix_alpha: The parameter of CutMix at the smallest and at the largest size.
+        dropout_rate: The dropout rate at the smallest and at the largest size.
+        seed: The seed of the sizes in ``random_resize``.
+        size_step: The difference in px between the sizes that ``random_resize`` draws from.
 
     Raises:
-        UsageError: for an unknown schedule, no steps, more stages than steps, a size below 1 px or
+        UsageError: For an unknown schedule, no steps, more stages than steps, a size below 1 px or
             a range that is out of bounds.
     """
     if schedule not in SCHEDULES:
@@ -178,10 +184,10 @@ def make_stages(
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage that ``step`` belongs to; the last one for a step at or past the end.
+    """Returns the stage that a step belongs to; the last one for a step at or past the end.
 
     Raises:
-        UsageError: for a negative step.
+        UsageError: For a negative step.
     """
     if step < 0:
         raise UsageError(f"step must be at least 0, got {step}")
@@ -190,7 +196,7 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 def examples_before(stages: Sequence[Stage], step: int) -> int:
-    """Number of training examples that the steps before ``step`` have seen."""
+    """Returns the number of training examples in all steps before ``step``."""
     return sum(
         stage.batch_size * (min(step, stage.end_step) - stage.first_step)
         for stage in stages

@@ -9,16 +9,17 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from effnetv2_jax.progressive import stage_at
-from effnetv2_jax.runtime import config as programs
-from effnetv2_jax.runtime import hosts
+from effnetv2_jax.runtime import cli, hosts, recipe, workdir
+from effnetv2_jax.runtime.config import agree, build
 from effnetv2_jax.runtime.errors import Stopped, UsageError
+from effnetv2_jax.runtime.run import Run
 from effnetv2_jax.runtime.signals import StopRequest, leave, listening
-from effnetv2_jax.training import evaluation
+from effnetv2_jax.training.evaluation import Evaluation, evaluate
 from effnetv2_jax.training.loop import Cadence, Loop
-from effnetv2_jax.training.mesh import abstract_state, shard_state
+from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.observing.history import (
     make_writer,
@@ -35,13 +36,10 @@ from effnetv2_jax.training.survival.bad_steps import BadSteps
 from effnetv2_jax.training.survival.checkpoint import Checkpoints, Keep
 from effnetv2_jax.training.survival.stalls import Watch
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, e.g. configs/digits.py; its fields change by --config.FIELD=VALUE."
-)
+CONFIG = recipe.define_flag()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and the report go.", required=True
+    "workdir", None, "Folder for checkpoints, metrics and the report.", required=True
 )
-flags.mark_flag_as_required("config")
 
 _PART_SECONDS = 10.0
 
@@ -57,39 +55,40 @@ def main() -> None:
             if hosts.is_first():
                 print(stopped)
         hosts.part(patience)
-        # Threads may be waiting for images, a compiler or a disk, and need not end what they do.
+        # Threads may still wait for images, a compiler or a disk, and need not finish.
         leave(code)
 
 
 def train(stop: StopRequest) -> None:
-    config = programs.loaded(CONFIG.value)
-    programs.agree(config, workdir=WORKDIR.value)
-    run = programs.build(config)
-    record = programs.about(config, run.source)
-    workdir = programs.claim_workdir(WORKDIR.value, record)
-    status = Status(workdir if hosts.is_first() else None, run.stages)
+    config = recipe.checked(CONFIG.value)
+    agree(config, workdir=WORKDIR.value)
+    run = build(config)
+    record = workdir.make_record(config, run.source.class_names)
+    folder = workdir.claim(WORKDIR.value, record)
+    status = Status(folder if hosts.is_first() else None, run.stages)
     status.update(state="starting")
     try:
-        seconds, resumed = _train(config, run, record, workdir, status, stop)
+        seconds, resumed = _train(config, run, record, folder, status, stop)
     except BaseException as error:
         status.update(state="stopped" if isinstance(error, Stopped) else "failed")
         raise
     status.update(state="finished", seconds_left=0)
     if hosts.is_first():
-        _report(config, run, workdir, seconds, resumed)
+        _report(config, run, folder, seconds, resumed)
 
 
 def _train(
     config: ConfigDict,
-    run: programs.Run,
+    run: Run,
     record: dict[str, Any],
-    workdir: pathlib.Path,
+    folder: pathlib.Path,
     status: Status,
     stop: StopRequest,
 ) -> tuple[float, bool]:
-    """Returns the seconds in the loop, and whether the run was resumed."""
+    """Returns the seconds spent in the loop, and True if the run was resumed."""
+    training, mesh, last_step = run.training, run.training.mesh, run.stages[-1].end_step
     checkpoints = Checkpoints(
-        workdir,
+        folder,
         keep=Keep(
             newest=config.checkpoint.keep_newest,
             every_steps=config.checkpoint.keep_every_steps,
@@ -99,70 +98,77 @@ def _train(
     found = checkpoints.latest_step()
     resumed, first_step = found is not None, found or 0
     preparation = Preparation(
-        run.train_step,
-        mesh=run.mesh,
+        training.train_step,
+        mesh=mesh,
         batches=run.train_batches,
         batch_shapes=run.batch_shapes,
-        state=abstract_state(run.state_shapes, run.mesh),
+        state=training.abstract_state(),
         first_step=first_step,
     )
-    if first_step < run.stages[-1].end_step:
-        # Before the state is made, while it is read.
+    if first_step < last_step:
+        # Begins before the state is made or read, and goes on meanwhile.
         preparation.prepared(stage_at(run.stages, first_step))
     if resumed:
         record = _resumed(record, checkpoints.record())
-        state = checkpoints.restore(run.state_shapes, run.mesh)
-        logging.info("resuming at step %d from %s", state.step, workdir)
+        state = checkpoints.restore(training.shapes, mesh)
+        logging.info("resuming at step %d from %s", state.step, folder)
     else:
-        made = preparation.in_turn(lambda: shard_state(run.first_state(), run.mesh))
-        state = made.result()
+        state = shard_state(run.first_state(), mesh)
+    metrics = folder / "metrics.jsonl"
     with hosts.first_alone("history"):
         if hosts.is_first():
-            rewind(workdir, int(state.step))
-            if not (workdir / "parameters.txt").exists():
-                write_parameter_overview(workdir / "parameters.txt", run.state_shapes.params)
-    checkpoints.scores |= report.read_scores(workdir / "metrics.jsonl")
+            rewind(folder, int(state.step))
+            if not (folder / "parameters.txt").exists():
+                write_parameter_overview(folder / "parameters.txt", training.shapes.params)
+    if run.evaluations:
+        checkpoints.scores |= report.read_scores(metrics, run.evaluations[0].name)
     logging.info(
         "%s on %s, %d classes, %d parameters (%s), %d × %s",
         run.name,
         run.source.name,
         run.source.num_classes,
-        sum(x.size for x in jax.tree.leaves(run.state_shapes.params)),
-        workdir / "parameters.txt",
-        run.mesh.size,
+        sum(x.size for x in jax.tree.leaves(training.shapes.params)),
+        folder / "parameters.txt",
+        mesh.size,
         jax.devices()[0].device_kind,
     )
-    writer = make_writer(workdir if hosts.is_first() else None)
+    writer = make_writer(folder if hosts.is_first() else None)
     watch = Watch(config.stall_seconds, lambda: status.update(state="stalled"))
     monitor = Monitor(
         writer=writer,
-        progress=make_progress(run.stages[-1].end_step) if hosts.is_first() else LogProgress(),
+        progress=make_progress(last_step) if hosts.is_first() else LogProgress(),
         status=status,
         watch=watch,
     )
 
-    def evaluate(state: TrainState, agreement: Agreement) -> dict[str, float] | None:
-        return evaluation.evaluate(
-            run.eval_step,
-            state.ema_params,
-            state.ema_batch_stats,
-            run.eval_batches(config.data.eval_split, config.eval_image_size),
-            run.mesh,
+    def make_evaluation(
+        evaluation: Evaluation, state: TrainState, agreement: Agreement
+    ) -> dict[str, float] | None:
+        return evaluate(
+            training.eval_step,
+            *evaluation.choose_weights(state),
+            run.eval_batches(evaluation),
+            mesh,
             agreement=agreement,
-            moves=lambda: monitor.moves("evaluating"),
+            moves=lambda: monitor.moves(f"evaluating {evaluation.name}"),
         )
 
     loop = Loop(
-        train_step=run.train_step,
-        mesh=run.mesh,
+        mesh=mesh,
         preparation=preparation,
-        evaluate=evaluate,
+        evaluations=run.evaluations,
+        evaluate=make_evaluation,
+        evaluated=[
+            evaluation.name
+            for evaluation in run.evaluations
+            if first_step in report.read_scores(metrics, evaluation.name)
+        ],
         learning_rate=run.learning_rate,
         checkpoints=checkpoints,
         bad_steps=BadSteps(
             config.max_bad_steps,
             record.get("bad_in_a_row", 0),
-            file=workdir / "bad_steps.jsonl" if hosts.is_first() else None,
+            file=folder / "bad_steps.jsonl" if hosts.is_first() else None,
             examples=run.examples,
         ),
         monitor=monitor,
@@ -183,7 +189,7 @@ def _train(
         checkpoints.close()
         saved = max(checkpoints.steps(), default=0)
         status.update(last_checkpoint=saved)
-    if saved != run.stages[-1].end_step:
+    if saved != last_step:
         raise UsageError(
             f"the last step could not be saved; the same command goes on from step {saved}"
         )
@@ -191,7 +197,7 @@ def _train(
 
 
 def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run that goes on, which need not have the same versions as it began with."""
+    """Returns the record of a run that goes on; warns if library versions have changed."""
     changed = [
         f"{name} {there['versions'].get(name, '–')} → {version}"
         for name, version in now["versions"].items()
@@ -206,30 +212,41 @@ def _resumed(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(
-    config: ConfigDict, run: programs.Run, workdir: pathlib.Path, seconds: float, resumed: bool
+    config: ConfigDict, run: Run, folder: pathlib.Path, seconds: float, resumed: bool
 ) -> None:
-    history = report.read_history(workdir / "metrics.jsonl")
-    final = next(row for row in reversed(history) if "eval/top1" in row)
+    history = report.read_history(folder / "metrics.jsonl")
+    train_size = run.source.split(run.train_split).size
     facts = {
         "model": f"{run.name}, {config.model.dtype}",
-        "data": f"{run.source.name}: trained on {config.data.train_split} "
-        f"({run.source.split(config.data.train_split).size} images), "
-        f"evaluated on {config.data.eval_split} "
-        f"({run.source.split(config.data.eval_split).size} images) "
-        f"at {config.eval_image_size} px with the EMA weights",
+        "data": f"{run.source.name}: trained on {run.train_split} ({train_size} images)",
         "schedule": f"{config.schedule.name}, {len(run.stages)} stages, {config.epochs} epochs",
-        "device": f"{run.mesh.size} × {jax.devices()[0].device_kind}",
+        "device": f"{run.training.mesh.size} × {jax.devices()[0].device_kind}",
         "seed": str(config.seed),
-        "top-1": f"{100 * final['eval/top1']:.2f} %",
-        "top-5": f"{100 * final['eval/top5']:.2f} %",
-        "seconds in the loop" + (" since the last resumption" if resumed else ""): f"{seconds:.0f}",
     }
+    results = []
+    for evaluation in run.evaluations:
+        name, weights = evaluation.name, "EMA" if evaluation.weights == "ema" else "raw"
+        size = run.sources[evaluation.data].split(evaluation.split).size
+        final = next(row for row in reversed(history) if f"{name}/top1" in row)
+        top1, top5 = (f"{100 * final[f'{name}/{key}']:.2f} %" for key in ("top1", "top5"))
+        where = evaluation.split
+        if evaluation.data != run.source.name:
+            where = f"{evaluation.data}/{where}"
+        prefix = "" if name == "eval" else f"{name}: "
+        facts[f"{prefix}evaluation"] = (
+            f"{where} ({size} images) at {evaluation.image_size} px with the {weights} weights"
+        )
+        facts |= {f"{prefix}top-1": top1, f"{prefix}top-5": top5}
+        results.append(f"{prefix}top-1 {top1}, top-5 {top5} on {where}")
+    since = " since the last resumption" if resumed else ""
+    facts[f"seconds in the loop{since}"] = f"{seconds:.0f}"
     picture, text = report.write_report(
-        workdir, history, title=f"{run.name} on {run.source.name}", facts=facts
+        folder, history, title=f"{run.name} on {run.source.name}", facts=facts
     )
-    print(f"top-1 {facts['top-1']}, top-5 {facts['top-5']} on {config.data.eval_split}")
+    for line in results:
+        print(line)
     print(f"report: {text} and {picture}")
 
 
 if __name__ == "__main__":
-    programs.run(main)
+    cli.run(main, several_processes=True)

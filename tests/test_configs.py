@@ -1,4 +1,4 @@
-"""Every recipe builds: its stages, its model, its optimiser; and S takes real steps."""
+"""Every recipe builds: its stages, model, optimizer and evaluations; and S takes real steps."""
 
 import re
 
@@ -9,8 +9,16 @@ from flax import nnx
 
 from configs import common, digits, efficientnetv2
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.config import (
+    build,
+    make_evaluations,
+    make_optimizer,
+    make_stages,
+)
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.recipe import flatten
+from effnetv2_jax.training.build import stage_scalars
+from effnetv2_jax.training.evaluation import Evaluation
 from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
 
 IMAGENET_TRAIN = 1_281_167
@@ -23,12 +31,12 @@ ARGUMENTS = [
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_each_recipe_builds(argument):
     config = efficientnetv2.get_config(argument)
-    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    stages = make_stages(config, IMAGENET_TRAIN)
     assert stages[-1].end_step == int(350 * IMAGENET_TRAIN / 4096)
     assert stages[-1].image_size == config.schedule.image_size[1]
     model = abstract_model(config.model.name, bn_momentum=config.model.bn_momentum)
     assert count_parameters(model) > 7e6
-    optimizer, learning_rate = programs.make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
+    optimizer, learning_rate = make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     jax.eval_shape(optimizer.init, params)
     # Section 5.1: up to 0.256 over 5 epochs (by then twice × 0.97), × 0.97 every 2.4 epochs.
@@ -41,7 +49,7 @@ def test_each_recipe_builds(argument):
 
 def test_the_papers_recipes_are_table_6s():
     sizes = {
-        variant: [s.image_size for s in programs.make_stages(config, IMAGENET_TRAIN)]
+        variant: [s.image_size for s in make_stages(config, IMAGENET_TRAIN)]
         for variant in "sml"
         for config in [efficientnetv2.get_config(variant)]
     }
@@ -54,7 +62,7 @@ def test_the_papers_recipes_are_table_6s():
 
 def test_the_official_recipe_of_s_has_the_official_stages():
     config = efficientnetv2.get_config("s,official")
-    stages = programs.make_stages(config, IMAGENET_TRAIN)
+    stages = make_stages(config, IMAGENET_TRAIN)
     assert [stage.image_size for stage in stages] == [171, 214, 257, 300]
     assert [stage.dropout_rate for stage in stages] == [0.2] * 4
     assert [stage.randaugment_magnitude for stage in stages] == pytest.approx(
@@ -89,18 +97,14 @@ def test_s_takes_two_steps_on_synthetic_data():
     config.model.dtype = "float32"
     config.epochs = 4 * 2 * 8 / 8192
     config.schedule.image_size = (32, 35)
-    run = programs.build(config)
+    run = build(config)
     state = run.first_state()
     stage = run.stages[0]
     batches = run.train_batches(stage, 0)
-    scalars = {
-        "dropout_rate": np.float32(stage.dropout_rate),
-        "mixup_alpha": np.float32(0),
-        "cutmix_alpha": np.float32(0),
-    }
+    scalars = stage_scalars(stage.dropout_rate)
     losses = []
     for batch in batches:
-        state, sums = run.train_step(state, batch, scalars)
+        state, sums = run.training.train_step(state, batch, scalars)
         losses.append(float(sums["loss"] / sums["count"]))
     assert len(losses) == 2
     assert all(np.isfinite(losses))
@@ -133,14 +137,14 @@ def test_the_fields_for_many_devices_reach_the_step():
             "model.bn_group_size": 4,
         }
     )
-    run = programs.build(config)
-    assert dict(run.mesh.shape) == {"data": 4, "fsdp": 2}
+    run = build(config)
+    assert dict(run.training.mesh.shape) == {"data": 4, "fsdp": 2}
     stage = run.stages[0]
-    state = shard_state(run.first_state(), run.mesh)
-    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
-    scalars = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), np.float32(0))
+    state = shard_state(run.first_state(), run.training.mesh)
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.training.mesh)
+    scalars = stage_scalars()
     program = str(
-        run.train_step.gradients.trace(
+        run.training.train_step.gradients.trace(
             state.params, state.batch_stats, state.step, batch, scalars
         ).jaxpr
     )
@@ -151,21 +155,21 @@ def test_the_fields_for_many_devices_reach_the_step():
 
 
 def test_a_stages_batches_are_known_before_they_are_there():
-    run = programs.build(small_config())
+    run = build(small_config())
     stage = run.stages[0]
-    batch = shard_batch(next(run.train_batches(stage, 0)), run.mesh)
+    batch = shard_batch(next(run.train_batches(stage, 0)), run.training.mesh)
     assert run.batch_shapes(stage) == abstract(batch)
 
 
 def test_a_vit_is_made_for_the_images_of_evaluation():
-    """Of what a config says of models in general it takes what it has."""
+    """A model takes those fields of the config that its spec has."""
     fields = {"model.name": "deit-ti", "eval_image_size": 32, "model.survival_prob": 0.7}
-    run = programs.build(small_config(**fields))
-    state = run.state_shapes
+    run = build(small_config(**fields))
+    state = run.training.shapes
     assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
     assert state.batch_stats == {}
-    batch = next(run.eval_batches("test", 32))
-    sums = run.eval_step.eval_shape(state.params, state.batch_stats, batch)
+    batch = next(run.eval_batches(run.evaluations[0]))
+    sums = run.training.eval_step.eval_shape(state.params, state.batch_stats, batch)
     assert sums["top1"].shape == ()
 
 
@@ -182,7 +186,7 @@ def test_a_vit_is_made_for_the_images_of_evaluation():
 )
 def test_what_devices_cannot_do_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=message):
-        programs.build(small_config(**{field: value}))
+        build(small_config(**{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -208,13 +212,69 @@ def test_what_devices_cannot_do_is_one_sentence(field, value, message):
 )
 def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
-        programs.build(small_config(**{field: value}))
+        build(small_config(**{field: value}))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("evals", "message"),
+    [
+        ({"a": {"spilt": "test"}}, "unknown field of evals.a 'spilt': did you mean split"),
+        ({"a": {"data": "digit"}}, "unknown data set 'digit': did you mean digits"),
+        ({"a": {"split": "valid"}}, "'valid'"),
+        ({"a": {"data": "digits"}}, "evals.a.data must have the 1000 classes of synthetic"),
+        ({"a": {"image_size": 0}}, "evals.a.image_size must be at least 1, got 0"),
+        ({"a": {"image_size": 16.0}}, "evals.a.image_size must be a whole number, got 16.0"),
+        ({"a": {"batch_size": 12}}, "evals.a.batch_size must be a multiple of the number of"),
+        ({"a": {"weights": "em"}}, "unknown evals.a.weights 'em': did you mean ema"),
+        ({"a": {"every_steps": -1}}, "evals.a.every_steps must be at least 0, got -1"),
+        ({"a": "test"}, "evals.a must be a dictionary of fields, got 'test'"),
+        ({"train": {}}, "the name of an evaluation must be letters, digits and underscores"),
+        ({"a/b": {}}, "the name of an evaluation must be letters, digits and underscores"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused_before_training(evals, message):
+    config = small_config()
+    config.evals = evals
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        build(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_of_one_size_refuses_an_evaluation_at_another():
+    config = small_config(**{"model.name": "deit-ti", "eval_image_size": 32})
+    config.evals.larger = {"image_size": 48}
+    with pytest.raises(UsageError, match="got 48 × 48"):
+        build(config)
+
+
+def test_fields_that_an_evaluation_leaves_out_are_the_configs():
+    config = small_config()
+    config.evals = {"a": {"weights": "raw", "every_steps": 5}, "eval": {}, "b": {"image_size": 8}}
+    common_fields = {"data": "synthetic", "split": "test", "image_size": 384, "batch_size": 16}
+    assert make_evaluations(config) == (
+        Evaluation("eval", **common_fields),
+        Evaluation("a", **common_fields, weights="raw", every_steps=5),
+        Evaluation("b", **common_fields | {"image_size": 8}),
+    )
+
+
+def test_the_options_of_the_optimizer_reach_it():
+    config = small_config(**{"optimizer.name": "adamw"})
+    config.optimizer.options = {"b2": 0.9, "nesterov": True}
+    optimizer, _ = make_optimizer(config, 160, 10)
+    params = {"kernel": np.ones(2, np.float32)}
+    _, state = optimizer.update({"kernel": np.ones(2, np.float32)}, optimizer.init(params), params)
+    second = next(x.nu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu")))
+    np.testing.assert_allclose(second["kernel"], 0.1, rtol=1e-6)
+    config.optimizer.options = {"b3": 0.9}
+    with pytest.raises(UsageError, match="unknown option of optimizer adamw 'b3': did you mean"):
+        build(config)
 
 
 def test_digits_and_common_share_their_fields():
     def fields(config):
-        return set(programs._flat(config.to_dict()))
+        return set(flatten(config.to_dict()))
 
     assert fields(digits.get_config()) == fields(common.get_config())
     assert fields(efficientnetv2.get_config("m")) == fields(common.get_config())

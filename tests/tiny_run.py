@@ -1,7 +1,7 @@
-"""A run of the training program that compiles in seconds, with what is random in a model.
+"""A run of the training program that compiles in seconds and has random depth and dropout.
 
-Stochastic depth and dropout are drawn by an example's number in the batch; there is no Mixup, as
-examples lie beside others where several processes read a batch.
+These are drawn by an example's number in the batch. There is no Mixup, because examples have other
+neighbours if several processes read a batch.
 """
 
 CONFIG = (
@@ -17,12 +17,12 @@ CONFIG = (
     "--config.log_every_steps=1",
 )
 
-# Of which differences in rounding stay as small as they are.
+# An optimizer that does not amplify differences in rounding.
 SGD = (
     "--config.optimizer.name=sgd",
     "--config.optimizer.learning_rate=0.1",
     "--config.optimizer.warmup_epochs=0.0",
 )
 
-# What takes seconds to start.
+# Without the parts that take seconds to start.
 QUICK = ("--config.data.augmentation=none", "--config.data.eval_split=test[:64]")

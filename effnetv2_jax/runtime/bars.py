@@ -1,4 +1,4 @@
-"""Progress bars for long work, on a terminal only."""
+"""Progress bars on standard error for long work; without a terminal they show nothing."""
 
 import contextlib
 import sys
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
-    """The items, with a bar on stderr that goes when they end.
+    """Yields the items and shows a bar, which disappears at the end.
 
     Args:
-        items: as they come.
-        text: left of the bar.
-        total: number of items.
+        items: The items.
+        text: The text to the left of the bar.
+        total: The number of items.
     """
     if not sys.stderr.isatty():
         return items
@@ -26,13 +26,13 @@ def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
 
 @contextlib.contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
-    """While work of unknown length goes on, a line on stderr that spins and counts seconds.
+    """Shows a line that spins and counts seconds while the block runs, for work of unknown length.
 
     Args:
-        text: beside it.
+        text: The text of the line.
 
     Yields:
-        What sets the words after the text.
+        A function that sets the words after the text.
     """
     if not sys.stderr.isatty():
         yield lambda words: None
@@ -47,9 +47,9 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
 
 
 class Counter:
-    """A bar on stderr over steps of unequal length, with the time that is left by those before.
+    """A bar over steps of unequal length, with an estimate of the time that is left.
 
-    Use as a context; on no terminal it says nothing.
+    Use it as a context manager.
     """
 
     def __init__(self):
@@ -92,6 +92,6 @@ class Counter:
             self._text = text
 
     def say(self, words: str) -> None:
-        """What goes on within a step."""
+        """Shows what happens within a step."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=f"{self._text}, {words}")

@@ -1,9 +1,10 @@
-"""Compiled programs that outlive the process: JAX's persistent cache, for our programs.
+"""JAX's persistent cache of compiled programs, turned on for our programs.
 
-The programs turn it on; importing the library does not.
+Importing the library does not turn it on.
 """
 
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
@@ -15,19 +16,17 @@ from absl import logging
 
 from effnetv2_jax.runtime.files import cache_folder
 
-# Of one machine's folder. A training step of V2-B0 is a few MB.
+# The largest size of a machine's folder. A training step of V2-B0 takes a few MB.
 LIMIT_BYTES = 2 * 1024**3
-# Small programs are many, and each is a file.
+# Programs that compile in less time are not kept: they are many, and each is a file.
 MIN_COMPILE_SECONDS = 0.1
-# What is kept: JAX's programs, and the traces beside them (training.traces).
-PROGRAM_SUFFIX, TRACE_SUFFIX = "-cache", "-trace"
 _HIT, _MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 
 
 class Counts:
-    """How many programs came from the cache, and how many were compiled and put there.
+    """The numbers of programs that came from the cache, and that were compiled and put there.
 
-    Programs that are compiled in less time than it takes to be kept are neither.
+    Programs that compile too quickly to be kept are in neither.
     """
 
     def __init__(self):
@@ -35,13 +34,13 @@ class Counts:
         self._lock = threading.Lock()
 
     def event(self, event: str, **_: str | int) -> None:
-        """What JAX calls, in any thread."""
+        """Counts an event of JAX, in any thread."""
         with self._lock:
             self.hits += event == _HIT
             self.misses += event == _MISS
 
     def __str__(self) -> str:
-        """``warm``, ``cold``, or how many of how many; empty where no cache was asked."""
+        """Returns ``warm``, ``cold``, or how many programs of how many; empty if there are none."""
         if not self.hits and not self.misses:
             return ""
         if not self.misses:
@@ -56,47 +55,41 @@ _listening = False
 
 
 def turn_on() -> None:
-    """Keeps what is compiled, unless the user has said otherwise; counts what comes from there.
+    """Turns the cache on, unless the user decided otherwise, and counts what comes from it.
 
-    The user says so by JAX's own settings: ``JAX_ENABLE_COMPILATION_CACHE=false``, or a folder in
-    ``JAX_COMPILATION_CACHE_DIR``. Where the folder cannot be written, there is no cache.
+    The user decides with JAX's own settings: ``JAX_ENABLE_COMPILATION_CACHE=false``, or a folder in
+    ``JAX_COMPILATION_CACHE_DIR``. If the folder cannot be written, there is no cache. JAX keeps the
+    folder below ``LIMIT_BYTES`` if the package ``filelock`` is installed, which it needs for that.
     """
     global _listening
     if not _listening:
         jax.monitoring.register_event_listener(COUNTS.event)
         _listening = True
-    settings: Any = jax.config  # whose type does not know its fields
+    settings: Any = jax.config  # its type does not know its fields
     if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir:
         return
-    # Set but empty: no folder, which is JAX's way to say no cache.
+    # Set but empty means no folder: JAX's way to turn the cache off.
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
         folder = cache_folder() / "jax" / _machine()
         folder.mkdir(parents=True, exist_ok=True)
-        # JAX would warn at every program.
+        # JAX would warn about every program.
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("permission denied")
-        _shrink(folder, LIMIT_BYTES)
+        _repair(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         logging.info("programs are not kept: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-
-
-def folder() -> pathlib.Path | None:
-    """Where JAX keeps programs; None where it keeps none, or not on a disk."""
-    settings: Any = jax.config
-    place = settings.jax_compilation_cache_dir
-    if not settings.jax_enable_compilation_cache or not place or "://" in place:
-        return None
-    return pathlib.Path(place)
+    if importlib.util.find_spec("filelock") and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        jax.config.update("jax_compilation_cache_max_size", LIMIT_BYTES)
 
 
 def _machine() -> str:
-    """Names a kind of processor: XLA's programs for CPUs may use what another has not."""
+    """Returns a name for the kind of processor: XLA's CPU programs may not run on another."""
     features = ""
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
@@ -108,27 +101,20 @@ def _machine() -> str:
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
 
 
-def _shrink(folder: pathlib.Path, limit: int) -> None:
-    """Deletes what was longest not read, until the rest is within the limit, and what is empty.
+def _repair(folder: pathlib.Path) -> None:
+    """Deletes empty files, and gives programs the time of their last use if it is missing.
 
-    A machine that loses its power may leave an empty file, which JAX can neither read nor would
-    replace. The rest JAX can do itself (``jax_compilation_cache_max_size``), but needs a package
-    for it and locks the folder for every program that is read; once, at the start, is enough.
+    A machine that loses power may leave an empty file, which JAX would neither read nor replace.
+    With a limit, JAX expects a time beside each program, which it does not write without a limit.
     """
-    files = []
-    for path in folder.iterdir():
-        if not path.name.endswith((PROGRAM_SUFFIX, TRACE_SUFFIX)):
-            continue
+    for program in folder.glob("*-cache"):
         try:
-            stat = path.stat()
-        except FileNotFoundError:  # another process is at it
+            stat = program.stat()
+        except FileNotFoundError:  # another process deleted it
             continue
+        used = program.with_name(program.name.removesuffix("cache") + "atime")
         if not stat.st_size:
-            path.unlink(missing_ok=True)
-        files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-    size = sum(size for _, size, _ in files)
-    for _, file_size, path in sorted(files):
-        if size <= limit:
-            return
-        path.unlink(missing_ok=True)
-        size -= file_size
+            program.unlink(missing_ok=True)
+            used.unlink(missing_ok=True)
+        elif not used.exists():
+            used.write_bytes(stat.st_mtime_ns.to_bytes(8, "little"))

@@ -1,20 +1,20 @@
-"""The exceptions for what a user can cause: a value to mend, a run that was stopped."""
+"""Exceptions that a user can cause: a value that cannot be used, or a stopped run."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """A value that cannot be used; its message is one sentence saying which and what is allowed.
+    """A value that cannot be used. The message is one sentence: which value, and what is allowed.
 
-    The programs print the message alone, without a traceback, and exit with code 2.
+    Programs print only the message, without a traceback, and exit with code 2.
     """
 
 
 class Stopped(Exception):
-    """A run that ended early because somebody wanted it to; its message says how to go on.
+    """A run that ended early because it was asked to. The message says how to go on.
 
-    The programs print the message alone, and exit as ``stopping.StopRequest.exit_code`` says.
+    Programs print only the message, and exit with ``signals.StopRequest.exit_code``.
     """
 
 

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they meet, agree, and let the first one go ahead.
+"""Several processes as one run: joining them, checking that they agree, and waiting for the first.
 
-A TPU pod runs one process a host, all with the same command. With one process, nothing here does
-anything.
+A TPU pod runs one process per host, all with the same command. With a single process, these
+functions do nothing.
 """
 
 import collections
@@ -31,24 +31,25 @@ def start(
     *,
     timeout: int = 300,
 ) -> None:
-    """Joins the other processes of the run; has to come before anything that touches a device.
+    """Joins the other processes of the run; call it before anything touches a device.
 
-    Without arguments, JAX asks the environment (Cloud TPU, Slurm, Open MPI, Kubernetes); where that
-    knows of no other processes, this one runs alone.
+    Without arguments, JAX asks the environment (Cloud TPU, Slurm, Open MPI, Kubernetes). If the
+    environment announces no other processes, this one is the whole run.
 
     Args:
-        coordinator_address: HOST:PORT of process 0, which listens there.
-        num_processes: of the run; 1 runs alone, whatever the environment says.
-        process_id: of this one, 0 … num_processes − 1.
-        timeout: seconds to wait for the others.
+        coordinator_address: HOST:PORT at which process 0 listens.
+        num_processes: The number of processes of the run. 1 means a run of one process, even if
+            the environment announces others.
+        process_id: The number of this process, 0 … num_processes − 1.
+        timeout: The number of seconds to wait for the others.
 
     Raises:
-        UsageError: for arguments that do not go together, and where the processes do not meet.
+        UsageError: For arguments that contradict each other, and if the processes do not meet.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
     _join(coordinator_address, num_processes, process_id, timeout)
-    # JAX's preemption service takes SIGTERM as an announcement, and nothing else would come of it
-    # in programs that never ask whether there was one. Its other announcements are left.
+    # JAX's preemption service treats SIGTERM as a notice, so that the signal would have no effect
+    # in programs that never ask for notices. Its other kinds of notice stay.
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
@@ -64,7 +65,7 @@ def _join(
     _check(coordinator_address, num_processes, process_id)
     if num_processes == 1 or coordinator_address is None:
         return
-    # JAX itself aborts without a word of its own where the processes cannot meet.
+    # If the processes cannot meet, JAX itself aborts without an explanation.
     if process_id == 0:
         _check_port(coordinator_address)
     else:
@@ -76,7 +77,7 @@ def _join(
         process_id,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout,
-        # By default it listens to every network, which on one machine nobody needs.
+        # By default it listens on every network, which processes on one machine do not need.
         coordinator_bind_address=coordinator_address if host in _LOOPBACK else None,
     )
 
@@ -85,9 +86,11 @@ def _start_from_environment(timeout: int) -> None:
     try:
         jax.distributed.initialize(initialization_timeout=timeout)
     except ValueError as error:
-        # JAX has no other word for an ordinary machine.
+        # This is how JAX reports an ordinary machine.
         if "coordinator_address" not in str(error):
-            raise UsageError(f"the environment does not say who runs: {error}") from error
+            raise UsageError(
+                f"the environment announces processes but not all of their settings: {error}"
+            ) from error
     except (RuntimeError, OSError) as error:
         raise UsageError(
             f"the processes that the environment announces did not meet ({_one_line(error)}): "
@@ -129,7 +132,7 @@ def _check_port(address: str) -> None:
     host, port = _host_and_port(address)
     try:
         with socket.socket() as probe:
-            # Connections of an earlier run that linger do not matter, a listener does.
+            # Lingering connections of an earlier run do not matter, but a listener does.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host if host in _LOOPBACK else "", port))
     except OSError as error:
@@ -154,20 +157,21 @@ def _await_coordinator(address: str, timeout: float) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """What happened, without the trailers of gRPC and XLA."""
+    """Returns the first line of an error, without the trailers of gRPC and XLA."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes and tells."""
+    """Returns True for process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def part(timeout: float | None = None) -> None:
-    """Leaves the other processes, which have to do the same, so that each can end by itself.
+    """Leaves the run, so that this process can end by itself; all processes must do this.
 
     Args:
-        timeout: seconds to wait for the others, who may know nothing of it; None for no limit.
+        timeout: The number of seconds to wait for the others, which may not be leaving. None means
+            no limit.
     """
     if jax.distributed.is_initialized():
         leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
@@ -176,10 +180,10 @@ def part(timeout: float | None = None) -> None:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here.
+    """Waits until all processes have called this.
 
     Args:
-        name: the same in all, else they fail.
+        name: The name of the barrier. The processes fail if their names differ.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -187,12 +191,12 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """Process 0 goes through the block before the others enter it: they find made what it makes.
+    """Runs the block in process 0 first and then in the others, which find what process 0 made.
 
-    Where it fails there, the others wait in vain; whoever started them has to end them.
+    If the block fails in process 0, the others keep waiting, and their launcher has to end them.
 
     Args:
-        name: as for ``barrier``.
+        name: The name of the barrier between process 0 and the others.
     """
     if not is_first():
         barrier(name)
@@ -202,13 +206,13 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 def agree(values: Mapping[str, object]) -> None:
-    """Makes sure that all processes are about to do the same.
+    """Checks that values are the same in all processes.
 
     Args:
-        values: what has to be the same, by name; of what JSON can hold.
+        values: The values by name, as JSON can hold them.
 
     Raises:
-        UsageError: in every process, naming what differs, or where they have not as many devices.
+        UsageError: In every process, if a value or the number of devices differs, naming it.
     """
     if jax.process_count() == 1:
         return

@@ -1,14 +1,14 @@
-"""TensorFlow without its chatter."""
+"""Settings that keep TensorFlow from writing to standard error."""
 
 import os
 
 
 def hush_tensorflow(level: int) -> None:
-    """Sets what TensorFlow logs, before it is imported; what the user has set stays.
+    """Sets how much TensorFlow logs, unless the user has set it; call this before importing it.
 
     Args:
-        level: 1 without information, 2 without warnings too, 3 without errors too.
+        level: 1 leaves out information, 2 also warnings, 3 also errors.
     """
-    # A 1 is JAX's, not the user's.
+    # JAX sets it to 1 by itself.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = str(level)

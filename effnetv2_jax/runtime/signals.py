@@ -12,27 +12,27 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What a signal has asked for.
+    """A request by signal that the run stops.
 
-    Signals are seen by a thread of their own, so also while the main thread waits for a device, a
-    compiler or a file system, where Python's handlers would not be called.
+    A thread of its own receives the signals. It also does so while the main thread waits for a
+    device, a compiler or a file system, when Python would not call a signal handler.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The first that came; None as long as none has."""
+        """The first signal received, or None."""
         self._worth_saving = False
 
     def __call__(self) -> bool:
-        """Whether the run should stop."""
+        """Returns True if the run should stop."""
         return self.signal is not None
 
     def worth_saving(self) -> None:
-        """From now on there is something that the first signal must not destroy."""
+        """Says that from now on, the first signal must not end the process at once."""
         self._worth_saving = True
 
     def received(self, number: int) -> None:
-        """Called for every signal."""
+        """Acts on a signal."""
         first = self.signal is None
         self.signal = self.signal or signal.Signals(number)
         if first and self._worth_saving:
@@ -41,12 +41,12 @@ class StopRequest:
             _tell(f"{self.signal.name}: nothing new to save; resume with the same command")
             leave(self.exit_code)
         else:
-            # As if nobody had caught it.
+            # The exit code of a process that did not catch the signal.
             leave(128 + number)
 
     @property
     def exit_code(self) -> int:
-        """Of a run that stopped as asked: 0, or what shells expect after a Ctrl-C."""
+        """The exit code of a run that stopped as asked: 0, or 130 after a Ctrl-C."""
         return 128 + signal.SIGINT if self.signal == signal.SIGINT else 0
 
 
@@ -66,18 +66,18 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Catches the signals while the block runs; for the main thread."""
+    """Catches SIGTERM and Ctrl-C while the block runs; only for the main thread."""
     request = StopRequest()
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
 
     def listen() -> None:
         while numbers := os.read(receiver, 1):
-            # Other signals that Python handles come here, too.
+            # Other signals that Python handles arrive here as well.
             if numbers[0] in _SIGNALS:
                 request.received(numbers[0])
 
-    # Python writes a byte for every signal that has a handler, whatever its threads are doing.
+    # Python writes a byte for every signal that has a handler, whatever the threads are doing.
     before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     wakeup_before = signal.set_wakeup_fd(sender)
     listener = threading.Thread(target=listen, name="signals", daemon=True)

@@ -1,5 +1,6 @@
-"""Top-1, top-5 and loss over a whole split, every example counted once."""
+"""Top-1, top-5 and loss over a whole split; every example counts once."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import jax
@@ -13,11 +14,54 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.losses import targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, shard_batch
-from effnetv2_jax.training.state import Apply, PyTree
+from effnetv2_jax.training.state import Apply, PyTree, TrainState
 from effnetv2_jax.training.step import Metrics, normalize
 from effnetv2_jax.training.survival.agreement import STEPS_BEHIND, Agreement
 
 EvalStep = Callable[[PyTree, PyTree, Batch], Metrics]
+
+WEIGHTS = ("ema", "raw")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation that a run makes again and again while it trains.
+
+    Attributes:
+        name: The prefix of its metrics, such as ``eval`` in ``eval/top1``.
+        data: The name of the data set.
+        split: The split of the data set.
+        image_size: The side of the images in px.
+        batch_size: The number of images of a batch, over all devices.
+        weights: ``ema`` for the moving averages of parameters and batch statistics, ``raw`` for the
+            trained ones.
+        every_steps: The number of steps between two evaluations; the run's last step has one as
+            well. 0 means one at the end of every stage.
+    """
+
+    name: str
+    data: str
+    split: str
+    image_size: int
+    batch_size: int
+    weights: str = "ema"
+    every_steps: int = 0
+
+    def is_due(self, step: int, *, stage_ends: bool, run_ends: bool) -> bool:
+        """Returns True if the evaluation follows a step.
+
+        Args:
+            step: The number of steps done.
+            stage_ends: True after the last step of a stage.
+            run_ends: True after the last step of the run.
+        """
+        return run_ends or (step % self.every_steps == 0 if self.every_steps else stage_ends)
+
+    def choose_weights(self, state: TrainState) -> tuple[PyTree, PyTree]:
+        """Returns the parameters and batch statistics that are evaluated."""
+        if self.weights == "ema":
+            return state.ema_params, state.ema_batch_stats
+        return state.params, state.batch_stats
 
 
 def make_eval_step(
@@ -28,20 +72,21 @@ def make_eval_step(
     std: tuple[float, float, float],
     dtype=jnp.float32,
 ) -> EvalStep:
-    """Builds the evaluation step; it compiles once per shape.
+    """Builds the evaluation step, which compiles once per shape.
 
     Args:
-        apply: from ``state.functional``.
-        mesh: from ``make_mesh``.
-        mean: of the input family.
-        std: of the input family.
-        dtype: of the images given to ``apply``.
+        apply: The model as a pure function, from ``state.functional``.
+        mesh: The mesh that batches are split over.
+        mean: The mean of the input family, per channel.
+        std: The standard deviation of the input family, per channel.
+        dtype: The dtype of the images given to ``apply``.
 
     Returns:
-        ``eval_step(params, batch_stats, batch) -> metrics``: sums over the batch of ``top1``,
-        ``top5`` and ``loss`` (cross-entropy without smoothing), and ``count``. batch is as for the
-        training step; of several labels, any is right. Examples with mask 0 or without a label
-        count nothing. Where ``wishes`` are with them, so is their sum.
+        ``eval_step(params, batch_stats, batch) -> metrics``. A batch is as for the training step;
+        if an example has several labels, any of them is right. The metrics are float32 sums over
+        the batch: ``top1``, ``top5``, ``loss`` (cross-entropy without smoothing) and ``count``.
+        Examples with mask 0 or without a label do not count. If the batch has ``wishes``, the
+        metrics have their sum over the devices.
     """
 
     def local_step(params: PyTree, batch_stats: PyTree, batch: Batch) -> Metrics:
@@ -49,14 +94,14 @@ def make_eval_step(
             params, batch_stats, normalize(batch["image"], mean, std, dtype), train=False
         )
         labels = batch["label"].reshape(len(logits), -1)  # [batch, labels]
-        # The rank of the best of the right classes: ties count against it, so NaN is never right.
+        # The rank of the best of the right classes. Ties count against it, so NaN is never right.
         scores = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")
         own = jnp.max(jnp.where(labels >= 0, scores, -jnp.inf), axis=-1, keepdims=True)
         rank = jnp.sum(~(logits < own), axis=-1) - 1
         losses = optax.softmax_cross_entropy(logits, targets_of(labels, logits.shape[-1]))
         sums = {"top1": rank < 1, "top5": rank < 5, "loss": losses, "count": jnp.ones_like(losses)}
-        # Images without any label, of which ReaL has some, are not counted (Beyer et al. 2020).
-        # where, not a product: whatever a padded image gives must not reach the sum.
+        # Images without any label, of which ReaL has some, do not count (Beyer et al. 2020). This
+        # is a where and not a product: NaN in a padded image must not reach the sum.
         counts = (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
         masked = {name: jnp.where(counts, x, 0.0).sum() for name, x in sums.items()}
         if "wishes" in batch:
@@ -85,23 +130,24 @@ def evaluate(
     agreement: Agreement | None = None,
     moves: Callable[[], None] = lambda: None,
 ) -> dict[str, float] | None:
-    """Runs a whole split.
+    """Evaluates a whole split.
 
     Args:
-        eval_step: from ``make_eval_step``.
-        params: of the model.
-        batch_stats: of the model.
-        batches: of the split, this process's part.
-        mesh: that they are split over.
-        agreement: of the processes, which may stop before the end; None where nobody will.
-        moves: called after every batch.
+        eval_step: The evaluation step, from ``make_eval_step``.
+        params: The parameters of the model.
+        batch_stats: The batch statistics of the model.
+        batches: This process's part of the batches of the split.
+        mesh: The mesh that batches are split over.
+        agreement: The agreement of the processes, which may stop before the end. None means that
+            nothing stops the evaluation.
+        moves: A function called after every batch.
 
     Returns:
-        ``top1`` and ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples; None where
-        it was agreed to stop.
+        ``top1`` and ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples. None if the
+        processes agreed to stop.
 
     Raises:
-        UsageError: where there is no example.
+        UsageError: If there is no example.
     """
     agreement = agreement or Agreement(dict, mesh)
     feed = Feed(shard_batch(batch, mesh) for batch in batches)

@@ -1,4 +1,4 @@
-"""Batches taken by a thread, ahead of their use: whoever waits for one can still be stopped."""
+"""Batches taken ahead of their use by a thread, so that waiting for one can be given up."""
 
 import queue
 import threading
@@ -14,23 +14,23 @@ class Feed:
     """Takes batches from an iterable in a thread of its own, which begins at once.
 
     Args:
-        batches: to take.
+        batches: The iterable.
     """
 
     def __init__(self, batches: Iterable[Batch]):
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
-        # A daemon: a stalled input shall not keep the process alive.
+        # A daemon, so that a stalled input does not keep the process alive.
         threading.Thread(target=self._take_all, args=(batches,), name="feed", daemon=True).start()
 
     def next(self, given_up: Callable[[], bool] = lambda: False) -> Batch | None:
-        """The next batch; raises what taking it raised.
+        """Returns the next batch, or raises the exception that taking it raised.
 
         Args:
-            given_up: asked while there is no batch; where it is true, no more are waited for.
+            given_up: A function called while there is no batch. If it returns True, the wait ends.
 
         Returns:
-            None at the end, and where it was given up.
+            None at the end of the batches, and if the wait was given up.
         """
         while not given_up():
             try:
@@ -43,7 +43,7 @@ class Feed:
         return None
 
     def close(self) -> None:
-        """Takes no more."""
+        """Takes no more batches."""
         self._closed.set()
 
     def _take_all(self, batches: Iterable[Batch]) -> None:

@@ -1,11 +1,11 @@
-"""Where arrays live: the mesh, how batches are split over it, and how the state may be.
+"""The mesh of devices, and how batches and the state are split over it.
 
-Both axes split the batch. ``fsdp`` splits the state as well (parameters, optimiser, averages: ZeRO,
-Rajbhandari et al. 2019, arXiv:1910.02054), so that each of its devices keeps a part; with one
-device along ``fsdp``, the default, every device keeps a copy.
+Both axes split the batch. ``fsdp`` also splits the state (parameters, optimizer, averages: ZeRO,
+Rajbhandari et al. 2019, arXiv:1910.02054), so that each device along it keeps a part. By default
+there is one device along ``fsdp``, and every device keeps a copy.
 
-Several TPU slices (multislice) are one mesh, slice after slice along ``data``: what neighbours tell
-each other stays inside a slice, and sums over all devices alone cross the network between slices.
+Several TPU slices (multislice) are one mesh, slice after slice along ``data``. Exchanges between
+neighbours stay inside a slice; only sums over all devices cross the network between slices.
 """
 
 import collections
@@ -22,24 +22,23 @@ from effnetv2_jax.training.state import PyTree
 Batch = dict[str, Any]
 
 AXES = ("data", "fsdp")
-"""Collectives over all devices name both."""
+"""The axes of the mesh; collectives over all devices name both."""
 
 MIN_SHARDED_SIZE = 1 << 14
-"""Smaller arrays are copied everywhere: an exchange would cost more than it spares."""
+"""Arrays smaller than this are copied to every device: exchanging them would cost more."""
 
 
 def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
-    """A mesh of all devices, or of those given, along ``AXES``.
+    """Returns a mesh of devices along ``AXES``.
 
     Args:
-        devices: in the order of the batch, but for slices, which come one after the other; None for
-            all.
-        fsdp: neighbours that share one copy of the state, all in one slice.
+        devices: The devices in the order of the batch; they are sorted by slice. None means all.
+        fsdp: The number of neighbouring devices, all in one slice, that share a copy of the state.
 
     Raises:
-        UsageError: where fsdp does not divide the devices, or those of a slice.
+        UsageError: If fsdp does not divide the number of devices, or of the devices of a slice.
     """
-    # Stable: within a slice, and where there is but one, the order stays.
+    # A stable sort: within a slice the order stays.
     devices = sorted(jax.devices() if devices is None else devices, key=slice_of)
     if fsdp < 1 or len(devices) % fsdp:
         raise UsageError(f"fsdp must divide the number of devices ({len(devices)}), got {fsdp}")
@@ -48,17 +47,17 @@ def make_mesh(devices=None, *, fsdp: int = 1) -> Mesh:
 
 
 def slice_of(device) -> int:
-    """The number of the TPU slice that a device is in; 0 where JAX knows of no slices."""
+    """Returns the number of the TPU slice that a device is in; 0 if JAX knows of no slices."""
     return getattr(device, "slice_index", None) or 0
 
 
 def check_within_slices(name: str, size: int, devices: Iterable) -> None:
-    """Raises UsageError where a group of neighbours is not in one slice.
+    """Raises UsageError if a group of neighbouring devices is not in one slice.
 
     Args:
-        name: of what makes the groups.
-        size: of a group; divides the number of devices.
-        devices: in the order of a mesh.
+        name: The name of the setting that makes the groups.
+        size: The number of devices of a group, which divides the number of devices.
+        devices: The devices in the order of a mesh.
     """
     slices = [slice_of(device) for device in devices]
     groups = np.array(slices).reshape(-1, size)
@@ -66,7 +65,7 @@ def check_within_slices(name: str, size: int, devices: Iterable) -> None:
         smallest = min(collections.Counter(slices).values())
         raise UsageError(
             f"{name} must divide the number of devices of a slice ({smallest}), got {size}: only "
-            "gradients are to cross the network between slices"
+            "gradients may cross the network between slices"
         )
 
 
@@ -82,7 +81,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh, accumulation_steps:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Along the first axis, over all devices."""
+    """Returns the sharding of a batch: along its first axis, over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -98,13 +97,13 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 def abstract_batch(
     image_size: int, batch_size: int, label_shape: tuple[int, ...], mesh: Mesh
 ) -> Batch:
-    """What ``shard_batch`` makes of a training batch, without its numbers.
+    """Returns the shapes, dtypes and shardings of a training batch after ``shard_batch``.
 
     Args:
-        image_size: side in px.
-        batch_size: of all processes.
-        label_shape: of an example.
-        mesh: from ``make_mesh``.
+        image_size: The side of the images in px.
+        batch_size: The number of examples, over all processes.
+        label_shape: The shape of an example's label.
+        mesh: The mesh from ``make_mesh``.
     """
     sharding = batch_sharding(mesh)
 
@@ -120,7 +119,7 @@ def abstract_batch(
 
 
 def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
-    """Which axis of a state's array is split over ``fsdp``: its longest that can be.
+    """Returns the axis of a state's array that is split over ``fsdp``: the longest possible one.
 
     Returns:
         None for an array that every device has a copy of.
@@ -133,7 +132,11 @@ def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
 
 
 def state_specs(state: PyTree, mesh: Mesh) -> PyTree:
-    """The ``PartitionSpec`` of every array; the same for a parameter, its gradient and averages."""
+    """Returns the ``PartitionSpec`` of every array.
+
+    It depends only on an array's shape, and so is the same for a parameter, its gradient and its
+    average.
+    """
 
     def spec(x) -> PartitionSpec:
         axis = sharded_axis(x.shape, mesh)
@@ -143,12 +146,12 @@ def state_specs(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """The ``NamedSharding`` of every array of a state, which may be abstract."""
+    """Returns the ``NamedSharding`` of every array of a state, which may be abstract."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(state, mesh))
 
 
 def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a state on the mesh; every process has to give the same values."""
+    """Puts a state on the mesh; every process must give the same values."""
 
     def put(x, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:
@@ -160,12 +163,17 @@ def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def abstract(tree: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of arrays, which outlive a donation."""
+    """Returns the shapes, dtypes and shardings of arrays, which outlive a donation."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def abstract_state(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """The same for a state that is not there yet; shapes are ``jax.eval_shape``'s."""
+    """Returns the shapes, dtypes and shardings of a state that does not exist yet.
+
+    Args:
+        shapes: The state as a tree of ``jax.ShapeDtypeStruct``.
+        mesh: The mesh from ``make_mesh``.
+    """
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

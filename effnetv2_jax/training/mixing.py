@@ -1,7 +1,8 @@
-"""Mixup and CutMix inside the jitted step, each example with its neighbour: 0 and 1, 2 and 3, ….
+"""Mixup and CutMix inside the jitted step.
 
-So pairs do not depend on how many devices share a batch, as long as each has an even number of its
-examples; the last of an odd number is mixed with itself.
+Each example is mixed with its neighbour: 0 with 1, 2 with 3, and so on. Pairs therefore do not
+depend on the number of devices, as long as each device has an even number of examples. The last
+example of an odd number is mixed with itself.
 """
 
 import jax
@@ -19,18 +20,19 @@ def mixup(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image with its neighbour (Zhang et al. 2018).
 
-    An image keeps λ = max(β, 1 − β), β ~ Beta(α, α), drawn for either of two neighbours.
+    An image keeps the weight λ = max(β, 1 − β) with β ~ Beta(α, α). Each of two neighbours draws
+    its own.
 
     Args:
-        images: float [batch, height, width, 3].
-        targets: float32 [batch, classes].
-        alpha: scalar; 0 changes nothing.
-        key: a JAX random key.
-        index: int32 [batch], the number of each example: what is drawn for it is a function of that
-            and the key. None for 0 … batch − 1.
+        images: The images, float [batch, height, width, 3].
+        targets: The targets, float32 [batch, classes].
+        alpha: The parameter α, a scalar. 0 changes nothing.
+        key: A JAX random key.
+        index: The number of each example, int32 [batch]. What is drawn for an example is a function
+            of the key and its number. None means 0 … batch − 1.
 
     Returns:
-        images and targets, shapes and dtypes unchanged.
+        The mixed images and targets, with unchanged shapes and dtypes.
     """
     weight = _beta(alpha, _uniform(key, index, images, 2))
     weight = jnp.where(alpha > 0, jnp.maximum(weight, 1.0 - weight), 1.0)
@@ -50,18 +52,19 @@ def cutmix(
 ) -> tuple[jax.Array, jax.Array]:
     """Pastes a box of its neighbour into every image (Yun et al. 2019).
 
-    The box is centred anywhere and covers 1 − β of the image before it is cut off at the border,
-    β ~ Beta(α, α); targets are mixed by the area that is left. Two neighbours have a box each.
+    The centre of the box is anywhere. The box covers 1 − β of the image with β ~ Beta(α, α), before
+    it is cut off at the border. Targets are mixed by the area that is left. Each of two neighbours
+    has its own box.
 
     Args:
-        images: float [batch, height, width, 3].
-        targets: float32 [batch, classes].
-        alpha: scalar; 0 changes nothing.
-        key: a JAX random key.
-        index: as for ``mixup``.
+        images: The images, float [batch, height, width, 3].
+        targets: The targets, float32 [batch, classes].
+        alpha: The parameter α, a scalar. 0 changes nothing.
+        key: A JAX random key.
+        index: The number of each example, as for ``mixup``.
 
     Returns:
-        images and targets, shapes and dtypes unchanged.
+        The mixed images and targets, with unchanged shapes and dtypes.
     """
     height, width = images.shape[1:3]
     drawn = _uniform(key, index, images, 4)
@@ -85,21 +88,23 @@ def mix(
     mask: jax.Array | None = None,
     index: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup, CutMix, or with both alphas above 0 either for half of the examples.
+    """Applies Mixup or CutMix.
 
-    Mixup is then for those numbered 0, 1, 4, 5, …, and CutMix for 2, 3, 6, 7, ….
+    If both alphas are above 0, each is applied to half of the examples: Mixup to those numbered 0,
+    1, 4, 5, …, and CutMix to 2, 3, 6, 7, ….
 
     Args:
-        images: float [batch, height, width, 3].
-        targets: float32 [batch, classes].
-        mixup_alpha: scalar, may be traced.
-        cutmix_alpha: scalar, may be traced.
-        key: a JAX random key.
-        mask: [batch]; what is 0 there is no image, and nothing is mixed with it. None for all 1.
-        index: as for ``mixup``.
+        images: The images, float [batch, height, width, 3].
+        targets: The targets, float32 [batch, classes].
+        mixup_alpha: The parameter of Mixup, a scalar that may be traced.
+        cutmix_alpha: The parameter of CutMix, a scalar that may be traced.
+        key: A JAX random key.
+        mask: A mask [batch] that is 0 for an example that is no image; nothing is mixed with it.
+            None means that all are images.
+        index: The number of each example, as for ``mixup``.
 
     Returns:
-        images and targets, shapes and dtypes unchanged.
+        The mixed images and targets, with unchanged shapes and dtypes.
     """
     index = jnp.arange(len(images)) if index is None else index
     mixup_key, cutmix_key = jax.random.split(key)
@@ -121,49 +126,47 @@ def mix(
 
 
 def _neighbours(x: jax.Array) -> jax.Array:
-    """Rows 1, 0, 3, 2, …; the last of an odd number is its own. Not a gather, so that XLA fuses."""
+    """Returns rows 1, 0, 3, 2, …; the last of an odd number stays."""
+    # Unlike a gather, XLA can fuse this.
     pairs = len(x) // 2
     swapped = x[: 2 * pairs].reshape(pairs, 2, *x.shape[1:])[:, ::-1]
     return jnp.concatenate([swapped.reshape(-1, *x.shape[1:]), x[2 * pairs :]])
 
 
 def _uniform(key: jax.Array, index: jax.Array | None, images: jax.Array, count: int) -> jax.Array:
-    """In [0, 1), float32 [batch, count]."""
+    """Returns random numbers in [0, 1), float32 [batch, count]."""
     index = jnp.arange(len(images)) if index is None else index
     return uniform_by_example(key, index, (count,))
 
 
 def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
-    """Beta(α, α) of two uniform numbers each, without the loop of ``jax.random.beta``.
+    """Makes a draw of Beta(α, α) from two uniform numbers, without the loop of ``jax.random.beta``.
 
-    Bailey's polar method (1994, Math. Comp. 62) makes t of Student's distribution with 2α degrees
-    of freedom, of which ½ + ½·t / √(2α + t²) is beta-distributed.
+    Bailey's polar method (1994, Math. Comp. 62) makes a draw t of Student's distribution with 2α
+    degrees of freedom; ½ + ½·t / √(2α + t²) is then beta-distributed.
 
     Args:
-        alpha: scalar.
-        uniform: in [0, 1), float32 [batch, 2].
+        alpha: The parameter α, a scalar.
+        uniform: Uniform numbers in [0, 1), float32 [batch, 2].
 
     Returns:
-        float32 [batch], in [0, 1].
+        float32 [batch] in [0, 1].
     """
-    # Beta(0, 0) is not a distribution; callers ignore what is drawn for alpha 0.
+    # Beta(0, 0) is not a distribution; callers ignore what is drawn for it.
     log_w = jnp.log(uniform[:, 0]) / jnp.where(alpha > 0, alpha, 1.0)
     cosine = jnp.cos(2 * jnp.pi * uniform[:, 1])
-    # t² / 2α = cosine² · (1 − w) / w, of which w = u^(1/α) may be too small to divide by.
+    # t² / 2α = cosine² · (1 − w) / w, where w = u^(1/α) may be too small to divide by.
     w, rest = jnp.maximum(jnp.exp(log_w), jnp.finfo(jnp.float32).tiny), -jnp.expm1(log_w)
     return jnp.clip(0.5 + 0.5 * cosine * jnp.sqrt(rest / (w + rest * jnp.square(cosine))), 0, 1)
 
 
 def _covered(center: jax.Array, share: jax.Array, size: int) -> jax.Array:
-    """Which pixels of an axis lie in a box of side sqrt(share)·size.
+    """Returns bool [batch, size]: the pixels of an axis in a box of side sqrt(share)·size.
 
     Args:
-        center: of the box over size, [batch].
-        share: of the area, [batch].
-        size: of the axis in px.
-
-    Returns:
-        bool [batch, size].
+        center: The centre of the box as a fraction of the axis, [batch].
+        share: The box's share of the image's area, [batch].
+        size: The length of the axis in px.
     """
     half = jnp.sqrt(share) / 2
     low = jnp.round(size * jnp.clip(center - half, 0, 1))[:, None]

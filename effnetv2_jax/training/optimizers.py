@@ -1,15 +1,15 @@
-"""Learning-rate schedules and optimisers as the official code has them, out of optax."""
+"""Learning-rate schedules and optimizers as in the official code, made of optax's."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
-
-Schedule = Callable[[jax.Array], jax.Array]
 
 
 def _exponential(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
@@ -30,7 +30,7 @@ def _cooldown(peak: float, total_steps: int, decay_steps: float, decay_rate: flo
     return optax.linear_schedule(peak, 0.0, fall, total_steps - fall)
 
 
-DECAYS = {
+LEARNING_RATE_SCHEDULES = {
     "exponential": _exponential,
     "cosine": _cosine,
     "constant": _constant,
@@ -38,116 +38,160 @@ DECAYS = {
 }
 
 
-def make_schedule(
-    decay: str,
+def make_learning_rate(
+    schedule: str,
     *,
     peak: float,
     total_steps: int,
     warmup_steps: int = 0,
     decay_steps: float = 1.0,
     decay_rate: float = 0.97,
-) -> Schedule:
-    """Learning rate by step: a linear warm-up from 0, then a decay.
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the step: a linear warm-up from 0, then a decay.
 
-    The decay counts from step 0, not from the end of the warm-up, which overrides it: so does the
-    official code.
+    As in the official code, the decay counts from step 0 and not from the end of the warm-up.
+
+    >>> rate = make_learning_rate("cosine", peak=0.1, total_steps=100, warmup_steps=10)
+    >>> print(f"{rate(5):.2f} {rate(100):.2f}")
+    0.05 0.00
 
     Args:
-        decay: a name in ``DECAYS``.
-        peak: rate at the end of the warm-up (of an undecayed schedule).
-        total_steps: of the run; the cosine and the cooldown end there.
-        warmup_steps: 0 leaves out the warm-up.
-        decay_steps: of ``exponential``, steps between two falls (the paper: 2.4 epochs); of
-            ``cooldown``, steps of the fall to 0 (at most all of them).
-        decay_rate: of ``exponential``, factor of a fall (the paper: 0.97).
+        schedule: A name in ``LEARNING_RATE_SCHEDULES``.
+        peak: The learning rate that the warm-up reaches and the decay starts from.
+        total_steps: The number of steps of the run, after which ``cosine`` and ``cooldown`` are 0.
+        warmup_steps: The number of steps of the warm-up. 0 means no warm-up.
+        decay_steps: For ``exponential``, the number of steps between two decays (the paper: 2.4
+            epochs). For ``cooldown``, the number of steps of the fall to 0, at most all of them.
+        decay_rate: For ``exponential``, the factor of a decay (the paper: 0.97).
 
     Raises:
-        UsageError: for an unknown decay or a negative warm-up.
+        UsageError: For an unknown schedule or a negative warm-up.
     """
-    if decay not in DECAYS:
-        raise unknown_name("learning-rate decay", decay, DECAYS)
+    if schedule not in LEARNING_RATE_SCHEDULES:
+        raise unknown_name("learning_rate_schedule", schedule, LEARNING_RATE_SCHEDULES)
     if warmup_steps < 0:
         raise UsageError(f"warmup_steps must be at least 0, got {warmup_steps}")
-    decayed = DECAYS[decay](peak, total_steps, decay_steps, decay_rate)
+    decayed = LEARNING_RATE_SCHEDULES[schedule](peak, total_steps, decay_steps, decay_rate)
     if warmup_steps == 0:
         return decayed
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
     return lambda step: jnp.where(step < warmup_steps, warmup(step), decayed(step))
 
 
-def _rmsprop(rate: Schedule) -> optax.GradientTransformation:
-    # As in TF1, which the published runs used: epsilon inside the square root, the mean square
-    # starts at 1, and the rate is multiplied in before the momentum accumulator.
-    return optax.rmsprop(
-        rate, decay=0.9, eps=1e-3, initial_scale=1.0, eps_in_sqrt=True, momentum=0.9
-    )
-
-
-def _momentum(rate: Schedule) -> optax.GradientTransformation:
-    return optax.sgd(rate, momentum=0.9)
-
-
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A way to step.
+    """An optimizer of optax with this project's defaults.
 
     Attributes:
-        make: of (rate), and of ``weight_decay=`` and ``mask=`` where the decay is decoupled.
-        decoupled_decay: it takes the weight decay itself, instead of an L2 term in the gradient.
+        make: The optax function; its first argument is the learning rate.
+        defaults: Arguments whose defaults differ from optax's.
+        decoupled_decay: True if ``make`` takes ``weight_decay`` and ``mask`` itself. Otherwise
+            weight decay is an L2 term in the gradient.
     """
 
     make: Callable[..., optax.GradientTransformation]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decoupled_decay: bool = False
 
 
 OPTIMIZERS = {
-    "rmsprop": Optimizer(_rmsprop),
+    # As in TF1, which the published runs used: epsilon inside the square root, a mean square that
+    # starts at 1, and a learning rate that is multiplied in before the momentum accumulator.
+    "rmsprop": Optimizer(
+        optax.rmsprop,
+        {"decay": 0.9, "eps": 1e-3, "initial_scale": 1.0, "eps_in_sqrt": True, "momentum": 0.9},
+    ),
     "sgd": Optimizer(optax.sgd),
-    "momentum": Optimizer(_momentum),
+    "momentum": Optimizer(optax.sgd, {"momentum": 0.9}),
     "adam": Optimizer(optax.adam),
     "adamw": Optimizer(optax.adamw, decoupled_decay=True),
 }
 
+# Arguments of optax's functions that the config sets elsewhere.
+_SET_ELSEWHERE = {
+    "learning_rate": "optimizer.learning_rate and optimizer.learning_rate_schedule",
+    "weight_decay": "optimizer.weight_decay",
+    "mask": "the project: only kernels decay",
+}
+_DTYPES = ("bfloat16", "float32")
+
 
 def make_optimizer(
     name: str,
-    learning_rate: Schedule,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
+    options: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Builds an optimiser.
+    """Builds an optimizer.
+
+    >>> optimizer = make_optimizer("adamw", 1e-3, weight_decay=0.01, options={"b2": 0.95})
 
     Args:
-        name: a name in ``OPTIMIZERS``.
-        learning_rate: of (step) → rate.
-        weight_decay: factor of the L2 loss ½‖w‖², which acts through the gradient, or of the
-            decoupled decay where the optimiser has one. Kernels only: biases and batch norm are
-            left alone.
-        clip_norm: clips each gradient's norm and then the global norm to this; 0 leaves it out.
+        name: A name in ``OPTIMIZERS``.
+        learning_rate: The learning rate, or a function of the step that returns it.
+        weight_decay: The factor of the L2 loss ½‖w‖², which acts through the gradient. For an
+            optimizer with decoupled weight decay, the factor of that. Only kernels decay: biases
+            and batch norm do not.
+        clip_norm: The largest norm of each gradient, and then of all gradients together. 0 means no
+            clipping.
+        options: Arguments of the optax function by name, such as ``b1``, ``b2``, ``eps``,
+            ``momentum`` or ``nesterov``. They replace the defaults in ``OPTIMIZERS``.
 
     Raises:
-        UsageError: for an unknown name or a negative number.
+        UsageError: For an unknown name or option, an option of the wrong type, or a negative
+            number.
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     for what, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
         if value < 0:
             raise UsageError(f"{what} must be at least 0, got {value}")
-    optimizer = OPTIMIZERS[name]
+    optimizer, options = OPTIMIZERS[name], options or {}
+    _check_options(name, options)
+    arguments = {**optimizer.defaults, **options}
     decay = {"weight_decay": weight_decay, "mask": _is_kernel}
     parts = []
-    if weight_decay and not optimizer.decoupled_decay:
+    if optimizer.decoupled_decay:
+        arguments |= decay
+    elif weight_decay:
         # The official code clips the gradient of the whole loss, L2 included.
         parts.append(optax.add_decayed_weights(**decay))
     if clip_norm:
         parts += [_clip_each_by_norm(clip_norm), optax.clip_by_global_norm(clip_norm)]
-    parts.append(optimizer.make(learning_rate, **(decay if optimizer.decoupled_decay else {})))
+    parts.append(optimizer.make(learning_rate, **arguments))
     return optax.chain(*parts)
 
 
+def _check_options(optimizer: str, options: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that the optax function does not take."""
+    allowed = {
+        name: parameter.default
+        for name, parameter in inspect.signature(OPTIMIZERS[optimizer].make).parameters.items()
+        if name not in _SET_ELSEWHERE
+    }
+    for name, value in options.items():
+        if name in _SET_ELSEWHERE:
+            raise UsageError(f"optimizer.options.{name} is set by {_SET_ELSEWHERE[name]}")
+        if name not in allowed:
+            raise unknown_name(f"option of optimizer {optimizer}", name, allowed)
+        default = allowed[name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, bool):
+            good, expected = isinstance(value, bool), "True or False"
+        elif name.endswith("dtype"):
+            good, expected = value is None or value in _DTYPES, " or ".join(_DTYPES)
+        elif default is None:
+            good, expected = is_number or value is None, "a number or None"
+        else:
+            good, expected = is_number, "a number"
+        if not good:
+            raise UsageError(f"optimizer.options.{name} must be {expected}, got {value!r}")
+
+
 def _is_kernel(params):
-    """Mask of what decays: everything but biases and batch norm's scale and bias."""
+    """Returns the mask of weight decay: False for biases and batch norm's scale and bias."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 

@@ -1,40 +1,49 @@
-"""What a stage needs before its first step, made in the background: batches and programs."""
+"""Prepares a stage in the background: its first batches, and the compiled programs of its step."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.step import StageScalars, TrainStep
 from effnetv2_jax.training.survival.agreement import Agreement
 
-T = TypeVar("T")
+
+@dataclasses.dataclass(frozen=True)
+class PreparedStage:
+    """Everything the steps of a stage need beside the state.
+
+    Attributes:
+        train_step: The training step, compiled for the stage's batches.
+        feed: The stage's batches on the devices.
+        scalars: The numbers of the stage that the step takes.
+    """
+
+    train_step: TrainStep
+    feed: Feed
+    scalars: StageScalars
 
 
 class Preparation:
-    """Gets stages ready.
-
-    Python runs one thread at a time, whatever one does, and several take longer than one after the
-    other: each waits for its turn after everything that does without Python. So one thread does
-    all of it, traces and pipelines' graphs, in the order of need. Compilers, what reads compiled
-    programs, and pipelines that run do without Python, and go on beside it.
+    """Prepares stages, each once and in the order in which they are asked for.
 
     Args:
-        train_step: from ``step.make_train_step``.
-        mesh: that batches are split over.
-        batches: of (stage, first step) → the stage's batches from that step on; begins with them
-            at the first ``next``.
-        batch_shapes: of (stage) → what they are on the mesh, as ``mesh.abstract_batch``.
-        state: abstract, on the mesh.
-        first_step: that the run goes on from.
+        train_step: The training step from ``step.make_train_step``.
+        mesh: The mesh that batches are split over.
+        batches: A function of a stage and a step that returns the stage's batches from that step
+            on. The work begins at the first ``next``.
+        batch_shapes: A function of a stage that returns the shapes of its batches on the mesh, as
+            ``mesh.abstract_batch`` does.
+        state: The abstract state on the mesh.
+        first_step: The step that the run goes on from.
     """
 
     def __init__(
@@ -53,68 +62,42 @@ class Preparation:
         self._batch_shapes = batch_shapes
         self._state = state
         self._first_step = first_step
-        self._python = ThreadPoolExecutor(1, "python")
-        self._workers = ThreadPoolExecutor(thread_name_prefix="preparation")
+        # A stage takes two threads, the update one; two stages are prepared at a time.
+        self._pool = ThreadPoolExecutor(5, "preparation")
         self._update: Future[jax.stages.Compiled] | None = None
-        self._stages: dict[Stage, Future[Feed]] = {}
+        self._stages: dict[Stage, Future[PreparedStage]] = {}
 
-    def prepared(self, stage: Stage) -> Future[Feed]:
-        """Begins with a stage, unless that was done before.
+    def prepared(self, stage: Stage) -> Future[PreparedStage]:
+        """Begins to prepare a stage, unless that was done before.
 
         Returns:
-            The stage's batches on the devices, when the first of them and the programs are there.
+            The prepared stage, as soon as its programs and its first batch are there.
         """
         if stage not in self._stages:
-            gradients = self._compiled(lambda: self._lower_gradients(stage))
-            first_step = max(self._first_step, stage.first_step)
-            batches = self._python.submit(self._batches, stage, first_step)
-            # Knows nothing of images: one is for all stages.
-            self._update = self._update or self._compiled(
-                lambda: self._train_step.lower_update(self._state)
+            feed = self._pool.submit(self._make_feed, stage)
+            # The update knows nothing of images, so that all stages share it.
+            self._update = self._update or self._pool.submit(
+                lambda: self._train_step.lower_update(self._state).compile()
             )
-            self._stages[stage] = self._workers.submit(
-                self._ready, stage, batches, [gradients, self._update]
-            )
+            self._stages[stage] = self._pool.submit(self._prepare, stage, feed, self._update)
         return self._stages[stage]
 
-    def in_turn(self, function: Callable[[], T]) -> Future[T]:
-        """Runs what takes Python when all that was begun before is traced."""
-        return self._python.submit(function)
-
     def close(self) -> None:
-        """Begins nothing more; a compiler cannot be stopped, but nobody need wait for it here."""
-        self._python.shutdown(wait=False)
-        self._workers.shutdown(wait=False)
+        """Begins nothing more. A compiler cannot be stopped, but nothing waits for it."""
+        self._pool.shutdown(wait=False)
 
-    def _lower_gradients(self, stage: Stage) -> jax.stages.Lowered:
-        batch = Agreement(dict, self._mesh).attach_shapes(self._batch_shapes(stage))
-        return self._train_step.lower_gradients(self._state, batch, stage_scalars(stage))
-
-    def _compiled(self, lower: Callable[[], jax.stages.Lowered]) -> Future[jax.stages.Compiled]:
-        lowered = self._python.submit(lower)
-        # jit finds it when arrays arrive.
-        return self._workers.submit(lambda: lowered.result().compile())
-
-    def _ready(
-        self,
-        stage: Stage,
-        made: Future[Iterator[Batch]],
-        programs: list[Future[jax.stages.Compiled]],
-    ) -> Feed:
-        batches = (shard_batch(batch, self._mesh) for batch in made.result())
+    def _make_feed(self, stage: Stage) -> Feed:
+        found = self._batches(stage, max(self._first_step, stage.first_step))
+        batches = (shard_batch(batch, self._mesh) for batch in found)
         first = next(batches)
-        # Otherwise the program would be compiled once more, at the first step.
         assert abstract(first) == self._batch_shapes(stage), abstract(first)
-        feed = Feed(itertools.chain([first], batches))
-        for program in programs:
-            program.result()
-        return feed
+        return Feed(itertools.chain([first], batches))
 
-
-def stage_scalars(stage: Stage) -> StageScalars:
-    """What a stage's steps take beside its batches."""
-    return {
-        "dropout_rate": np.float32(stage.dropout_rate),
-        "mixup_alpha": np.float32(stage.mixup_alpha),
-        "cutmix_alpha": np.float32(stage.cutmix_alpha),
-    }
+    def _prepare(
+        self, stage: Stage, feed: Future[Feed], update: Future[jax.stages.Compiled]
+    ) -> PreparedStage:
+        batch = Agreement(dict, self._mesh).attach_shapes(self._batch_shapes(stage))
+        scalars = stage_scalars(stage.dropout_rate, stage.mixup_alpha, stage.cutmix_alpha)
+        gradients = self._train_step.lower_gradients(self._state, batch, scalars).compile()
+        step = dataclasses.replace(self._train_step, gradients=gradients, update=update.result())
+        return PreparedStage(step, feed.result(), scalars)

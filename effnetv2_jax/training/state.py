@@ -1,4 +1,4 @@
-"""The training state, one pytree, and the functional form of a model that it goes with."""
+"""The training state, which is one pytree, and a model as a pure function."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ Apply = Callable[..., tuple[jax.Array, PyTree]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run carries from step to step; nothing random is in it.
+    """Everything a run carries from step to step; nothing in it is random.
 
     Attributes:
-        step: int32 scalar, the number of steps done.
-        params: nested dict of float32 arrays.
-        batch_stats: nested dict of float32 arrays, batch norm's moving statistics.
-        opt_state: the optimiser's.
-        ema_params: moving average of params, used for evaluation.
-        ema_batch_stats: moving average of batch_stats, likewise.
+        step: The number of steps done, an int32 scalar.
+        params: The parameters, a nested dict of float32 arrays.
+        batch_stats: Batch norm's moving statistics, a nested dict of float32 arrays.
+        opt_state: The state of the optimizer.
+        ema_params: The moving average of ``params``, used for evaluation.
+        ema_batch_stats: The moving average of ``batch_stats``, used for evaluation.
     """
 
     step: jax.Array
@@ -41,13 +41,13 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     """Splits a model into a pure function and its parameters.
 
     Args:
-        model: an NNX module that is called with ``(images, train=, rngs=, dropout_rate=, index=)``;
-            may be abstract (``nnx.eval_shape``).
+        model: An NNX module that is called with ``(images, train=, rngs=, dropout_rate=, index=)``.
+            It may be abstract (``nnx.eval_shape``).
 
     Returns:
         ``apply``, ``params`` and ``batch_stats``. ``apply(params, batch_stats, images, *, train,
         key=None, dropout_rate=None, index=None)`` returns float32 logits [batch, classes] and the
-        new batch_stats; ``key`` is needed in training.
+        new batch statistics; training needs ``key``.
     """
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
     params, batch_stats, rng_state = states
@@ -64,18 +64,18 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-# One program instead of two for every shape, and traced once.
+# Jitted, this is one program instead of two for every shape.
 @functools.partial(jax.jit, static_argnames="optimizer")
 def create_state(
     params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the moving averages start at the initial values."""
+    """Returns the state before the first step; moving averages start at the initial values."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        # Buffers of their own: the step donates each of them.
+        # Copies, because the step donates each buffer.
         ema_params=jax.tree.map(jnp.copy, params),
         ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     )

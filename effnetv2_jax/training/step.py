@@ -1,8 +1,8 @@
 """The compiled training step: jit(shard_map(…)) over a mesh with axes ``data`` and ``fsdp``.
 
-Readers who look for ``pmap`` or ``pjit``: this is what they became. Every device runs
-``local_gradients`` on its share of the batch, and what crosses devices is written out (``psum``,
-``pmean``, …), the same on one device and on 32 cores in 4 hosts.
+Readers who look for ``pmap`` or ``pjit``: this is their successor. Every device runs
+``local_gradients`` on its share of the batch. Everything that crosses devices is written out
+(``psum``, ``pmean``, …); it is the same code on one device and on 32 cores in 4 hosts.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ from effnetv2_jax.training.mixing import mix
 from effnetv2_jax.training.state import Apply, PyTree, TrainState
 
 Metrics = dict[str, jax.Array]
-# Numbers that change by stage; traced, so that only a new image size compiles.
+# Numbers that change by stage. They are traced, so that only a new image size compiles.
 StageScalars = dict[str, Any]
 
 
 def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
-    """(images − mean) / std per channel; uint8 [..., 3] to ``dtype``."""
+    """Returns (images − mean) / std per channel, from uint8 [..., 3] to ``dtype``."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
 def over_devices(collective, tree: PyTree) -> PyTree:
-    """``psum`` or ``pmean`` over all devices; a single one is spared the copy XLA would make."""
+    """Applies ``psum`` or ``pmean`` over all devices; a single device skips the copy by XLA."""
     return collective(tree, AXES) if lax.axis_size(AXES) > 1 else tree
 
 
 def _places(share: int) -> jax.Array:
-    """Where a device's share of so many examples lies in the whole batch; int32 [share]."""
+    """Returns the numbers of this device's examples in the whole batch, int32 [share]."""
     return lax.axis_index(AXES) * share + jnp.arange(share, dtype=jnp.int32)
 
 
 def _gathered(params: PyTree, specs: PyTree) -> PyTree:
-    """All of the parameters on every device, from their parts along ``fsdp``."""
+    """Returns all of the parameters on every device, from their parts along ``fsdp``."""
     return jax.tree.map(
         lambda x, spec: lax.all_gather(x, "fsdp", axis=len(spec) - 1, tiled=True) if spec else x,
         params,
@@ -52,12 +52,12 @@ def _gathered(params: PyTree, specs: PyTree) -> PyTree:
 
 
 def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
-    """Gradients summed over all devices, of which each keeps its part along ``fsdp``.
+    """Sums gradients over all devices; each device keeps its part along ``fsdp``.
 
     Args:
-        gradients: float32, this device's.
-        specs: of the parameters.
-        dtype: in which they travel and are added up.
+        gradients: The float32 gradients of this device.
+        specs: The partition specs of the parameters.
+        dtype: The dtype in which gradients travel and are added up.
     """
 
     def summed(x: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -71,20 +71,20 @@ def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
 
 
 _SMALL = 1 << 14
-"""Numbers of an array, of which a program had better not make a kernel of its own."""
+"""Arrays smaller than this are concatenated, so that each does not become a kernel of its own."""
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
-    """1.0 where all numbers are finite, on all devices; otherwise 0.0.
+    """Returns 1.0 if all numbers on all devices are finite, otherwise 0.0.
 
     Args:
-        tree: arrays of which devices have the same or, along ``fsdp``, their parts.
+        tree: Arrays that are the same on all devices or, along ``fsdp``, their parts.
     """
     leaves = [x.reshape(-1) for x in jax.tree.leaves(tree)]
-    # Hundreds, as one; the loss at least is one of them.
+    # At least the loss is small.
     small = jnp.concatenate([x for x in leaves if x.size < _SMALL])
     large = [x for x in leaves if x.size >= _SMALL]
-    # 0 · x is 0 for all that is finite: one sum where isfinite would write an array of its own.
+    # 0 · x is 0 if x is finite. This is one sum, while isfinite would write an array of its own.
     finite = jnp.isfinite(sum((0 * x).sum() for x in [small, *large])).astype(jnp.float32)
     return lax.pmin(finite, "fsdp") if lax.axis_size("fsdp") > 1 else finite
 
@@ -93,27 +93,32 @@ def _all_finite(tree: PyTree) -> jax.Array:
 class TrainStep:
     """``train_step(state, batch, scalars) -> (state, metrics)``; the state is donated.
 
-    A loss, gradient or statistic that is not finite leaves the state as it is, but for its step:
-    that is the place in the stream of examples.
+    If the loss, a gradient or a statistic is not finite, the state stays as it is except for its
+    step, which is the position in the stream of examples.
 
-    batch: ``image`` uint8 [batch, height, width, 3], ``label`` as for ``losses.targets_of``,
-    ``mask`` float32 [batch], sharded along the first axis. It may have ``index`` int32 [batch], the
-    number of each example in the whole batch of all devices and processes; without it, that is
-    where the example lies. Where ``wishes`` float32 [devices, wishes] is with them, the metrics
-    have its sum over the devices. scalars: ``dropout_rate``, ``mixup_alpha``, ``cutmix_alpha``.
-    metrics: float32 sums over the batch ``loss`` and ``correct``, ``count``, and ``finite``, 0
-    where the state was left as it is.
+    The batch has ``image`` uint8 [batch, height, width, 3], ``label`` as for ``losses.targets_of``
+    and ``mask`` float32 [batch], all sharded along the first axis. It may have ``index`` int32
+    [batch], the number of each example in the whole batch of all devices and processes; by default
+    that is the example's position. It may have ``wishes`` float32 [devices, wishes], whose sum over
+    the devices becomes one of the metrics.
+
+    The scalars are ``dropout_rate``, ``mixup_alpha`` and ``cutmix_alpha``, see
+    ``build.stage_scalars``.
+
+    The metrics are float32 sums over the batch: ``loss``, ``correct`` and ``count``; and
+    ``finite``, which is 0 if the state stayed as it was.
 
     Attributes:
-        gradients: jitted, of (params, batch_stats, step, batch, scalars) → (gradients, batch_stats,
-            metrics); compiles once per image size.
-        update: jitted, of (state, gradients, batch_stats, finite) → state, the old one donated;
-            knows nothing of images and compiles once per run.
-        compiler_options: of both.
+        gradients: The function (params, batch_stats, step, batch, scalars) → (gradients,
+            batch_stats, metrics). It is jitted, and compiles once per image size, or it is already
+            compiled for one.
+        update: The function (state, gradients, batch_stats, finite) → state, which donates the old
+            state. It does not depend on images and compiles once per run.
+        compiler_options: The options that both are compiled with.
     """
 
-    gradients: jax.stages.Wrapped
-    update: jax.stages.Wrapped
+    gradients: Any
+    update: Any
     compiler_options: dict[str, str]
 
     def __call__(
@@ -127,17 +132,17 @@ class TrainStep:
     def lower_gradients(
         self, state: TrainState, batch: Batch, scalars: StageScalars
     ) -> jax.stages.Lowered:
-        """The program that takes gradients, for a batch's shapes.
+        """Lowers ``gradients`` for the shapes of a batch.
 
         Args:
-            state: arrays, or their ``jax.ShapeDtypeStruct`` with sharding.
-            batch: likewise.
-            scalars: likewise.
+            state: The state, or a tree of ``jax.ShapeDtypeStruct`` with shardings.
+            batch: The batch, or its shapes in the same form.
+            scalars: The scalars, or their shapes in the same form.
         """
         return self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars)
 
     def lower_update(self, state: TrainState) -> jax.stages.Lowered:
-        """The update, for every image size; gradients are what the parameters are."""
+        """Lowers ``update``; gradients have the shapes of the parameters."""
         finite = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
         return self.update.lower(state, state.params, state.batch_stats, finite)
 
@@ -162,32 +167,34 @@ def make_train_step(
     """Builds the training step.
 
     Args:
-        apply: from ``state.functional``; its batch norm should average over ``AXES``.
-        optimizer: an optax transformation.
-        mesh: from ``make_mesh``.
-        num_classes: of the labels.
-        mean: of the input family.
-        std: of the input family.
-        loss: a name in ``LOSSES``.
-        label_smoothing: of the loss.
-        ema_decay: of parameters and batch statistics, min(ema_decay, (1 + step) / (10 + step)).
-        mixing: compiles Mixup and CutMix in; False saves them where no stage mixes.
-        seed: what is drawn for an example is a function of it, the step and the example's
-            ``index``.
-        dtype: of the images given to ``apply``.
-        reduce_dtype: in which gradients are summed over devices: float32, or bfloat16 for half the
-            bytes.
-        accumulation_steps: parts in which a device works through its share of the batch, one after
-            the other, for batches that do not fit at once. Batch norm and mixing see a part each;
-            the gradient is that of the whole batch. Mixing pairs the same examples where parts are
-            even.
+        apply: The model as a pure function, from ``state.functional``. Its batch norm should
+            average over ``AXES``.
+        optimizer: The optimizer.
+        mesh: The mesh from ``make_mesh``.
+        num_classes: The number of classes.
+        mean: The mean of the input family, per channel.
+        std: The standard deviation of the input family, per channel.
+        loss: A name in ``LOSSES``.
+        label_smoothing: The label smoothing of the loss, in 0 … 1.
+        ema_decay: The decay of the moving averages of parameters and batch statistics. At a step
+            it is min(ema_decay, (1 + step) / (10 + step)).
+        mixing: Compiles Mixup and CutMix into the step. False saves their time if no stage mixes.
+        seed: The seed of the run. What is drawn for an example is a function of the seed, the step
+            and the example's ``index``.
+        dtype: The dtype of the images given to ``apply``.
+        reduce_dtype: The dtype in which gradients are summed over devices: float32, or bfloat16
+            for half the bytes.
+        accumulation_steps: The number of parts in which a device works through its share of the
+            batch, one after the other, if the share does not fit at once. Batch norm and mixing see
+            one part at a time; the gradient is that of the whole batch. Mixing pairs the same
+            examples if the size of a part is even.
     """
     loss_function = LOSSES[loss]
 
     def part_gradients(
         params: PyTree, batch_stats: PyTree, batch: Batch, scalars: StageScalars, key, count
     ) -> tuple[PyTree, PyTree, Metrics]:
-        """Of a part of this device's share: its term of the gradient, batch_stats, and sums."""
+        """Returns the gradient's term, batch_stats and sums of a part of this device's share."""
         mix_key, model_key = jax.random.split(key)
         images = normalize(batch["image"], mean, std, dtype)
         targets = targets_of(batch["label"], num_classes)
@@ -213,18 +220,18 @@ def make_train_step(
                 index=batch["index"],
             )
             losses = loss_function(logits, targets, label_smoothing) * batch["mask"]
-            # This part of the mean over all: dividing here spares the gradients a pass.
+            # This part's term of the mean over all. Dividing here saves a pass over the gradients.
             return losses.sum() / count, (logits, new_batch_stats)
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         (loss_value, (logits, new_batch_stats)), gradients = gradient(params)
-        # Of several labels, any will do.
+        # If an example has several labels, any of them is right.
         best = jnp.take_along_axis(targets, logits.argmax(-1)[:, None], axis=-1)[:, 0]
         correct = (best == targets.max(axis=-1)) * batch["mask"]
         return gradients, new_batch_stats, {"loss": loss_value * count, "correct": correct.sum()}
 
     def accumulated_gradients(params, batch_stats, batch, scalars, key, count):
-        """The same of the whole share, part after part."""
+        """Returns the gradient's term, batch_stats and sums of the whole share."""
         parts = {name: x.reshape(accumulation_steps, -1, *x.shape[1:]) for name, x in batch.items()}
 
         def add(carry, part):
@@ -248,8 +255,8 @@ def make_train_step(
         gradients, new_batch_stats, sums = share_gradients(
             _gathered(params, specs), batch_stats, examples, scalars, key, count
         )
-        # Where groups of devices share statistics, each has others. Divided before they are summed:
-        # in the loops that move them, where after it each would be divided in one of its own.
+        # Groups of devices that share statistics have different ones. They are divided before the
+        # sum, in the loops that move them; afterwards each would need a loop of its own.
         shares = jax.tree.map(lambda x: x / lax.axis_size(AXES), new_batch_stats)
         new_batch_stats = over_devices(lax.psum, shares)
         if "wishes" in batch:
@@ -266,7 +273,7 @@ def make_train_step(
             mesh=mesh,
             in_specs=(specs, copied, copied, PartitionSpec(AXES), copied),
             out_specs=(specs, copied, copied),
-            # Collectives are written out above, none is to be added for us.
+            # All collectives are written out above; JAX must not add any.
             check_vma=False,
         )(params, batch_stats, step, batch, scalars)
 
@@ -289,9 +296,9 @@ def _update(
     finite: jax.Array,
 ) -> TrainState:
     def updated(taken: jax.Array | bool) -> TrainState:
-        """The state after the step or, where it is not taken, as it was, but for the step."""
+        """Returns the state after the step; if ``taken`` is False, only its step changes."""
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        # Not the sum but what is added: so XLA makes one loop of a parameter's whole update.
+        # Select the update and not the sum: XLA then makes one loop of a parameter's update.
         updates = jax.tree.map(lambda update: jnp.where(taken, update, 0.0), updates)
         params = optax.apply_updates(state.params, updates)
         opt_state, new_stats = jax.tree.map(
@@ -300,7 +307,7 @@ def _update(
             (state.opt_state, state.batch_stats),
         )
         step = state.step + 1
-        # Warm-up of tf.train.ExponentialMovingAverage: the average follows closely at first.
+        # The warm-up of tf.train.ExponentialMovingAverage: the average follows closely at first.
         decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
         ema_params, ema_batch_stats = optax.incremental_update(
             (params, new_stats),
@@ -313,7 +320,7 @@ def _update(
         left = dataclasses.replace(state, step=state.step + 1)
         return lax.cond(finite > 0, lambda: updated(True), lambda: left)
 
-    # With a branch, XLA on CPU writes over the old state in place of copying it; on TPU, it copies.
+    # With a branch, XLA overwrites the old state on a CPU but copies it on a TPU.
     state = lax.platform_dependent(cpu=updated_or_left, default=lambda: updated(finite > 0))
-    # Arithmetic on single numbers: every device does its part of the state alone.
+    # The update is elementwise, so that every device updates only its part of the state.
     return lax.with_sharding_constraint(state, state_shardings(state, mesh))

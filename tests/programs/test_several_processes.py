@@ -1,4 +1,4 @@
-"""Training and evaluation by several processes: as one, with one voice, stopped and resumed."""
+"""Training and evaluation by several processes, which act as one and are stopped and resumed."""
 
 import contextlib
 import json
@@ -13,8 +13,7 @@ import time
 import pytest
 
 from configs import common
-from effnetv2_jax.runtime import config as programs
-from effnetv2_jax.runtime import hosts
+from effnetv2_jax.runtime import hosts, workdir
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.observing import report
 from launch import local_pod
@@ -24,9 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = [
     *tiny_run.CONFIG,
     *tiny_run.SGD,
-    # Over all devices, as examples lie beside others where several processes read a batch.
+    # Over all devices, because examples have other neighbours if several processes read a batch.
     "--config.model.bn_group_size=0",
     "--config.checkpoint.every_steps=3",
+    "--config.evals.often.every_steps=4",
+    "--config.evals.often.weights=raw",
 ]
 STEPS = 6
 EPOCHS = f"--config.epochs={(STEPS + 0.5) * 64 / 1437}"
@@ -35,7 +36,7 @@ WRITTEN = {"config.json", "class_names.txt", "parameters.txt", "report.md", "rep
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Empty: the processes that come first also prepare the data, one of them for all."""
+    """An empty folder: one of the first processes prepares the data for all."""
     return tmp_path_factory.mktemp("tfds")
 
 
@@ -75,17 +76,24 @@ def run(*arguments):
 
 
 def losses(workdir):
-    """(step, loss) of every line of the log."""
+    """Returns ((step, name), loss) of every line of the log and every evaluation."""
     rows = report.read_history(workdir / "metrics.jsonl")
-    return [(int(row["step"]), row["train/loss"]) for row in rows if "train/loss" in row]
+    names = ("train", "eval", "often")
+    return [
+        ((int(row["step"]), name), row[f"{name}/loss"])
+        for row in rows
+        for name in names
+        if f"{name}/loss" in row
+    ]
 
 
 def assert_same_losses(rows, expected):
-    """Every row has the loss that its step has in the expected rows, to 1e-5."""
+    """Asserts that both have the same lines with the same losses, to 1e-5."""
     expected = dict(expected)
-    assert {step for step, _ in rows} == expected.keys()
-    for step, loss in rows:
-        assert loss == pytest.approx(expected[step], rel=1e-5), step
+    assert {key for key, _ in rows} == expected.keys()
+    assert {key for key in expected if key[1] == "often"} == {(4, "often"), (STEPS, "often")}
+    for key, loss in rows:
+        assert loss == pytest.approx(expected[key], rel=1e-5), key
     # Training has moved them by far more than that.
     assert max(expected.values()) > 1.001 * min(expected.values())
 
@@ -122,7 +130,7 @@ def stopped(workdir, process, step, who="launch.local_pod"):
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["launch.local_pod", "--process_id=1", "nobody"])
 def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_path, who):
-    """By a signal to all, to one of them, and by an announcement to JAX's service."""
+    """The stop is a signal to all, a signal to one of them, or a notice to JAX's service."""
     together, whole = tmp_path / "stopped", tmp_path / "whole"
     command = (data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={together}")
     if who == "nobody":
@@ -136,7 +144,8 @@ def test_two_processes_that_are_stopped_resume_where_they_were(data_dir, tmp_pat
     assert 3 <= int(step) < STEPS
     assert (together / "checkpoints" / step).exists()
     assert f"resuming at step {step}" in run(*command)
-    assert [row[0] for row in losses(together)] == list(range(1, STEPS + 1))
+    steps = [step for (step, name), _ in losses(together) if name == "train"]
+    assert steps == list(range(1, STEPS + 1))
     run(data_dir, 2, 2, "train", *CONFIG, EPOCHS, f"--workdir={whole}")
     assert losses(together) == losses(whole)
 
@@ -204,5 +213,5 @@ def test_a_workdir_that_the_others_do_not_see_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "is_first", lambda: False)
     monkeypatch.setattr(hosts, "barrier", lambda name: None)
     with pytest.raises(UsageError, match="must be a folder that all processes share: process 0"):
-        programs.claim_workdir(str(tmp_path / "run"), common.get_config())
+        workdir.claim(str(tmp_path / "run"), common.get_config())
     assert not (tmp_path / "run").exists()

@@ -30,6 +30,9 @@ SMALL = [
     "--config.eval_image_size=28",
     "--config.log_every_steps=4",
     "--config.checkpoint.every_steps=5",
+    "--config.evals.often.every_steps=25",
+    "--config.evals.often.weights=raw",
+    "--config.evals.often.split=test[:60]",
 ]
 STEPS = 4 * 1437 // 96
 
@@ -46,13 +49,13 @@ def command(program, *arguments):
 
 
 def environment(data_dir, devices=1):
-    """Programs compiled as the tests' own are, which is quick, for so many devices."""
+    """Returns the environment of a program that compiles quickly, as the tests do."""
     flags = xla_flags.for_devices(devices)
     return os.environ | {"TFDS_DATA_DIR": str(data_dir), "XLA_FLAGS": flags}
 
 
 def start(data_dir, program, *arguments, **changes):
-    """Runs a program to its end; changes are of the environment."""
+    """Runs a program to its end; ``changes`` are changes to the environment."""
     return subprocess.run(
         command(program, *arguments),
         cwd=ROOT,
@@ -66,7 +69,7 @@ def start(data_dir, program, *arguments, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
-    """A run to the end: (workdir, what it printed)."""
+    """A finished run: its workdir, and the finished process."""
     workdir = tmp_path_factory.mktemp("runs") / "new" / "run"
     result = start(data_dir, "train", *SMALL, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
@@ -84,6 +87,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
     borders = [STEPS * i // 4 for i in range(1, 5)]
     assert [row["step"] for row in evaluations] == borders
     assert all(row["eval/count"] == 360 for row in evaluations)
+    often = [row["step"] for row in rows if row.get("often/count") == 60]
+    assert often == [25, 50, STEPS]
     sizes = [row["train/image_size"] for row in rows if "train/image_size" in row]
     assert sorted(set(sizes)) == [16, 20, 24, 28]
     assert {int(row["step"]) for row in rows} >= {4, 8, *borders}
@@ -99,6 +104,11 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
     assert (status["state"], status["step"], status["stage"]) == ("finished", STEPS, 4)
     assert status["last_checkpoint"] == status["total_steps"] == STEPS
     assert status["last_accuracy"] == evaluations[-1]["eval/top1"]
+    assert {name: x["step"] for name, x in status["evaluations"].items()} == {
+        "eval": STEPS,
+        "often": STEPS,
+    }
+    assert f"often: top-1 {100 * rows[-1]['often/top1']:.2f} %" in result.stdout
     assert "top-1" in result.stdout
     # In a log, a line every n steps, and nothing from the libraries below.
     assert f"[{borders[-1]}]" in result.stderr
@@ -143,7 +153,7 @@ def test_after_ctrl_c_a_run_is_saved(data_dir, tmp_path):
 
 
 def evaluations(workdir):
-    """Those in the metrics, by step."""
+    """Returns the lines of the evaluation eval, by step."""
     rows = report.read_history(workdir / "metrics.jsonl")
     return {int(row["step"]): row for row in rows if "eval/top1" in row}
 
@@ -161,6 +171,17 @@ def test_evaluate_repeats_the_best_evaluation(finished, data_dir):
     assert results["count"] == 360
 
 
+def test_evaluate_repeats_an_evaluation_by_its_name(finished, data_dir):
+    workdir, _ = finished
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--eval=often", "--json")
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
+    last = report.read_history(workdir / "metrics.jsonl")[-1]
+    assert {f"often/{name}": results[name] for name in ("top1", "top5", "count")}.items() <= (
+        last.items()
+    )
+
+
 def test_evaluate_takes_another_split_size_checkpoint_and_the_raw_weights(finished, data_dir):
     workdir, _ = finished
     result = start(
@@ -172,7 +193,7 @@ def test_evaluate_takes_another_split_size_checkpoint_and_the_raw_weights(finish
     assert "24 px, 1437 images" in result.stdout
 
 
-# tests/test_cli.py has those in flags.
+# tests/runtime/test_cli.py has mistakes in flags.
 MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
     "config": ("--config=configs/none.py", "config file 'configs/none.py' does not exist"),

@@ -11,9 +11,11 @@ from absl import flags
 from jax._src import distributed
 
 from effnetv2_jax import train
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime import cli
 
-STEP = flags.DEFINE_integer("notice_after_step", None, "Of a checkpoint.", required=True)
+STEP = flags.DEFINE_integer(
+    "notice_after_step", None, "Step of the checkpoint to wait for.", required=True
+)
 
 
 def announce() -> None:
@@ -34,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main)
+    cli.run(main, several_processes=True)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from configs import common
 from effnetv2_jax.models import create_model
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.config import build
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import functional
 from effnetv2_jax.weights import save_weights
@@ -31,8 +31,8 @@ def test_the_state_begins_with_the_weights_but_for_another_classifier(tmp_path):
     saved = create_model("efficientnetv2-tiny", num_classes=3, rngs=nnx.Rngs(7))
     saved.stem.norm.mean[...] += 0.5
     save_weights(saved, tmp_path / "x.safetensors")
-    run = programs.build(config_for(tmp_path / "x.safetensors"))
-    state, fresh = run.first_state(), programs.build(config_for("")).first_state()
+    run = build(config_for(tmp_path / "x.safetensors"))
+    state, fresh = run.first_state(), build(config_for("")).first_state()
     _, params, batch_stats = functional(saved)
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     assert same(state.params.pop("classifier"), fresh.params["classifier"])
@@ -45,9 +45,9 @@ def test_the_state_begins_with_the_weights_but_for_another_classifier(tmp_path):
 
 def test_without_weights_a_run_begins_at_random():
     config = config_for("")
-    states = [programs.build(config).first_state()]
+    states = [build(config).first_state()]
     config.seed = 1
-    states.append(programs.build(config).first_state())
+    states.append(build(config).first_state())
     assert not same(states[0].params, states[1].params)
 
 
@@ -58,29 +58,29 @@ def test_the_config_has_to_remember_how_weights_were_trained(tmp_path):
         UsageError,
         match=r"otherwise, set --config.model.padding=symmetric --config.model.bn_epsilon=1e-05",
     ):
-        programs.build(config_for(path)).first_state()
-    run = programs.build(config_for(path, padding="symmetric", bn_epsilon=1e-5))
+        build(config_for(path)).first_state()
+    run = build(config_for(path, padding="symmetric", bn_epsilon=1e-5))
     run.first_state()
     with pytest.raises(UsageError, match="unknown padding 'valid'"):
-        programs.build(config_for(path, padding="valid"))
+        build(config_for(path, padding="valid"))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     save_weights(create_model("efficientnetv2-tiny"), tmp_path / "x.safetensors")
     config = config_for(tmp_path / "x.safetensors", name="efficientnet-b0")
     with pytest.raises(UsageError, match="does not fit efficientnet-b0"):
-        programs.build(config).first_state()
+        build(config).first_state()
 
 
 def test_a_vit_begins_with_weights_for_other_images(tmp_path):
     path = tmp_path / "x.safetensors"
     saved = create_model("deit-ti", num_classes=3, eval_size=48)
     save_weights(saved, path)
-    state = programs.build(config_for(path, name="deit-ti")).first_state()
+    state = build(config_for(path, name="deit-ti")).first_state()
     assert state.params["embed"]["positions"].shape == (1, 1 + 2 * 2, 192)
     kernel = state.params["blocks"][3]["mlp"]["expand"]["kernel"]
     assert np.array_equal(kernel, saved.blocks[3].mlp.expand.kernel[...])
     save_weights(create_model("deit-ti", eval_size=32, norm_epsilon=1e-5), path, overwrite=True)
     with pytest.raises(UsageError, match=r"otherwise, set --config.model.norm_epsilon=1e-05"):
-        programs.build(config_for(path, name="deit-ti")).first_state()
-    programs.build(config_for(path, name="deit-ti", norm_epsilon=1e-5)).first_state()
+        build(config_for(path, name="deit-ti")).first_state()
+    build(config_for(path, name="deit-ti", norm_epsilon=1e-5)).first_state()

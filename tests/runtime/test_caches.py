@@ -1,4 +1,4 @@
-"""The programs' cache of compiled programs: when it is on, where, and how large."""
+"""The programs' cache of compiled programs: when it is on, in which folder, and its limit."""
 
 import os
 import pathlib
@@ -8,15 +8,19 @@ import sys
 import jax
 import pytest
 
-from effnetv2_jax.runtime import caches as compile_cache
+from effnetv2_jax.runtime import caches
 
 HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
-SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """As in a user's process: without the suite's own cache."""
+    """The settings of a user's process, without the suite's own cache."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = {name: getattr(jax.config, name) for name in SETTINGS}
@@ -27,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_it_is_in_the_users_cache(cache):
-    compile_cache.turn_on()
+    caches.turn_on()
     folder = jax.config.jax_compilation_cache_dir
     assert os.path.dirname(folder) == str(cache)
     assert os.path.isdir(folder)
@@ -35,48 +39,59 @@ def test_it_is_in_the_users_cache(cache):
 
 def test_what_the_user_has_said_stays(cache, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
-    compile_cache.turn_on()
+    caches.turn_on()
     assert jax.config.jax_compilation_cache_dir == "elsewhere"
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    compile_cache.turn_on()
+    caches.turn_on()
     assert jax.config.jax_compilation_cache_dir is None
     assert not cache.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_no_cache(cache):
     cache.parent.write_text("a file where the folder should be")
-    compile_cache.turn_on()
+    caches.turn_on()
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_what_was_longest_not_read_is_deleted_first(tmp_path):
-    for time, name in enumerate(["b-cache", "a-trace", "c-cache", "d"]):
-        path = tmp_path / name
-        path.write_bytes(bytes(10))
-        os.utime(path, (time, time))
-    (tmp_path / "empty-cache").touch()
-    compile_cache._shrink(tmp_path, 30)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"a-trace", "b-cache", "c-cache", "d"}
-    compile_cache._shrink(tmp_path, 20)
-    assert {path.name for path in tmp_path.iterdir()} == left - {"b-cache"}
+def test_the_limit_is_jaxs_own_where_jax_can_keep_it(cache, monkeypatch):
+    for installed, limit in ((None, -1), (object(), caches.LIMIT_BYTES)):
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=installed: found)
+        caches.turn_on()
+        assert jax.config.jax_compilation_cache_max_size == limit
 
 
-# A program's, in a process of its own: JAX reads its variables when it is imported.
+def test_an_empty_program_goes_and_one_without_a_time_gets_its_own(cache):
+    caches.turn_on()
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    for name in ("empty-cache", "empty-atime"):
+        (folder / name).touch()
+    for name in ("old-cache", "new-cache", "new-atime"):
+        (folder / name).write_bytes(b"12345678")
+    os.utime(folder / "old-cache", ns=(0, 5))
+    jax.config.update("jax_compilation_cache_dir", None)
+    caches.turn_on()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        **dict.fromkeys(("old-cache", "new-cache", "new-atime"), b"12345678"),
+        "old-atime": (5).to_bytes(8, "little"),
+    }
+
+
+# Run in a process of its own, because JAX reads its variables when it is imported.
 PROGRAM = """
 import jax, numpy as np
-from effnetv2_jax import compile_cache
-compile_cache.turn_on()
+from effnetv2_jax.runtime import caches
+caches.turn_on()
 # However quickly it is compiled.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 print(jax.jit(lambda x: (x @ x).sum())(np.eye(8, dtype=np.float32)))
-print(compile_cache.COUNTS, compile_cache.folder())
+print(caches.COUNTS, jax.config.jax_compilation_cache_dir)
 """
 
 
 def run_program(tmp_path, **variables):
-    """What it prints, less the sum, and what it says besides."""
+    """Returns what it prints after the sum, and what it writes to standard error."""
     ours = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     result = subprocess.run(
@@ -136,7 +151,7 @@ def test_a_damaged_file_is_a_warning_and_an_empty_one_is_replaced(tmp_path):
     ],
 )
 def test_counts(events, text):
-    counts = compile_cache.Counts()
+    counts = caches.Counts()
     for event in ["another", *events]:
         counts.event(event)
     assert str(counts) == text

@@ -1,4 +1,4 @@
-"""The door of every program, with nothing behind it: mistakes in flags and recipes."""
+"""The door of every program with a tiny program behind it: mistakes in flags and recipes."""
 
 import pathlib
 import subprocess
@@ -7,36 +7,56 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# The real programs take seconds to start; tests/programs makes a mistake with them, too.
+# The real programs take seconds to start; tests/programs makes mistakes with them as well.
 PROGRAM = """
-from ml_collections import config_flags
-from effnetv2_jax import cli
-config = config_flags.DEFINE_config_file("config")
-cli.run(lambda: print(config.value.epochs))
+from effnetv2_jax.runtime import cli, recipe
+flag = recipe.define_flag()
+def main():
+    config = recipe.checked(flag.value)
+    print(config.epochs, config.optimizer.options.to_dict(), config.evals.to_dict())
+cli.run(main)
 """
 
 
-def start(*arguments):
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+def start(*arguments, program=PROGRAM):
+    command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_what_is_said_reaches_the_program():
-    result = start("--config=configs/digits.py", "--config.epochs=3")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "3.0\n", "")
+def test_fields_and_entries_with_free_names_reach_the_program():
+    result = start(
+        "--config=configs/digits.py",
+        "--config.epochs=3",
+        "--config.optimizer.options.b2=0.95",
+        "--config.optimizer.options.nesterov",
+        "--config.evals.eval.every_steps=10",
+        "--config.evals.other.split=train[80%:]",
+        "--config.evals.other.weights=raw",
+    )
+    expected = (
+        "3.0 {'b2': 0.95, 'nesterov': True} "
+        "{'eval': {'every_steps': 10}, 'other': {'split': 'train[80%:]', 'weights': 'raw'}}\n"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
 
 
 MISTAKES = {
-    "--config.epoch=3": "unknown config field 'epoch': did you mean \"epochs\"",
+    "--config.epoch=3": "unknown config field 'epoch': did you mean epochs?",
+    "--config.optimizer.nam=sgd": "unknown config field 'optimizer.nam': did you mean "
+    "optimizer.name",
+    "--config.optimzer.options.b2=3": "unknown config field 'optimzer': did you mean \"optimizer\"",
+    "--config.optimizer.decay=cosine": "config field 'optimizer.decay' is now called "
+    "'optimizer.learning_rate_schedule'",
     "--config.epochs=many": "many",
     "--config=configs/efficientnetv2.py:q": "got 'q'",
+    "--config=configs/none.py": "config file 'configs/none.py' does not exist or cannot be read",
     "extra": "unexpected argument 'extra'",
 }
 
 
 @pytest.mark.parametrize("argument", MISTAKES)
 def test_a_mistake_is_one_sentence(argument):
-    result = start("--config=configs/digits.py", "--config.epochs=3", argument)
+    result = start("--config=configs/digits.py", argument)
     assert result.returncode == 2
     (sentence,) = result.stderr.splitlines()
     assert sentence.startswith("error: ")
@@ -51,3 +71,21 @@ def test_a_mistake_in_a_recipes_code_is_shown_where_it_is(tmp_path):
     assert result.returncode != 0
     assert f'File "{recipe}", line 2, in get_config' in result.stderr
     assert "KeyError: 'epochs'" in result.stderr
+
+
+LAUNCHER = """
+import sys
+from effnetv2_jax.runtime import cli
+def main(arguments):
+    print(arguments, "jax" in sys.modules)
+    return 3
+cli.run(main, takes_arguments=True, unknown_flag_hint="; the program's flags come after --")
+"""
+
+
+def test_a_launcher_passes_arguments_on_without_jax():
+    result = start("--", "a", "--b=c", program=LAUNCHER)
+    assert (result.returncode, result.stdout) == (3, "['a', '--b=c'] False\n")
+    result = start("--b=c", program=LAUNCHER)
+    assert result.returncode == 2
+    assert result.stderr.endswith("'b'; the program's flags come after --\n")

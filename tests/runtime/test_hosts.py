@@ -36,7 +36,7 @@ def test_an_ordinary_machine_runs_alone_at_once():
     code = """
     import time
     import jax
-    from effnetv2_jax import hosts
+    from effnetv2_jax.runtime import hosts
     started = time.perf_counter()
     hosts.start()
     print(time.perf_counter() - started < 1, jax.distributed.is_initialized())
@@ -48,8 +48,8 @@ def test_an_ordinary_machine_runs_alone_at_once():
 
 def test_an_environment_that_says_half_of_it_is_refused():
     code = """
-    from effnetv2_jax import hosts
-    from effnetv2_jax.errors import UsageError
+    from effnetv2_jax.runtime import hosts
+    from effnetv2_jax.runtime.errors import UsageError
     try:
         hosts.start()
     except UsageError as error:
@@ -57,7 +57,7 @@ def test_an_environment_that_says_half_of_it_is_refused():
     hosts.start(num_processes=1)
     """
     (sentence,) = python(code, JAX_COORDINATOR_ADDRESS="localhost:1234")
-    assert sentence.startswith("the environment does not say who runs: ")
+    assert sentence.startswith("the environment announces processes but not all ")
     (sentence,) = python(code, OMPI_MCA_orte_hnp_uri="1531576320.0;nonsense")
     assert sentence.startswith("the processes that the environment announces did not meet (")
     assert sentence.endswith("start all of them, or use --num_processes=1 to run alone")
@@ -146,8 +146,8 @@ def together(directory, program):
 def test_two_processes_meet_agree_and_name_what_differs(tmp_path):
     program = """
     import jax
-    from effnetv2_jax import hosts
-    from effnetv2_jax.errors import UsageError
+    from effnetv2_jax.runtime import hosts
+    from effnetv2_jax.runtime.errors import UsageError
     hosts.start(given["coordinator_address"], int(given["num_processes"]), me)
     print("of", jax.process_count(), hosts.is_first(), jax.device_count())
     hosts.agree({"name": "x", "sizes": [1, 2], "rate": 0.1})
@@ -177,8 +177,8 @@ def test_two_processes_meet_agree_and_name_what_differs(tmp_path):
 def test_two_processes_with_other_devices_disagree(tmp_path):
     program = """
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={me + 1}"
-    from effnetv2_jax import hosts
-    from effnetv2_jax.errors import UsageError
+    from effnetv2_jax.runtime import hosts
+    from effnetv2_jax.runtime.errors import UsageError
     hosts.start(given["coordinator_address"], int(given["num_processes"]), me)
     try:
         hosts.agree({})

@@ -6,6 +6,8 @@ import logging
 import re
 import time
 import types
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,12 @@ from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import loop as loop_module
 from effnetv2_jax.training import mesh as placement
+from effnetv2_jax.training.evaluation import Evaluation
 from effnetv2_jax.training.loop import Cadence, Loop
 from effnetv2_jax.training.observing.history import JsonLinesWriter, rewind
 from effnetv2_jax.training.observing.monitor import Monitor
 from effnetv2_jax.training.observing.progress import LogProgress
+from effnetv2_jax.training.observing.report import read_scores
 from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.state import TrainState
@@ -40,13 +44,15 @@ def stages(*ends):
     )
 
 
+@dataclasses.dataclass
 class Step:
-    """Its loss is its number; an example is right in every step."""
+    """A step whose loss is its number and in which one example is right."""
 
-    made = 0
+    bad: Collection[int]
+    gradients: Any = None
+    update: Any = None
 
-    def __init__(self, bad):
-        self._bad = bad
+    made: ClassVar[int] = 0
 
     def lower_update(self, state):
         return self
@@ -59,7 +65,7 @@ class Step:
     def __call__(self, state, batch, scalars):
         Step.made += 1
         step = int(state.step) + 1
-        good = step not in self._bad
+        good = step not in self.bad
         sums = {
             "loss": jnp.float32(EXAMPLES * step if good else np.nan),
             "correct": jnp.float32(1),
@@ -78,7 +84,23 @@ class Never:
     def worth_saving(self): ...
 
 
-def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
+EVAL = Evaluation("eval", "digits", "test", 16, EXAMPLES)
+
+
+def evaluate(evaluation, state, agreement):
+    return {"top1": 0.5, "top5": 1.0, "loss": float(state.params["w"]), "count": 1.0}
+
+
+def live(
+    workdir,
+    stages,
+    bad=(),
+    save_steps=100,
+    save_seconds=1e9,
+    *,
+    evaluations=(EVAL,),
+    evaluate=evaluate,
+):
     """Starts the run or goes on with it; returns the state that it begins with, and its end."""
     mesh = placement.make_mesh(jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
@@ -95,8 +117,8 @@ def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
     step = Step(bad)
     batch = {"mask": np.ones(EXAMPLES, np.float32)}
     shapes = placement.abstract(placement.shard_batch(batch, mesh))
+    metrics = workdir / "metrics.jsonl"
     loop = Loop(
-        step,
         mesh=mesh,
         preparation=Preparation(
             step,
@@ -106,7 +128,13 @@ def live(workdir, stages, bad=(), save_steps=100, save_seconds=1e9):
             state=placement.abstract(state),
             first_step=int(state.step),
         ),
-        evaluate=lambda state, agreement: {"top1": 0.5, "top5": 1.0, "loss": 1.0, "count": 1.0},
+        evaluations=evaluations,
+        evaluate=evaluate,
+        evaluated=[
+            evaluation.name
+            for evaluation in evaluations
+            if int(state.step) in read_scores(metrics, evaluation.name)
+        ],
         learning_rate=lambda step: 0.1,
         checkpoints=checkpoints,
         bad_steps=BadSteps(LIMIT, record.get("bad_in_a_row", 0)),
@@ -149,7 +177,7 @@ def losses(workdir):
 def test_a_run_is_saved_by_steps_by_the_clock_and_at_the_end_of_stages(
     tmp_path, monkeypatch, save_steps, save_seconds, steps
 ):
-    """By a clock of a second a step, seen two steps late; the last three stay, and the best."""
+    """The clock runs a second per step, seen two steps late; the last three and the best stay."""
     monkeypatch.setattr(Step, "made", 0)
     clock = types.SimpleNamespace(monotonic=lambda: Step.made, perf_counter=time.perf_counter)
     monkeypatch.setattr(loop_module, "time", clock)
@@ -194,3 +222,63 @@ def test_a_stage_of_bad_steps_alone_has_a_line_without_a_loss(tmp_path):
     _, end = live(tmp_path, stages(2, 8), (1, 2))
     assert end == (8, 6)
     assert losses(tmp_path) == {2: None, 4: 3.5, 8: 6.5}
+
+
+MANY = (
+    EVAL,
+    dataclasses.replace(EVAL, name="often", every_steps=3),
+    dataclasses.replace(EVAL, name="raw", weights="raw"),
+)
+
+
+def evaluated(workdir):
+    """Returns (name, step, loss) of every evaluation, in the order of the lines."""
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [
+        (key.partition("/")[0], row["step"], row[key])
+        for row in map(json.loads, lines)
+        for key in row
+        if key.endswith("/loss") and key != "train/loss"
+    ]
+
+
+EXPECTED = [
+    *[("often", 3, 3), ("eval", 5, 5), ("raw", 5, 5), ("often", 6, 6), ("often", 9, 9)],
+    *[("eval", 10, 10), ("often", 10, 10), ("raw", 10, 10)],
+]
+
+
+def test_evaluations_follow_every_n_steps_or_the_ends_of_stages(tmp_path):
+    live(tmp_path, stages(5, 10), evaluations=MANY)
+    assert evaluated(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("broken", range(1, len(EXPECTED) + 1))
+def test_a_run_that_ends_at_an_evaluation_goes_on_with_it(tmp_path, broken):
+    """A failure at the n-th evaluation, with a checkpoint of the step before it or not."""
+    made = 0
+
+    def breaking(evaluation, state, agreement):
+        nonlocal made
+        made += 1
+        if made == broken:
+            raise UsageError("the disk is broken")
+        return evaluate(evaluation, state, agreement)
+
+    live(tmp_path, stages(5, 10), (), 2, evaluations=MANY, evaluate=breaking)
+    assert evaluated(tmp_path) == EXPECTED[: broken - 1]
+    live(tmp_path, stages(5, 10), (), 2, evaluations=MANY)
+    assert evaluated(tmp_path) == EXPECTED
+
+
+def test_the_first_evaluation_scores_the_checkpoints(tmp_path):
+    """The evaluations that are worse for every step keep the first checkpoint as the best."""
+
+    def worse(evaluation, state, agreement):
+        accuracy = 1 - int(state.step) / 100 if evaluation.name == "eval" else int(state.step) / 100
+        return evaluate(evaluation, state, agreement) | {"top1": accuracy}
+
+    live(tmp_path, stages(2, 4, 6, 8, 10), evaluations=MANY, evaluate=worse)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [2, 6, 8, 10]

@@ -139,7 +139,7 @@ def test_nothing_is_mixed_with_what_is_no_image(batch, alphas):
 
 @pytest.mark.parametrize("alphas", [(0.5, 0.0), (0.0, 1.0), (0.5, 1.0)])
 def test_what_becomes_of_a_pair_is_a_function_of_its_numbers(batch, alphas):
-    """And of nothing else: not of its place, nor of the others."""
+    """Its place in the batch and the other pairs change nothing."""
     key = jax.random.key(9)
     mixed = mix(*batch, *alphas, key)
     # Some pairs in another order, as on another device.

@@ -1,4 +1,4 @@
-"""The optimiser and the schedules against TensorFlow's own."""
+"""The optimizers and learning-rate schedules against TensorFlow's, and their options."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.optimizers import make_optimizer, make_schedule
+from effnetv2_jax.training.optimizers import make_learning_rate, make_optimizer
 
 STEPS = 50
 
@@ -71,7 +71,7 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.5)])
 def test_rmsprop_is_tf1s_over_50_steps_of_a_changing_rate(weight_decay, clip_norm):
     params, gradients = problem()
-    rate = make_schedule(
+    rate = make_learning_rate(
         "exponential", peak=0.05, total_steps=STEPS, warmup_steps=10, decay_steps=7.2
     )
     ours = run_ours(
@@ -114,7 +114,7 @@ def official_rate(decay, step, peak, total_steps, warmup_steps, decay_steps):
 @pytest.mark.parametrize("decay", ["exponential", "cosine", "constant", "cooldown"])
 def test_schedules_are_tensorflows(decay):
     total_steps, warmup_steps, decay_steps = 1000, 71, 34.3
-    ours = make_schedule(
+    ours = make_learning_rate(
         decay,
         peak=0.256,
         total_steps=total_steps,
@@ -127,7 +127,7 @@ def test_schedules_are_tensorflows(decay):
 
 
 def test_a_cooldown_longer_than_the_run_falls_all_the_way():
-    rate = make_schedule("cooldown", peak=1.0, total_steps=10, decay_steps=50)
+    rate = make_learning_rate("cooldown", peak=1.0, total_steps=10, decay_steps=50)
     assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
 
 
@@ -147,6 +147,57 @@ def test_bad_values_are_named():
     with pytest.raises(UsageError, match="weight_decay must be at least 0, got -1"):
         make_optimizer("sgd", lambda step: 0.1, weight_decay=-1)
     with pytest.raises(UsageError, match="did you mean cosine"):
-        make_schedule("cosin", peak=1.0, total_steps=10)
+        make_learning_rate("cosin", peak=1.0, total_steps=10)
     with pytest.raises(UsageError, match="warmup_steps must be at least 0, got -1"):
-        make_schedule("cosine", peak=1.0, total_steps=10, warmup_steps=-1)
+        make_learning_rate("cosine", peak=1.0, total_steps=10, warmup_steps=-1)
+
+
+def test_options_replace_the_defaults():
+    params, gradients = problem(2)
+    options = {"momentum": 0.5, "decay": 0.8, "eps": 1e-2}
+    ours = run_ours(make_optimizer("rmsprop", 0.01, options=options), params, gradients)
+    theirs = run_tf1(
+        lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, 0.8, 0.5, 1e-2),
+        params,
+        gradients,
+        [0.01] * STEPS,
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "adamw",
+            {"beta2": 0.9},
+            "unknown option of .* adamw 'beta2': .*allowed are b1, b2",
+        ),
+        ("sgd", {"b1": 0.9}, "allowed are accumulator_dtype, momentum, nesterov"),
+        ("adam", {"b2": "high"}, "optimizer.options.b2 must be a number, got 'high'"),
+        ("adam", {"b2": None}, "optimizer.options.b2 must be a number, got None"),
+        ("sgd", {"nesterov": 1}, "optimizer.options.nesterov must be True or False, got 1"),
+        (
+            "sgd",
+            {"momentum": True},
+            "momentum must be a number or None, got True",
+        ),
+        ("adam", {"mu_dtype": "int8"}, "must be bfloat16 or float32, got 'int8'"),
+        ("adamw", {"weight_decay": 0.1}, "weight_decay is set by optimizer.weight_decay"),
+        ("sgd", {"learning_rate": 0.1}, "learning_rate is set by optimizer.learning_rate and"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_sentence(name, options, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        make_optimizer(name, 0.1, options=options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum"])
+def test_the_moments_may_be_of_half_precision(name):
+    option = "mu_dtype" if name.startswith("adam") else "accumulator_dtype"
+    optimizer = make_optimizer(
+        name, 0.1, options={option: "bfloat16", **({"momentum": 0.9} if name == "sgd" else {})}
+    )
+    state = optimizer.init({"kernel": jnp.ones(2)})
+    assert jnp.bfloat16 in [x.dtype for x in jax.tree.leaves(state)]

@@ -1,7 +1,7 @@
-"""Stages are made ready in the background: once, in the order of need, from where a run goes on."""
+"""Stages are prepared in the background: once, and from where a run goes on."""
 
-import threading
-import time
+import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,34 +9,27 @@ import pytest
 
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training import mesh as placement
-from effnetv2_jax.training.preparation import Preparation, stage_scalars
+from effnetv2_jax.training.preparation import Preparation
 
 BATCH = {"mask": np.ones(4, np.float32)}
-STAGES = tuple(Stage(i, 4 * i, 4 * i + 4, 16, 5.0, 0.0, 0.0, 0.1, 4) for i in range(2))
+STAGES = tuple(Stage(i, 4 * i, 4 * i + 4, 16, 5.0, 0.0, 0.0, 0.1 * (i + 1), 4) for i in range(2))
 
 
+@dataclasses.dataclass(frozen=True)
 class Step:
-    """Notes what is traced and compiled, and how many traces there were at once at most."""
+    """A step whose programs are their names; notes what is compiled."""
 
-    def __init__(self):
-        self.done = []
-        self.most = 0
-        self._tracing = 0
-        self._lock = threading.Lock()
+    gradients: Any = None
+    update: Any = None
+    compiled: list[str] = dataclasses.field(default_factory=list)
 
     def _lower(self, name):
-        with self._lock:
-            self._tracing += 1
-            self.most = max(self.most, self._tracing)
-        time.sleep(0.02)
-        with self._lock:
-            self._tracing -= 1
-            self.done.append(name)
         step = self
 
         class Lowered:
             def compile(self):
-                step.done.append(f"{name} compiled")
+                step.compiled.append(name)
+                return name
 
         return Lowered()
 
@@ -49,7 +42,7 @@ class Step:
 
 @pytest.fixture
 def asked():
-    """Of the pipeline: stages and their first steps."""
+    """The stages and first steps that the pipeline was asked for."""
     return []
 
 
@@ -74,39 +67,21 @@ def make(asked):
     return make
 
 
-def test_what_takes_python_is_done_one_after_the_other_in_the_order_of_need(make, asked):
-    class AskedFirst(Step):
-        def lower_update(self, state):
-            # So that the first batch is made while the update is traced.
-            assert asked == [(0, 0)]
-            return super().lower_update(state)
-
-    step = AskedFirst()
-    preparation = make(step)
-    ready = preparation.prepared(STAGES[0])
-    traced = preparation.in_turn(lambda: [name for name in step.done if "compiled" not in name])
-    assert traced.result() == ["gradients 0.1", "update"]
-    ready.result()
-
-
-def test_programs_are_traced_one_at_a_time_in_the_order_of_need(make):
+def test_a_stage_has_its_compiled_step_and_shares_the_update(make):
     step = Step()
     preparation = make(step)
-    futures = [preparation.prepared(stage) for stage in STAGES]
-    for future in futures:
-        future.result()
-    assert step.most == 1
-    traced = [name for name in step.done if "compiled" not in name]
-    # The update is for all stages.
-    assert traced == ["gradients 0.1", "update", "gradients 0.1"]
-    assert sum("compiled" in name for name in step.done) == 3
+    stages = [preparation.prepared(stage).result() for stage in STAGES]
+    assert [stage.train_step.gradients for stage in stages] == ["gradients 0.1", "gradients 0.2"]
+    assert [stage.train_step.update for stage in stages] == ["update", "update"]
+    assert [stage.scalars["dropout_rate"] for stage in stages] == [np.float32(0.1), np.float32(0.2)]
+    assert sorted(step.compiled) == ["gradients 0.1", "gradients 0.2", "update"]
 
 
 def test_a_stage_is_prepared_once(make, asked):
     preparation = make(Step())
     first = preparation.prepared(STAGES[0])
     assert preparation.prepared(STAGES[0]) is first
-    feed = first.result()
+    feed = first.result().feed
     assert asked == [(0, 0)]
     batches = [feed.next() for _ in range(5)]
     assert batches[4] is None
@@ -133,11 +108,3 @@ def test_what_goes_wrong_in_the_background_is_raised_where_it_is_awaited(make):
 
     with pytest.raises(ZeroDivisionError):
         make(Broken()).prepared(STAGES[0]).result()
-
-
-def test_scalars_are_those_of_the_stage():
-    assert stage_scalars(STAGES[0]) == {
-        "dropout_rate": np.float32(0.1),
-        "mixup_alpha": 0,
-        "cutmix_alpha": 0,
-    }

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from configs import digits
 from effnetv2_jax.benchmarks.tpu.compile import worker_environment
 from effnetv2_jax.models.layers import device_groups
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime.config import build
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.observing import report
@@ -91,7 +91,7 @@ def test_batch_norm_does_not_cross_slices(slices, group_size):
     config.eval_batch_size = 64
     config.model.bn_group_size = group_size
     with pytest.raises(UsageError, match=r"^model.bn_group_size must divide .* slice \(4\), got 8"):
-        programs.build(config)
+        build(config)
 
 
 @pytest.mark.slow

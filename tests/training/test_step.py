@@ -1,4 +1,4 @@
-"""The training and evaluation steps on a tiny network, on 1 and on 8 simulated devices."""
+"""The training and evaluation steps of a tiny network, on 1 and on 8 simulated devices."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ from effnetv2_jax.training.state import create_state, functional
 
 CLASSES = 10
 BATCH = 16
-# Without randomness, where it is not what is tested.
+# Without randomness, unless a test needs it.
 SPEC = dataclasses.replace(get_spec("efficientnetv2-tiny"), survival_prob=1.0)
 SCALARS = {name: np.float32(0) for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")}
-# And with all there is.
+# With everything that is random.
 RANDOM_SCALARS = {
     "dropout_rate": np.float32(0.5),
     "mixup_alpha": np.float32(0.2),
@@ -33,7 +33,7 @@ FAMILY = {"mean": (128.0,) * 3, "std": (128.0,) * 3}
 OPTIMIZER = make_optimizer("momentum", lambda count: 0.05)
 
 
-# Of the setups, so that one is found however it is asked for: compiling is most of the time here.
+# The defaults of setups, so that equal setups share compiled programs: compiling takes most time.
 DEFAULTS = {
     "devices": 1,
     "fsdp": 1,
@@ -45,7 +45,7 @@ DEFAULTS = {
 
 
 def setup(devices=1, **keywords):
-    """(mesh, initial state, training step, apply), made once."""
+    """Returns mesh, initial state, training step and apply; equal arguments share them."""
     return _setup(**DEFAULTS | {"devices": devices} | keywords)
 
 
@@ -78,7 +78,7 @@ def batch_of(seed=0, size=16, count=BATCH):
 
 
 def run(steps, devices=1, scalars=SCALARS, first_seed=0, rows=None, **keywords):
-    """(state, losses) after some steps; ``rows`` reorders each batch, numbered as it was."""
+    """Returns the state and the losses of some steps; ``rows`` reorders each batch, with index."""
     mesh, state, train_step, _ = setup(devices, **keywords)
     state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
     losses = []
@@ -96,7 +96,7 @@ def assert_trees_close(a, b, **tolerance):
 
 
 def test_eight_devices_compute_what_one_does():
-    """Synchronised batch norm and one mean gradient: the split of the batch must not show."""
+    """Synchronised batch norm and one mean gradient make the split of the batch invisible."""
     one, losses_of_one = run(4)
     eight, losses_of_eight = run(4, devices=8)
     np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-5)
@@ -114,7 +114,7 @@ def test_eight_devices_draw_what_one_does():
 
 @pytest.mark.parametrize("mixing", [False, True])
 def test_what_is_drawn_for_an_example_goes_with_its_number(mixing):
-    """Wherever its pair lies, or, where nothing is mixed, it alone."""
+    """The place of its pair, or without mixing of the example, changes nothing."""
     rng = np.random.default_rng(3)
     rows = rng.permutation(np.arange(BATCH).reshape(-1, 2)).reshape(-1)
     scalars = RANDOM_SCALARS if mixing else SCALARS | {"dropout_rate": np.float32(0.5)}
@@ -143,9 +143,9 @@ def test_other_numbers_draw_otherwise():
 
 
 def test_the_gradient_is_that_of_the_mean_loss():
-    """One momentum step from zero momentum is −rate · gradient, here taken by jax.grad itself."""
+    """One momentum step from zero momentum is −rate · gradient, which jax.grad gives here."""
     _, state, *_ = setup()
-    # Of a model that knows nothing of devices.
+    # A model that knows nothing of devices.
     apply, *_ = functional(EfficientNet(SPEC, num_classes=CLASSES, rngs=nnx.Rngs(0)))
     batch = batch_of(0)
     images = jnp.asarray(batch["image"], jnp.float32) / 128 - 1
@@ -193,25 +193,30 @@ def test_a_new_dropout_rate_does_not_compile_again():
     assert [program._cache_size() for program in programs] == compiled
 
 
-def test_programs_compiled_ahead_are_found_when_their_batch_arrives(caplog):
-    # A seed of its own: programs of its own.
-    mesh, state, train_step, _ = setup(seed=7)
-    state = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
-    batch = placement.shard_batch(batch_of(size=20), mesh)
-    programs = ("compute_gradients", "_update")
+def test_a_step_compiled_ahead_computes_the_same_without_compiling(caplog):
+    mesh, state, train_step, _ = setup()
+    batch = placement.shard_batch(batch_of(), mesh)
+    shapes = placement.abstract(placement.shard_state(state, mesh))
+    compiled = dataclasses.replace(
+        train_step,
+        gradients=train_step.lower_gradients(shapes, placement.abstract(batch), SCALARS).compile(),
+        update=train_step.lower_update(shapes).compile(),
+    )
+    results = []
     with jax.log_compiles():
-        shapes = placement.abstract(state)
-        train_step.lower_gradients(shapes, placement.abstract(batch), SCALARS).compile()
-        train_step.lower_update(shapes).compile()
-        assert all(f"XLA compilation of jit({name})" in caplog.text for name in programs)
-        caplog.clear()
-        train_step(state, batch, SCALARS)
-    assert not any(f"XLA compilation of jit({name})" in caplog.text for name in programs)
+        for function in (train_step, compiled):
+            caplog.clear()
+            own = placement.shard_state(jax.tree.map(jnp.copy, state), mesh)
+            results.append(jax.device_get(function(own, batch, SCALARS)))
+            # Donated: the old state is gone.
+            assert all(x.is_deleted() for x in jax.tree.leaves(own.params))
+    assert "XLA compilation" not in caplog.text
+    assert_trees_close(*results, rtol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_masked_examples_count_neither_in_metrics_nor_in_the_loss(alpha):
-    """What their labels are changes nothing, with and without Mixup of the others with them."""
+    """Their labels change nothing, with and without Mixup."""
     mesh, state, train_step, _ = setup(mixing=alpha > 0)
     scalars = SCALARS | {"mixup_alpha": np.float32(alpha)}
     batch = batch_of(count=12)
@@ -304,7 +309,7 @@ def test_padding_counts_nothing(evaluator):
 
 
 def test_of_several_labels_any_is_right_and_images_without_one_are_not_counted(evaluator):
-    """As ReaL counts; each label alone, evaluated on its own, says what is to be expected."""
+    """As ReaL counts; evaluating each label by itself gives the expected result."""
     batch = batch_of()
     several = np.full((BATCH, 3), -1, np.int32)
     several[1:, 0] = batch["label"][1:]

@@ -1,10 +1,10 @@
-"""Training on simulated devices of two slices: of even processes, and of odd ones.
+"""Training on simulated devices in two slices: one of even processes, one of odd processes.
 
-So the order of slices is not that of processes, nor that of devices.
+The order of slices is then neither that of processes nor that of devices.
 """
 
 from effnetv2_jax import train
-from effnetv2_jax.runtime import config as programs
+from effnetv2_jax.runtime import cli
 from effnetv2_jax.training import mesh
 
 
@@ -14,4 +14,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main)
+    cli.run(main, several_processes=True)

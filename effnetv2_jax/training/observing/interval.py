@@ -79,6 +79,10 @@ class Interval:
         merged = functools.reduce(lambda a, b: a.merge(b), good)
         return {name: float(value) for name, value in merged.compute().items()}
 
+    def pause(self, seconds: float) -> None:
+        """Leaves out seconds that were not spent on steps."""
+        self._started += seconds
+
     def steps_per_second(self) -> float:
         """Of those that were made in this process, until now."""
         return self._steps / (time.perf_counter() - self._started)

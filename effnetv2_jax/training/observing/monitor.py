@@ -111,14 +111,30 @@ class Monitor:
             last_checkpoint=last_checkpoint,
         )
 
-    def evaluated(self, stage: Stage, results: Mapping[str, float]) -> None:
-        """At the end of a stage."""
-        self.writer.write_scalars(
-            stage.end_step, {f"eval/{name}": value for name, value in results.items()}
-        )
+    def evaluated(
+        self,
+        name: str,
+        step: int,
+        stage: Stage,
+        results: Mapping[str, float],
+        *,
+        scores: bool = True,
+    ) -> None:
+        """Tells the results of an evaluation.
+
+        Args:
+            name: The name of the evaluation, which prefixes its metrics.
+            step: The number of steps done.
+            stage: The stage of the last step.
+            results: The metrics: ``top1``, ``top5``, ``loss`` and ``count``.
+            scores: True for the evaluation that scores the checkpoints.
+        """
+        self.writer.write_scalars(step, {f"{name}/{key}": x for key, x in results.items()})
         self.writer.flush()
-        self.status.update(last_accuracy=results["top1"])
+        self.status.evaluated(name, step, results, scores=scores)
+        ended = step == stage.end_step
+        where = f"end of stage {stage.index + 1}" if ended else f"step {step}"
         self.message(
-            f"end of stage {stage.index + 1}: top-1 {100 * results['top1']:.2f} %, "
+            f"{where}{'' if name == 'eval' else f', {name}'}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
         )

@@ -75,12 +75,12 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def read_scores(path: str | os.PathLike[str]) -> dict[int, float]:
-    """Top-1 of every evaluation in ``metrics.jsonl``, by step; empty where there is no file."""
+def read_scores(path: str | os.PathLike[str], name: str = "eval") -> dict[int, float]:
+    """Returns the top-1 of every evaluation of a name, by step; empty if there is no file."""
     if not Path(path).exists():
         return {}
-    rows = read_history(path)
-    return {int(row["step"]): row["eval/top1"] for row in rows if "eval/top1" in row}
+    key = f"{name}/top1"
+    return {int(row["step"]): row[key] for row in read_history(path) if key in row}
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 
@@ -13,7 +13,7 @@ from effnetv2_jax.runtime.files import write_atomically
 
 _FIELDS = (
     *("state", "step", "total_steps", "stage", "stages", "image_size", "images_per_second", "loss"),
-    *("last_checkpoint", "last_accuracy", "bad_steps", "seconds_left"),
+    *("last_checkpoint", "last_accuracy", "evaluations", "bad_steps", "seconds_left"),
     *("first_step_seconds", "stall_seconds"),
 )
 
@@ -24,9 +24,11 @@ class Status:
     Its fields: ``state`` (starting, training, evaluating, stalled, stopped, failed or finished),
     ``step`` and ``total_steps``, ``stage`` (from 1) and ``stages``, ``image_size`` in px,
     ``images_per_second``, ``loss``, ``last_checkpoint`` (the step of the newest on the disk),
-    ``last_accuracy`` (top-1 of the last evaluation, 0 … 1), ``bad_steps`` (since the start of this
-    process), ``seconds_left`` (an estimate, from the speed of the last steps and the area of the
-    images still to come), ``first_step_seconds`` (from the start of the process to its first step),
+    ``last_accuracy`` (top-1 of the last evaluation that scores checkpoints, 0 … 1),
+    ``evaluations`` (name → ``step``, ``top1``, ``top5``, ``loss`` and ``count`` of the last
+    evaluation of that name in this process), ``bad_steps`` (since the start of this process),
+    ``seconds_left`` (an estimate, from the speed of the last steps and the area of the images still
+    to come), ``first_step_seconds`` (from the start of the process to its first step),
     ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the
     last change). Unknown is null.
 
@@ -39,6 +41,7 @@ class Status:
         self._path = None if workdir is None else workdir / "status.json"
         self._stages = stages
         self._fields: dict[str, object] = dict.fromkeys(_FIELDS)
+        self._evaluations: dict[str, object] = {}
         self._fields |= {"total_steps": stages[-1].end_step, "stages": len(stages)}
         self._told = False
         self._lock = threading.Lock()
@@ -78,6 +81,21 @@ class Status:
             seconds_left=round(seconds_left(self._stages, step, stage, images_per_second)),
             **fields,
         )
+
+    def evaluated(
+        self, name: str, step: int, results: Mapping[str, float], *, scores: bool
+    ) -> None:
+        """Takes the results of an evaluation.
+
+        Args:
+            name: The name of the evaluation.
+            step: The number of steps done.
+            results: The metrics.
+            scores: True for the evaluation that scores the checkpoints.
+        """
+        self._evaluations[name] = {"step": step, **results}
+        accuracy = {"last_accuracy": results["top1"]} if scores else {}
+        self.update(evaluations=self._evaluations, **accuracy)
 
 
 def seconds_left(

@@ -1,4 +1,4 @@
-"""Whose workdir it is: what was lost is known from the checkpoint, another run is refused."""
+"""A workdir belongs to one run: lost files come back, and other runs are refused."""
 
 import copy
 import json
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from effnetv2_jax.runtime import config as programs
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.workdir import claim, read_config
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
@@ -17,7 +17,7 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 @pytest.fixture
 def record():
-    """What a run on ten classes is."""
+    """The record of a run on ten classes."""
     return {
         "config": json.loads(json.dumps(digits.get_config().to_dict())),
         "class_names": [str(i) for i in range(10)],
@@ -27,8 +27,8 @@ def record():
 
 @pytest.fixture
 def workdir(tmp_path, record):
-    """Of that run, with a checkpoint."""
-    programs.claim_workdir(str(tmp_path), record)
+    """The workdir of that run, with a checkpoint."""
+    claim(str(tmp_path), record)
     checkpoints = Checkpoints(tmp_path)
     mesh = placement.make_mesh(jax.devices()[:1])
     state = TrainState(np.int32(5), {"w": np.ones(3, np.float32)}, {}, (), {}, {})
@@ -39,7 +39,7 @@ def workdir(tmp_path, record):
 
 def refused(workdir, record):
     with pytest.raises(UsageError) as error:
-        programs.claim_workdir(str(workdir), record)
+        claim(str(workdir), record)
     sentence = str(error.value)
     assert "\n" not in sentence
     assert sentence.startswith(f"workdir {str(workdir)!r} holds a run ")
@@ -73,18 +73,18 @@ def test_what_is_lost_is_known_from_the_checkpoint(workdir, record, names):
     assert "seed (there 0, now 1)" in refused(workdir, changed(record, seed=1))
     others = record | {"class_names": record["class_names"][:9]}
     assert "other classes" in refused(workdir, others)
-    assert programs.read_config(workdir).to_dict() == record["config"]
+    assert read_config(workdir).to_dict() == record["config"]
     # What is refused leaves nothing.
     assert not any((workdir / name).exists() for name in LOST[names])
-    programs.claim_workdir(str(workdir), record)
+    claim(str(workdir), record)
     assert {name: (workdir / name).read_bytes() for name in LOST["both"]} == before
 
 
 def test_a_broken_config_is_known_from_the_checkpoint(workdir, record):
     (workdir / "config.json").write_text('{"seed": 0, "mod')
     assert "seed (there 0, now 1)" in refused(workdir, changed(record, seed=1))
-    programs.claim_workdir(str(workdir), record)
-    assert programs.read_config(workdir).to_dict() == record["config"]
+    claim(str(workdir), record)
+    assert read_config(workdir).to_dict() == record["config"]
 
 
 def test_another_run_is_refused_with_all_fields_that_differ(workdir, record):
@@ -107,10 +107,25 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_other_classes_under_the_same_name_are_refused(workdir, record, name):
-    """Such as a folder of images that has got another one since."""
+    """A folder of images may have got another class since."""
     classes, counts = CLASSES[name]
     sentence = refused(workdir, record | {"class_names": classes})
     assert f"on other classes than those of digits now{counts}, class_names.txt has" in sentence
+
+
+def test_an_old_workdir_goes_on_under_the_field_names_of_today(workdir, record):
+    old = copy.deepcopy(record["config"])
+    old["optimizer"]["decay"] = old["optimizer"].pop("learning_rate_schedule")
+    del old["optimizer"]["options"], old["evals"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    claim(str(workdir), record)
+    assert read_config(workdir).to_dict() == record["config"]
+    sentence = refused(workdir, changed(record, optimizer__learning_rate_schedule="cosine"))
+    assert "optimizer.learning_rate_schedule (there 'cooldown', now 'cosine')" in sentence
+    other = changed(record, optimizer__options={"b2": 0.95}, evals={"eval": {}, "raw": {}})
+    sentence = refused(workdir, other)
+    assert "optimizer.options.b2 (there None, now 0.95)" in sentence
+    assert "evals.raw (there None, now {})" in sentence
 
 
 def test_what_does_not_change_the_numbers_may_differ(workdir, record):
@@ -124,6 +139,6 @@ def test_what_does_not_change_the_numbers_may_differ(workdir, record):
         checkpoint__every_steps=3,
         checkpoint__keep_best=0,
     )
-    programs.claim_workdir(str(workdir), other | {"versions": {"jax": "2"}})
+    claim(str(workdir), other | {"versions": {"jax": "2"}})
     # It is what the run began with.
-    assert programs.read_config(workdir).log_every_steps == record["config"]["log_every_steps"]
+    assert read_config(workdir).log_every_steps == record["config"]["log_every_steps"]

@@ -1,0 +1,126 @@
+"""A run: everything that a config stands for, in plain values and in terms of the library."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import optax
+from absl import logging
+
+from effnetv2_jax.data import images, pipeline
+from effnetv2_jax.data.sources.base import Source
+from effnetv2_jax.models import Network
+from effnetv2_jax.models.registry import family_of
+from effnetv2_jax.preprocessing import Preprocessing
+from effnetv2_jax.progressive import Stage, examples_before
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.training.build import Training
+from effnetv2_jax.training.evaluation import Evaluation
+from effnetv2_jax.training.mesh import Batch, abstract_batch
+from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.weights import read_weights
+from effnetv2_jax.weights.load import put
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run, from ``config.build``.
+
+    Attributes:
+        name: The name of the model.
+        training: The model, the training step and the evaluation step on the mesh.
+        stages: The stages of the training.
+        learning_rate: The learning rate as a function of the step.
+        source: The data set that is trained on.
+        train_split: The split of ``source`` that is trained on.
+        sources: Every data set by name, those of the evaluations included.
+        evaluations: The evaluations; the first one scores the checkpoints.
+        preprocessing: The input family.
+        augmentation: The changes to training images.
+        max_bad_fraction: The largest fraction of undecodable examples in a split.
+        init_weights: The weights that training begins with; empty for random numbers.
+        seed: The seed of the run.
+    """
+
+    name: str
+    training: Training
+    stages: tuple[Stage, ...]
+    learning_rate: optax.Schedule
+    source: Source
+    train_split: str
+    sources: Mapping[str, Source]
+    evaluations: tuple[Evaluation, ...]
+    preprocessing: Preprocessing
+    augmentation: images.Augmentation
+    max_bad_fraction: float
+    init_weights: str
+    seed: int
+
+    def first_state(self) -> TrainState:
+        """Returns the state that training begins with, on no mesh yet."""
+        return self.training.first_state(self._initialize if self.init_weights else None)
+
+    def train_batches(self, stage: Stage, first_step: int) -> Iterator[pipeline.Batch]:
+        """Yields this process's part of the batches of a stage, from a step on."""
+        return pipeline.train_batches(
+            self.source,
+            self.train_split,
+            stage,
+            first_example=examples_before(self.stages, first_step),
+            num_batches=stage.end_step - first_step,
+            seed=self.seed,
+            preprocessing=self.preprocessing,
+            augmentation=self.augmentation,
+            max_bad_fraction=self.max_bad_fraction,
+            share=_share(),
+        )
+
+    def batch_shapes(self, stage: Stage) -> Batch:
+        """Returns the shapes of a stage's batches on the mesh, over all processes."""
+        return abstract_batch(
+            stage.image_size, stage.batch_size, self.source.label_shape, self.training.mesh
+        )
+
+    def eval_batches(self, evaluation: Evaluation) -> Iterator[pipeline.Batch]:
+        """Yields this process's part of the batches of an evaluation."""
+        return pipeline.eval_batches(
+            self.sources[evaluation.data],
+            evaluation.split,
+            image_size=evaluation.image_size,
+            batch_size=evaluation.batch_size,
+            preprocessing=self.preprocessing,
+            max_bad_fraction=self.max_bad_fraction,
+            share=_share(),
+        )
+
+    def examples(self, step: int) -> list[tuple[int, str]]:
+        """Returns the examples of a step's batch: number in the split, and how to find each."""
+        return pipeline.examples_at(
+            self.source.split(self.train_split),
+            self.seed,
+            first_example=examples_before(self.stages, step - 1),
+            count=self.stages[0].batch_size,
+        )
+
+    def _initialize(self, model: Network) -> None:
+        """Reads ``init_weights`` into a new model, and logs what was loaded.
+
+        Raises:
+            UsageError: If the weights do not fit, or were trained with another padding or epsilon
+                than the config has, which has to remember that.
+        """
+        weights = read_weights(self.init_weights, model.spec)
+        others = [
+            f"--config.model.{name}={getattr(weights.spec, name)}"
+            for name in family_of(model.spec).as_trained
+            if getattr(weights.spec, name) != getattr(model.spec, name)
+        ]
+        if others:
+            raise UsageError(
+                f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"
+            )
+        logging.info("beginning with %s", put(weights, model))
+
+
+def _share() -> pipeline.Share:
+    return pipeline.Share(jax.process_index(), jax.process_count())
