@@ -13,15 +13,8 @@ from effnetv2_jax.data.sources import registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.models.registry import family_of
-<<<<<<< HEAD
-from effnetv2_jax.models.registry import family_of
-from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
-from effnetv2_jax.runtime import caches as compile_cache
-from effnetv2_jax.runtime import cli, hosts
-=======
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import hosts
->>>>>>> training
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.recipe import flatten
 from effnetv2_jax.runtime.run import Run
@@ -35,13 +28,6 @@ from effnetv2_jax.training.mesh import (
     check_within_slices,
     make_mesh,
 )
-<<<<<<< HEAD
-from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
-from effnetv2_jax.training.survival.checkpoint import read_record
-from effnetv2_jax.weights import read_weights
-from effnetv2_jax.weights.load import put
-=======
->>>>>>> training
 
 # The least value of fields that no part of the library checks by itself.
 LEAST = {
@@ -110,30 +96,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
         "survival_prob": config.model.survival_prob,
         # A ViT is made for one size, and takes only this field.
         "eval_size": config.eval_image_size,
-<<<<<<< HEAD
-    } | {
-        name: value
-        for name in family_of(spec).as_trained
-        if (value := config.model.get(name)) is not None
-    }
-    arguments: dict[str, Any] = {
-        "num_classes": source.num_classes,
-        "dtype": dtype,
-        "axis_name": AXES,
-        "bn_group_size": config.model.bn_group_size or None,
-        "remat": config.model.remat,
-        "scan_blocks": config.model.scan_blocks,
-    } | {field: value for field, value in overrides.items() if field in vars(spec)}
-    apply, *shapes = functional(abstract_model(config.model.name, **arguments))
-
-    def first_state() -> TrainState:
-        model = create_model(config.model.name, rngs=nnx.Rngs(config.seed), **arguments)
-        if config.init_weights:
-            begin_with(config.init_weights, model)
-        _, params, batch_stats = functional(model)
-        return create_state(params, batch_stats, optimizer)
-
-=======
     } | {
         name: value
         for name in family_of(spec).as_trained
@@ -168,7 +130,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
                 *evaluation.choose_weights(training.shapes),
                 abstract_batch(size, batch_size, label_shape, mesh),
             )
->>>>>>> training
     return Run(
         name=config.model.name,
         training=training,
@@ -241,19 +202,6 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
     Raises:
         UsageError: For a name, a field or a value that cannot be used.
     """
-<<<<<<< HEAD
-    weights = read_weights(init_weights, model.spec)
-    others = [
-        f"--config.model.{name}={getattr(weights.spec, name)}"
-        for name in family_of(model.spec).as_trained
-        if getattr(weights.spec, name) != getattr(model.spec, name)
-    ]
-    if others:
-        raise UsageError(
-            f"init_weights {init_weights!r} were trained otherwise, set {' '.join(others)}"
-        )
-    logging.info("beginning with %s", put(weights, model))
-=======
     defaults: dict[str, Any] = {
         "data": config.data.name,
         "split": config.data.eval_split,
@@ -283,7 +231,6 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
             raise unknown_name(f"evals.{name}.weights", evaluation.weights, WEIGHTS)
         evaluations.append(evaluation)
     return tuple(evaluations)
->>>>>>> training
 
 
 def _check(
