@@ -111,14 +111,31 @@ class Monitor:
             last_checkpoint=last_checkpoint,
         )
 
-    def evaluated(self, stage: Stage, results: Mapping[str, float]) -> None:
-        """At the end of a stage."""
-        self.writer.write_scalars(
-            stage.end_step, {f"eval/{name}": value for name, value in results.items()}
+    def evaluated(
+        self,
+        when: Stage | int,
+        name: str | Mapping[str, float],
+        results: Mapping[str, float] | None = None,
+    ) -> None:
+        """Tells the results of an evaluation.
+
+        Args:
+            when: The stage at whose end it ran, or the step after which it ran within a stage.
+            name: The name of the evaluation.
+            results: Its metrics: ``top1`` and ``top5`` in 0 … 1, ``loss`` and ``count``.
+        """
+        if not isinstance(name, str):  # the call of before there were names
+            name, results = "eval", name
+        assert results is not None
+        step, moment = (
+            (when, f"step {when}")
+            if isinstance(when, int)
+            else (when.end_step, f"end of stage {when.index + 1}")
         )
+        self.writer.write_scalars(step, {f"{name}/{key}": x for key, x in results.items()})
         self.writer.flush()
-        self.status.update(last_accuracy=results["top1"])
+        self.status.evaluated(step, name, results)
         self.message(
-            f"end of stage {stage.index + 1}: top-1 {100 * results['top1']:.2f} %, "
+            f"{moment}, {name}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
         )

@@ -4,7 +4,7 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 
@@ -13,26 +13,35 @@ from effnetv2_jax.runtime.files import write_atomically
 
 _FIELDS = (
     *("state", "step", "total_steps", "stage", "stages", "image_size", "images_per_second", "loss"),
-    *("last_checkpoint", "last_accuracy", "bad_steps", "seconds_left"),
+    *("last_checkpoint", "evals", "bad_steps", "seconds_left"),
     *("first_step_seconds", "stall_seconds"),
 )
 
 
 class Status:
-    """The file, rewritten whole at every change.
+    """The file ``status.json``, which is replaced as a whole at every change.
 
-    Its fields: ``state`` (starting, training, evaluating, stalled, stopped, failed or finished),
-    ``step`` and ``total_steps``, ``stage`` (from 1) and ``stages``, ``image_size`` in px,
-    ``images_per_second``, ``loss``, ``last_checkpoint`` (the step of the newest on the disk),
-    ``last_accuracy`` (top-1 of the last evaluation, 0 … 1), ``bad_steps`` (since the start of this
-    process), ``seconds_left`` (an estimate, from the speed of the last steps and the area of the
-    images still to come), ``first_step_seconds`` (from the start of the process to its first step),
-    ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the
-    last change). Unknown is null.
+    Its fields are these; what is not known yet is null:
+
+    - ``state``: starting, training, evaluating, stalled, stopped, failed or finished.
+    - ``step`` and ``total_steps``.
+    - ``stage`` (from 1) and ``stages``.
+    - ``image_size``: The side of the training images in px.
+    - ``images_per_second`` and ``loss``: The means since the last line of the log.
+    - ``last_checkpoint``: The step of the newest checkpoint on the disk.
+    - ``evals``: The last results of each evaluation by its name: ``step``, ``top1`` and ``top5`` in
+      0 … 1, ``loss``, and ``count``, the number of examples.
+    - ``bad_steps``: The number of steps with a loss or gradient that was not finite, since this
+      process began.
+    - ``seconds_left``: An estimate from the speed of the last steps and the area of the images
+      still to come.
+    - ``first_step_seconds``: The time from the start of the process to its first step.
+    - ``stall_seconds``: The stall between the last two stages, see ``starting``.
+    - ``time``: The Unix time of the last change in seconds.
 
     Args:
-        workdir: of the run; None for a status that nobody reads.
-        stages: of the run.
+        workdir: The folder of the run; None writes nothing.
+        stages: The stages of the run.
     """
 
     def __init__(self, workdir: pathlib.Path | None, stages: Sequence[Stage]):
@@ -40,34 +49,33 @@ class Status:
         self._stages = stages
         self._fields: dict[str, object] = dict.fromkeys(_FIELDS)
         self._fields |= {"total_steps": stages[-1].end_step, "stages": len(stages)}
-        self._told = False
+        self._evals: dict[str, Mapping[str, float]] = {}
+        self._failing = False
         self._lock = threading.Lock()
 
     def update(self, **fields: object) -> None:
-        """Changes some fields; any thread may."""
+        """Changes some fields. Any thread may call this."""
         with self._lock:
             self._fields |= fields
-            if self._path is not None:
-                self._write(self._path)
-
-    def _write(self, path: pathlib.Path) -> None:
-        text = json.dumps(self._fields | {"time": round(time.time(), 3)}, indent=2)
-        try:
-            write_atomically(path, text + "\n")
-            self._told = False
-        except OSError as error:
-            if not self._told:  # a full disk is full for a while
-                logging.warning("%s cannot be written: %s", path, error.strerror)
-            self._told = True
+            if self._path is None:
+                return
+            text = json.dumps(self._fields | {"time": round(time.time(), 3)}, indent=2)
+            try:
+                write_atomically(self._path, text + "\n")
+                self._failing = False
+            except OSError as error:
+                if not self._failing:  # A full disk stays full for a while.
+                    logging.warning("%s cannot be written: %s", self._path, error.strerror)
+                self._failing = True
 
     def trained(self, step: int, stage: Stage, images_per_second: float, **fields: object) -> None:
-        """After some steps.
+        """Changes the fields that some steps of training change.
 
         Args:
-            step: that they came to.
-            stage: that it is in.
-            images_per_second: of these steps.
-            fields: others that changed.
+            step: The last of these steps.
+            stage: The stage to which they belong.
+            images_per_second: Their speed.
+            fields: Other fields that changed.
         """
         self.update(
             state="training",
@@ -79,17 +87,28 @@ class Status:
             **fields,
         )
 
+    def evaluated(self, step: int, name: str, results: Mapping[str, float]) -> None:
+        """Replaces the results of one evaluation.
+
+        Args:
+            step: The step after which it ran.
+            name: The name of the evaluation.
+            results: Its metrics.
+        """
+        self._evals = self._evals | {name: {"step": step, **results}}
+        self.update(evals=self._evals)
+
 
 def seconds_left(
     stages: Sequence[Stage], step: int, stage: Stage, images_per_second: float
 ) -> float:
-    """An estimate: an image costs what its area does, against those of the stage that was measured.
+    """Estimates how long a run still takes, if an image costs in proportion to its area.
 
     Args:
-        stages: of the run.
-        step: that it has come to.
-        stage: where the speed was measured.
-        images_per_second: there.
+        stages: The stages of the run.
+        step: The last step that was made.
+        stage: The stage in which the speed was measured.
+        images_per_second: That speed.
     """
     area = sum(
         max(other.end_step - max(other.first_step, step), 0)
@@ -98,8 +117,3 @@ def seconds_left(
         for other in stages
     )
     return area / stage.image_size**2 / images_per_second
-
-
-def read_status(workdir: str | pathlib.Path) -> dict[str, object]:
-    """The fields of a run's status; raises OSError where there is none."""
-    return json.loads((pathlib.Path(workdir).expanduser() / "status.json").read_text())

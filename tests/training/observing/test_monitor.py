@@ -9,11 +9,13 @@ import pytest
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.caches import Counts
 from effnetv2_jax.training.observing import monitor as monitor_module
-from effnetv2_jax.training.observing.history import Writers
+from effnetv2_jax.training.observing.history import JsonLinesWriter
 from effnetv2_jax.training.observing.monitor import Monitor
 from effnetv2_jax.training.observing.progress import LogProgress
 from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.survival.stalls import Watch
+
+STAGE = Stage(0, 0, 10, 16, 5.0, 0.0, 0.0, 0.1, 4)
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def monitor(tmp_path, monkeypatch, caplog):
     """With counts of its own, as other tests compile too."""
     monkeypatch.setattr(monitor_module, "COUNTS", Counts())
     watch = Watch(1000, lambda: None)
-    status = Status(tmp_path, (Stage(0, 0, 10, 16, 5.0, 0.0, 0.0, 0.1, 4),))
+    status = Status(tmp_path, (STAGE,))
     with caplog.at_level(logging.INFO, logger="absl"):
-        yield Monitor(Writers(), LogProgress(), status, watch)
+        yield Monitor(JsonLinesWriter(tmp_path), LogProgress(), status, watch)
     watch.stop()
 
 
@@ -46,3 +48,18 @@ def test_a_border_comes_with_its_stall_in_seconds_and_steps(monitor, tmp_path, c
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["stall_seconds"] == 0.123
     assert status["first_step_seconds"] is None
+
+
+def test_an_evaluation_is_told_by_its_name_and_moment(monitor, tmp_path, caplog):
+    results = {"top1": 0.5, "top5": 0.75, "loss": 1.25, "count": 4}
+    monitor.evaluated(7, "real", results)
+    monitor.evaluated(STAGE, "eval", results)
+    end = "top-1 50.00 %, top-5 75.00 %, loss 1.2500"
+    assert caplog.messages == [f"step 7, real: {end}", f"end of stage 1, eval: {end}"]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["evals"] == {"real": {"step": 7, **results}, "eval": {"step": 10, **results}}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("real/top1"), row.get("eval/count")) for row in rows] == [
+        (7, 0.5, None),
+        (10, None, 4),
+    ]

@@ -11,7 +11,7 @@ import pytest
 
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.observing import status as status_module
-from effnetv2_jax.training.observing.status import Status, read_status, seconds_left
+from effnetv2_jax.training.observing.status import Status, seconds_left
 from effnetv2_jax.training.survival.stalls import Watch, stacks
 
 STALL_SECONDS = 0.2
@@ -22,6 +22,10 @@ def stage(index, first_step, end_step, image_size, batch_size=10):
 
 
 STAGES = (stage(0, 0, 10, 100), stage(1, 10, 30, 200), stage(2, 30, 40, 400, batch_size=5))
+
+
+def read_status(workdir):
+    return json.loads((workdir / "status.json").read_text())
 
 
 def wait_until(condition):
@@ -120,18 +124,24 @@ def test_a_status_has_all_fields_from_the_start(tmp_path):
     assert fields == {
         **{"state": "starting", "step": None, "total_steps": 40, "stage": None, "stages": 3},
         **{"image_size": None, "images_per_second": None, "loss": None, "last_checkpoint": None},
-        **{"last_accuracy": None, "bad_steps": None, "seconds_left": None},
+        **{"evals": None, "bad_steps": None, "seconds_left": None},
         **{"first_step_seconds": None, "stall_seconds": None},
     }
     status.trained(12, STAGES[1], 33.333, loss=1.5, bad_steps=2, last_checkpoint=10)
-    status.update(last_accuracy=0.5)
-    fields = read_status(str(tmp_path))
+    status.evaluated(10, "eval", {"top1": 0.4, "count": 7})
+    status.evaluated(12, "real", {"top1": 0.25})
+    status.evaluated(12, "eval", {"top1": 0.5, "count": 7})
+    fields = read_status(tmp_path)
     fields.pop("time")
     assert fields == {
         **{"state": "training", "step": 12, "total_steps": 40, "stage": 2, "stages": 3},
         **{"image_size": 200, "images_per_second": 33.3, "loss": 1.5, "last_checkpoint": 10},
         # 18 steps of 10 images, and 10 of 5 that are four times as large.
-        **{"last_accuracy": 0.5, "bad_steps": 2, "seconds_left": round(380 / 33.333)},
+        "evals": {
+            "eval": {"step": 12, "top1": 0.5, "count": 7},
+            "real": {"step": 12, "top1": 0.25},
+        },
+        **{"bad_steps": 2, "seconds_left": round(380 / 33.333)},
         **{"first_step_seconds": None, "stall_seconds": None},
     }
 
