@@ -286,7 +286,7 @@ def lost_config(program: Program, reference: pathlib.Path, folder: pathlib.Path)
     life = program.run(workdir, "--config.stall_seconds=1")
     assert life.exit_code == 0, life.stderr
     assert "nothing has happened for 1 s while preparing stage 4; all threads:" in life.stderr
-    assert "thread MainThread:" in life.stderr
+    assert "(most recent call first):" in life.stderr
     assert "the run goes on" in life.stderr
     assert harness.differences(workdir, reference) == []
     for name in ("class_names.txt", "parameters.txt"):
