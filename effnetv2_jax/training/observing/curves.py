@@ -120,7 +120,7 @@ def _style(axes: Axes, stages: Sequence[StageRows]) -> None:
 
 
 def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0.06) -> None:
-    """Fits the y axis to the finite values; ``headroom`` is a share of their range."""
+    """Fits the y axis to the finite values, with a share of their range as headroom above them."""
     values = np.concatenate(arrays)
     values = values[np.isfinite(values)]
     if not values.size:
@@ -138,12 +138,12 @@ def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0
 
 
 def _smoothing_width(stages: Sequence[StageRows]) -> int:
-    """Window of the moving mean, in logged values; odd, and 1 for a short run."""
+    """Returns the moving mean's window in logged values: odd, and 1 for a short run."""
     return 2 * (sum(len(stage.train) for stage in stages) // 120) + 1
 
 
 def _moving_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred mean over up to ``width`` finite neighbours; ``[n]`` -> ``[n]``, NaN stays NaN."""
+    """Returns the centred means over up to ``width`` finite neighbours, [n]; NaN stays NaN."""
     finite = np.isfinite(values)
     # Not np.convolve: its "same" mode returns the window's length for a stage shorter than that.
     half = width // 2
@@ -273,7 +273,7 @@ def _draw_schedule(axes: Axes, stages: Sequence[StageRows], key: str, colour: st
 
 
 def _schedule_ticks(low: float, high: float) -> list[float]:
-    """Zero and the two ends of the schedule, as far as a flat panel has room for them."""
+    """Returns zero and the two ends of the schedule, without ends that would lie too close."""
     room = 0.28 * high
     middle = [low] if room < low < high - room else []
     return sorted({0.0, *middle, high})
@@ -310,8 +310,8 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float | None, str]]) -> Non
     right = axes.get_xlim()[1]
     values = np.array([end for end, _, _ in named])
     natural = _to_points(axes, np.full(len(values), right), values)[:, 1]
-    # Labels that would overlap move up from the lowest; then all move by the same, so that they
-    # stay in the middle of where they belong.
+    # Labels that would overlap move up, from the lowest one. Then all move down by the mean of
+    # these moves, so that no curve's label is further from its end than it has to be.
     places = natural.copy()
     for index in range(1, len(places)):
         places[index] = max(places[index], places[index - 1] + gap)
@@ -367,7 +367,7 @@ def _hits(
     taken: Sequence[tuple[float, float, float, float]],
     points: np.ndarray,
 ) -> bool:
-    """Whether the box (left, bottom, right, top) meets another box or one of ``points`` [n, 2]."""
+    """Tells whether a box (left, bottom, right, top) meets another box or a point of [n, 2]."""
     left, bottom, right, top = box
     radius = 2.0
     inside = (points[:, 0] > left - radius) & (points[:, 0] < right + radius)
@@ -379,7 +379,7 @@ def _hits(
 
 
 def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
-    """Writes number and image size over each stage, in the longest wording that fits them all."""
+    """Writes number and image size above each stage, in the longest wording that fits for all."""
     if not stages:
         return
     ends = np.array([[stage.start, stage.end] for stage in stages], dtype=np.float64)
@@ -414,7 +414,7 @@ def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
 
 
 def _thin_out(middles: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Which labels to keep, bool ``[n]``: every k-th with the smallest k without overlaps."""
+    """Returns the labels to keep, bool [n]: every k-th with the smallest k without overlaps."""
     count = len(middles)
     for every in range(1, count + 1):
         kept = np.arange(0, count, every)
