@@ -1,1 +1,1 @@
-"""Bringing a run up: several processes on one machine, and Cloud TPU VMs."""
+"""Starts a run on a pod: several processes on one machine, Cloud TPU VMs, or GKE."""

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
+from launch.gcloud import Kind, condition
 from launch.job import Outcome, Report, overall
 from launch.keep_alive import Pace
-from launch.states import Kind, condition
 from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 LONG = ["--steps=100000"]
@@ -225,12 +225,11 @@ def test_what_nobody_has_foreseen_leaves_nothing_either(launcher):
     arguments, keywords = launcher.up("--delete_when_done")
     program = """
 import sys
-from absl import app
-from launch import keep_alive, tpu_vm
+from launch import arguments, keep_alive, tpu_vm
 def fail(*arguments):
     raise OSError("disk full")
 keep_alive.KeepAlive._watch = fail
-app.run(tpu_vm.main, flags_parser=tpu_vm.parse_flags)
+arguments.run(tpu_vm.main, flags_anywhere=True)
 """
     command = launcher.command(*arguments, **keywords)
     result = subprocess.run(
