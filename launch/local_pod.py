@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from launch.arguments import run
+from effnetv2_jax.runtime.workers import process_group
+from launch import run_launcher
 
 PROCESSES = flags.DEFINE_integer("processes", 4, "Number of processes.", lower_bound=1)
 DEVICES = flags.DEFINE_integer(
@@ -81,25 +82,16 @@ class Member:
 
     Args:
         number: Its number, from 0.
-        command: The program and its arguments.
-        environment: Its environment variables.
+        process: The process, whose output is a pipe.
     """
 
-    def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, number: int, process: subprocess.Popen):
         self.number = number
         self.last_lines: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
         self._lines = Lines()
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # The terminal's Ctrl-C does not reach it; the pod passes the signal on, once.
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        self.output = self._process.stdout.fileno()
+        self._process = process
+        assert process.stdout is not None
+        self.output = process.stdout.fileno()
         os.set_blocking(self.output, False)
 
     def pass_on(self) -> bool:
@@ -137,14 +129,9 @@ class Member:
 
 
 class Pod:
-    """Several processes that live and end together.
+    """Several processes that live and end together."""
 
-    Args:
-        commands: The command of each process.
-        environment: The environment variables of all of them.
-    """
-
-    def __init__(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str]):
+    def __init__(self) -> None:
         self._members: list[Member] = []
         self._signals: list[int] = []
         self._selector = selectors.DefaultSelector()
@@ -152,23 +139,32 @@ class Pod:
         self._silent: list[Member] = []
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: self._signals.append(number))
-        try:
-            for i, command in enumerate(commands):
-                member = Member(i, command, environment)
-                self._members.append(member)
-                self._selector.register(member.output, selectors.EVENT_READ, member)
-        except BaseException:
-            self._kill()
-            raise
 
-    def run(self) -> int:
-        """Prints the output of the processes until all have ended.
+    def run(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
+        """Starts the processes, and prints their output until all have ended.
+
+        Args:
+            commands: The command of each process.
+            environment: The environment variables of all of them.
 
         Returns:
             0 if all ended with 0, 128 + N after signal N, or the exit code of the first process
             that failed.
         """
-        try:
+        with contextlib.ExitStack() as stack:
+            for number, command in enumerate(commands):
+                # The terminal's Ctrl-C does not reach a group of its own; the pod passes the
+                # signal on, once.
+                group = process_group(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                member = Member(number, stack.enter_context(group))
+                self._members.append(member)
+                self._selector.register(member.output, selectors.EVENT_READ, member)
             while True:
                 # In this order, so that a failure is seen if all have ended.
                 ended, failed = self._ended(), self._first_failed()
@@ -181,10 +177,10 @@ class Pod:
                 else:
                     self._end(signal.SIGTERM, GRACE_SECONDS)
                 self._end(signal.SIGKILL, GRACE_SECONDS)
-        finally:
-            self._kill()
-        for member in self._members:
-            member.pass_on()
+            for member in self._members:
+                # What a process started may outlive it, and would keep its output open.
+                member.send(signal.SIGKILL)
+                member.pass_on()
         if failed:
             return _report(failed)
         stopped_well = all(member.exit_code() == 0 for member in self._members)
@@ -217,10 +213,6 @@ class Pod:
         deadline = time.monotonic() + seconds
         while not self._ended() and len(self._signals) == known and time.monotonic() < deadline:
             self._pass_on()
-
-    def _kill(self) -> None:
-        for member in self._members:
-            member.send(signal.SIGKILL)
 
 
 def _report(failed: Member) -> int:
@@ -272,12 +264,11 @@ def commands(program: str, arguments: Sequence[str], processes: int) -> list[lis
 
 
 def main(arguments: list[str]) -> int:
-    pod = Pod(
-        commands(PROGRAM.value, arguments, PROCESSES.value),
-        environment(os.environ, DEVICES.value),
-    )
     try:
-        return pod.run()
+        return Pod().run(
+            commands(PROGRAM.value, arguments, PROCESSES.value),
+            environment(os.environ, DEVICES.value),
+        )
     except BrokenPipeError:
         # The reader of our output is gone. Python would fail when it flushes the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -285,4 +276,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_launcher(main)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from absl import flags
 
 from effnetv2_jax.runtime.errors import UsageError
-from launch import accelerators, arguments, job
+from launch import accelerators, job, run_launcher
 from launch.gcloud import Kind, Node
 from launch.job import Job
 from launch.keep_alive import Ended, KeepAlive, Limits, Pace
@@ -98,8 +98,8 @@ FOLLOW = flags.DEFINE_bool("follow", False, "logs: Also show new lines, until Ct
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and run none.")
 
 
-def make_node() -> Node:
-    return Node(
+def make_lifecycle() -> Lifecycle:
+    node = Node(
         name=_needed("name", NAME.value),
         zone=_needed("zone", ZONE.value),
         project=PROJECT.value,
@@ -113,11 +113,8 @@ def make_node() -> Node:
         create_flags=tuple(CREATE_FLAGS.value),
         ssh_flags=tuple(SSH_FLAGS.value),
     )
-
-
-def make_lifecycle() -> Lifecycle:
     shell = Shell(dry_run=DRY_RUN.value, pause=RETRY_SECONDS.value)
-    return Lifecycle(make_node(), shell, POLL_SECONDS.value)
+    return Lifecycle(node, shell, POLL_SECONDS.value)
 
 
 def make_workers(lifecycle: Lifecycle, words: Sequence[str]) -> Workers:
@@ -347,4 +344,6 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    arguments.run(main, flags_anywhere=True)
+    # Flags may also come after the command.
+    flags.FLAGS.set_gnu_getopt(True)
+    run_launcher(main)

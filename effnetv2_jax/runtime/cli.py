@@ -1,111 +1,164 @@
-"""The door of every program: flags, one-sentence errors, exit codes."""
+"""The door of every program: its flags, errors of one sentence, and exit codes.
+
+This module needs only absl. JAX is imported when a program runs as one of several processes, so
+that launchers can use the door on a machine without JAX.
+"""
 
 import gc
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.signals import leave
 
-# What a program imports and traces is millions of objects that stay. To look for garbage among them
-# after every 700 new ones took a fifth of a start (docs/performance.md).
-gc.set_threshold(100_000)
 
+def run(
+    main: Callable[..., int | None],
+    *,
+    argv: Sequence[str] | None = None,
+    takes_arguments: bool = False,
+    several_processes: bool = False,
+    unknown_flag_hint: str = "",
+) -> NoReturn:
+    """Parses the flags, runs a program, and ends the process with the program's exit code.
 
-def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
-    """Parses flags and runs a program; what a user can cause ends in one sentence and exit code 2.
-
-    ``--config`` files may do ``from configs import common`` from any folder.
+    A ``UsageError`` is printed as one sentence with exit code 2, as is a mistake in a flag. Ctrl-C
+    ends with exit code 130. Recipes given by ``--config`` may import ``configs`` from any folder.
 
     Args:
-        main: the program.
-        takes_arguments: main is called with the list of arguments that are not flags; without,
-            there may be none.
+        main: The program. It returns its exit code; None means 0.
+        argv: The command line, beginning with the program's name. None means ``sys.argv``.
+        takes_arguments: Calls ``main`` with a list of the arguments that are not flags. If False,
+            such arguments are refused.
+        several_processes: Adds the flags with which several processes become one run, joins the
+            processes before ``main``, and turns on the cache of compiled programs.
+        unknown_flag_hint: Text appended to the error about an unknown flag.
     """
+    # Importing and tracing a program makes millions of objects that stay. Looking for garbage among
+    # them after every 700 new ones took a fifth of the start (docs/performance.md).
+    gc.set_threshold(100_000)
     root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
     if root not in sys.path:
         sys.path.append(root)
+    join = _define_process_flags() if several_processes else None
 
-    def parse_flags(argv: list[str]) -> list[str]:
-        # Besides absl's own errors, ml_collections lets these through: the first two for a field
-        # that is not there, the others for a recipe that refuses its argument or does not load.
+    def parse_flags(argv: Sequence[str]) -> list[str]:
+        # Besides absl's own errors, ml_collections raises these: the first two for a field that
+        # does not exist, the others for a recipe that refuses its argument or does not load.
         try:
             rest = flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            refuse(one_line(error) + unknown_flag_hint)
         except (AttributeError, KeyError) as error:
-            if _is_a_recipes_own(error):
+            if _is_raised_by_a_recipe(error):
                 raise
-            refuse(f"unknown config field {_one_line(error)}")
+            refuse(f"unknown config field {one_line(error)}")
         except OSError as error:
-            if _is_a_recipes_own(error):
+            if _is_raised_by_a_recipe(error):
                 raise
             refuse(unreadable_config(error))
         except (flags.Error, TypeError, ValueError, ImportError) as error:
-            refuse(_one_line(error))
+            refuse(one_line(error))
         if rest[1:] and not takes_arguments:
             refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
         logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().addFilter(_is_ours_or_serious)
+        logging.get_absl_handler().addFilter(_is_worth_logging)
         return rest
 
-    def guarded(argv: list[str]) -> None:
+    def guarded(argv: Sequence[str]) -> int | None:
         try:
-            main(*([argv[1:]] if takes_arguments else []))
+            if join is not None:
+                join()
+            return main(*([list(argv[1:])] if takes_arguments else []))
         except UsageError as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            # An orderly exit would wait for other processes, which may be waiting for this one, and
-            # for threads.
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            # An orderly exit would wait for threads, and for other processes that may be waiting
+            # for this one.
             leave(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             leave(130)  # 128 + SIGINT, as shells count
         except Exception:
-            if not jax.distributed.is_initialized():
+            jax: Any = sys.modules.get("jax")
+            if jax is None or not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
             leave(1)
 
-    app.run(guarded, flags_parser=parse_flags)
+    app.run(guarded, argv=argv, flags_parser=parse_flags)
+    sys.exit()  # app.run does not return
 
 
 def refuse(sentence: str) -> NoReturn:
-    """Ends the program for what its user can mend."""
+    """Prints an error that the program's user can correct, and exits with code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 
-def _is_ours_or_serious(record) -> bool:
-    """A log is for the run; what these libraries say about themselves is left out."""
-    if record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt):
-        return False  # whoever interrupts a run knows that
-    chatty = ("jax", "orbax", "tensorflow_datasets")
-    return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
-
-
-def _one_line(error: BaseException) -> str:
-    """The sentence in an exception of ours, of absl's or of ml_collections'."""
+def one_line(error: BaseException) -> str:
+    """Returns the sentence in an exception of ours, of absl or of ml_collections."""
     if isinstance(error.args[0] if error.args else None, BaseException):
-        return _one_line(error.args[0])
+        return one_line(error.args[0])
     # A KeyError's own str() would quote the text.
     text = str(error.args[0] if isinstance(error, KeyError) else error)
-    if "Traceback" in text:  # a recipe's own error, quoted whole
+    if "Traceback" in text:  # ml_collections quotes a recipe's own error with its traceback
         text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
     return " ".join(text.split()).replace("' Did you", "': did you")
 
 
-def _is_a_recipes_own(error: BaseException) -> bool:
-    """Whether a recipe raised it: somebody's code, who needs the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
-    flag_code = ("/absl/", "/ml_collections/", "<frozen importlib")
-    return any(all(part not in frame.filename for part in flag_code) for frame in frames)
-
-
 def unreadable_config(error: OSError) -> str:
-    """The sentence for a --config file that ml_collections could not read."""
+    """Returns the sentence for a --config file that ml_collections could not read."""
     # ml_collections wraps the system's error in sentences of its own; the name is at the end.
     return f"config file {str(error).rpartition(': ')[2]} does not exist or cannot be read"
+
+
+def _define_process_flags() -> Callable[[], None]:
+    """Defines the flags for several processes; returns a function that joins the processes."""
+    address = flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT at which process 0 listens and the other processes of the run meet it. On Cloud "
+        "TPU and in Slurm none of these three flags is needed.",
+    )
+    count = flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Number of processes of the run. 1 means one process, even if the environment announces "
+        "others.",
+    )
+    number = flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0 to num_processes − 1."
+    )
+    for flag in (address, count, number):
+        # So that --help lists them with the program's own.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
+
+    def join() -> None:
+        from effnetv2_jax.runtime import caches, hosts
+
+        hosts.start(address.value, count.value, number.value)
+        if not hosts.is_first():
+            logging.set_verbosity(logging.WARNING)
+        caches.turn_on()
+
+    return join
+
+
+def _is_worth_logging(record) -> bool:
+    """Drops what these libraries log about themselves, except warnings and errors."""
+    if record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt):
+        return False  # the user pressed Ctrl-C and knows
+    chatty = ("jax", "orbax", "tensorflow_datasets")
+    return record.levelno > 20 or not any(f"/{name}/" in record.pathname for name in chatty)
+
+
+def _is_raised_by_a_recipe(error: BaseException) -> bool:
+    """Returns True if a recipe raised the error: its author needs the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    flag_code = ("/absl/", "/ml_collections/", "/runtime/recipe.py", "<frozen importlib")
+    return any(all(part not in frame.filename for part in flag_code) for frame in frames)

@@ -244,7 +244,7 @@ class Loop:
         if results is None:
             self._stop_here(state)
         self._checkpoints.scores[stage.end_step] = results["top1"]
-        self._monitor.evaluated(stage, results)
+        self._monitor.evaluated("eval", stage.end_step, stage, results)
 
     def _stop_here(self, state: TrainState) -> NoReturn:
         self._settle()

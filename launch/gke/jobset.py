@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from effnetv2_jax.runtime.errors import UsageError
-from launch.arguments import run
+from launch import run_launcher
 from launch.gke.machines import MACHINES, MAX_NAME, machine_of
 
 NAME = flags.DEFINE_string("name", None, "Name of the job.", required=True)
@@ -116,7 +116,7 @@ def manifest(
     return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(quoted)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     print(
         manifest(
             ["python", "-m", PROGRAM.value, *arguments],
@@ -131,8 +131,7 @@ def main(arguments: list[str]) -> int:
         ),
         end="",
     )
-    return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_launcher(main)

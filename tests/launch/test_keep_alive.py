@@ -225,11 +225,13 @@ def test_what_nobody_has_foreseen_leaves_nothing_either(launcher):
     arguments, keywords = launcher.up("--delete_when_done")
     program = """
 import sys
-from launch import arguments, keep_alive, tpu_vm
+from absl import flags
+from launch import keep_alive, run_launcher, tpu_vm
 def fail(*arguments):
     raise OSError("disk full")
 keep_alive.KeepAlive._watch = fail
-arguments.run(tpu_vm.main, flags_anywhere=True)
+flags.FLAGS.set_gnu_getopt(True)
+run_launcher(tpu_vm.main)
 """
     command = launcher.command(*arguments, **keywords)
     result = subprocess.run(

@@ -135,14 +135,18 @@ REFUSED = [
 # programs may have defined flags of the same names.
 ALL_IN_ONE = """
 import contextlib, io, json, shlex, sys
+from absl import flags
 from absl.testing import flagsaver
-from launch import arguments, tpu_vm
+from effnetv2_jax.runtime import cli
+from launch import run_launcher, tpu_vm
+cli.leave = sys.exit
 for line in sys.stdin:
     err = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(err):
         sys.argv = ["tpu_vm", *shlex.split(line)]
         try:
-            arguments.run(tpu_vm.main, flags_anywhere=True)
+            flags.FLAGS.set_gnu_getopt(True)
+            run_launcher(tpu_vm.main)
         except SystemExit as exit:
             code = exit.code
     print(json.dumps([code, err.getvalue()]))

@@ -98,7 +98,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
     status = json.loads((workdir / "status.json").read_text())
     assert (status["state"], status["step"], status["stage"]) == ("finished", STEPS, 4)
     assert status["last_checkpoint"] == status["total_steps"] == STEPS
-    assert status["evals"]["eval"]["top1"] == evaluations[-1]["eval/top1"]
+    assert status["last_accuracy"] == evaluations[-1]["eval/top1"]
     assert "top-1" in result.stdout
     # In a log, a line every n steps, and nothing from the libraries below.
     assert f"[{borders[-1]}]" in result.stderr

@@ -114,29 +114,27 @@ class Monitor:
 
     def evaluated(
         self,
-        when: Stage | int,
-        name: str | Mapping[str, float],
-        results: Mapping[str, float] | None = None,
+        name: str,
+        step: int,
+        stage: Stage,
+        results: Mapping[str, float],
+        *,
+        scores: bool = True,
     ) -> None:
         """Tells the results of an evaluation.
 
         Args:
-            when: The stage at whose end it ran, or the step after which it ran within a stage.
-            name: The name of the evaluation.
-            results: Its metrics: ``top1`` and ``top5`` in 0 … 1, ``loss`` and ``count``.
+            name: The name of the evaluation, which prefixes its metrics.
+            step: The number of steps done.
+            stage: The stage of the last step.
+            results: The metrics: ``top1`` and ``top5`` in 0 … 1, ``loss`` and ``count``.
+            scores: True for the evaluation that scores the checkpoints.
         """
-        if not isinstance(name, str):  # the call of before there were names
-            name, results = "eval", name
-        assert results is not None
-        step, moment = (
-            (when, f"step {when}")
-            if isinstance(when, int)
-            else (when.end_step, f"end of stage {when.index + 1}")
-        )
         self.writer.write_scalars(step, {f"{name}/{key}": x for key, x in results.items()})
         self.writer.flush()
-        self.status.evaluated(step, name, results)
+        self.status.evaluated(name, step, results, scores=scores)
+        where = f"end of stage {stage.index + 1}" if step == stage.end_step else f"step {step}"
         self.message(
-            f"{moment}, {name}: top-1 {100 * results['top1']:.2f} %, "
+            f"{where}{'' if name == 'eval' else f', {name}'}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
         )

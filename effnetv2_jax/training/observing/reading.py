@@ -93,22 +93,6 @@ def evaluation_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
 
 
-def last_results(rows: History) -> dict[str, dict[str, float]]:
-    """Returns the newest results of each evaluation, by its name.
-
-    Returns:
-        A dict ``{name: {"step": …, "top1": …, "top5": …, "loss": …, "count": …}}`` with the
-        metrics that the history has.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for name in evaluation_names(rows):
-        prefix = f"{name}/"
-        last = next(row for row in reversed(rows) if any(key.startswith(prefix) for key in row))
-        metrics = {key[len(prefix) :]: x for key, x in last.items() if key.startswith(prefix)}
-        found[name] = {"step": last["step"], **metrics}
-    return found
-
-
 def is_trained(row: Row) -> bool:
     """Tells whether a row has metrics of training."""
     return any(key.startswith("train/") for key in row)

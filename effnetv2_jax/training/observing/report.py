@@ -20,7 +20,6 @@ from effnetv2_jax.training.observing.reading import (
     StageRows,
     evaluation_names,
     is_trained,
-    last_results,
     read_history,
     read_scores,
     series,
@@ -45,8 +44,7 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Writes ``report.png`` and ``report.md`` and returns their paths.
 
-    Each named evaluation gets a curve, three columns in the table of stages, and a row with its
-    last results below the facts.
+    Each named evaluation gets a curve and three columns in the table of stages.
 
     Args:
         workdir: The run's folder, which exists.
@@ -86,10 +84,9 @@ def _markdown(
     facts: Mapping[str, str],
     picture: str,
 ) -> str:
-    results = {name: _result_cell(row) for name, row in last_results(rows).items()}
     parts = [f"# {_cell(title)}"]
-    if table := [[f"**{_cell(k)}**", _cell(v)] for k, v in (*facts.items(), *results.items())]:
-        parts.append(_table(["", ""], table))
+    if facts:
+        parts.append(_table(["", ""], [[f"**{_cell(k)}**", _cell(v)] for k, v in facts.items()]))
     parts.append(f"![Loss, accuracy, image size, RandAugment and throughput]({picture})")
     if stages:
         parts += ["## Stages", _stage_table(stages, names)]
@@ -105,18 +102,6 @@ def _markdown(
                 f"**{bad} of {len(losses)} logged training losses are not finite numbers.**"
             )
     return "\n\n".join(parts) + "\n"
-
-
-def _result_cell(results: Mapping[str, float]) -> str:
-    """Returns an evaluation's last results as one sentence."""
-    forms = {
-        "top1": lambda x: f"top-1 {_number(x, '.2f', 100.0)} %",
-        "top5": lambda x: f"top-5 {_number(x, '.2f', 100.0)} %",
-        "loss": lambda x: f"loss {_number(x, '.4f')}",
-        "count": lambda x: f"{x:.0f} images",
-        "step": lambda x: f"after step {x:.0f}",
-    }
-    return ", ".join(form(results[key]) for key, form in forms.items() if key in results)
 
 
 def _stage_table(stages: Sequence[StageRows], names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from effnetv2_jax.runtime.files import write_atomically
 
 _FIELDS = (
     *("state", "step", "total_steps", "stage", "stages", "image_size", "images_per_second", "loss"),
-    *("last_checkpoint", "evals", "bad_steps", "seconds_left"),
+    *("last_checkpoint", "last_accuracy", "evaluations", "bad_steps", "seconds_left"),
     *("first_step_seconds", "stall_seconds"),
 )
 
@@ -29,8 +29,9 @@ class Status:
     - ``image_size``: The side of the training images in px.
     - ``images_per_second`` and ``loss``: The means since the last line of the log.
     - ``last_checkpoint``: The step of the newest checkpoint on the disk.
-    - ``evals``: The last results of each evaluation by its name: ``step``, ``top1`` and ``top5`` in
-      0 … 1, ``loss``, and ``count``, the number of examples.
+    - ``last_accuracy``: The last top-1, in 0 … 1, of the evaluation that scores the checkpoints.
+    - ``evaluations``: The last results of each evaluation by its name: ``step``, ``top1`` and
+      ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples.
     - ``bad_steps``: The number of steps with a loss or gradient that was not finite, since this
       process began.
     - ``seconds_left``: An estimate from the speed of the last steps and the area of the images
@@ -49,7 +50,7 @@ class Status:
         self._stages = stages
         self._fields: dict[str, object] = dict.fromkeys(_FIELDS)
         self._fields |= {"total_steps": stages[-1].end_step, "stages": len(stages)}
-        self._evals: dict[str, Mapping[str, float]] = {}
+        self._evaluations: dict[str, Mapping[str, float]] = {}
         self._failing = False
         self._lock = threading.Lock()
 
@@ -87,16 +88,20 @@ class Status:
             **fields,
         )
 
-    def evaluated(self, step: int, name: str, results: Mapping[str, float]) -> None:
+    def evaluated(
+        self, name: str, step: int, results: Mapping[str, float], *, scores: bool
+    ) -> None:
         """Replaces the results of one evaluation.
 
         Args:
-            step: The step after which it ran.
             name: The name of the evaluation.
-            results: Its metrics.
+            step: The number of steps done.
+            results: The metrics.
+            scores: True for the evaluation that scores the checkpoints.
         """
-        self._evals = self._evals | {name: {"step": step, **results}}
-        self.update(evals=self._evals)
+        self._evaluations[name] = {"step": step, **results}
+        accuracy = {"last_accuracy": results["top1"]} if scores else {}
+        self.update(evaluations=self._evaluations, **accuracy)
 
 
 def seconds_left(

@@ -52,14 +52,21 @@ def test_a_border_comes_with_its_stall_in_seconds_and_steps(monitor, tmp_path, c
 
 def test_an_evaluation_is_told_by_its_name_and_moment(monitor, tmp_path, caplog):
     results = {"top1": 0.5, "top5": 0.75, "loss": 1.25, "count": 4}
-    monitor.evaluated(7, "real", results)
-    monitor.evaluated(STAGE, "eval", results)
-    end = "top-1 50.00 %, top-5 75.00 %, loss 1.2500"
-    assert caplog.messages == [f"step 7, real: {end}", f"end of stage 1, eval: {end}"]
+    monitor.evaluated("eval", 10, STAGE, results)
+    monitor.evaluated("real", 7, STAGE, results | {"top1": 0.25}, scores=False)
+    end = "top-5 75.00 %, loss 1.2500"
+    assert caplog.messages == [
+        f"end of stage 1: top-1 50.00 %, {end}",
+        f"step 7, real: top-1 25.00 %, {end}",
+    ]
     status = json.loads((tmp_path / "status.json").read_text())
-    assert status["evals"] == {"real": {"step": 7, **results}, "eval": {"step": 10, **results}}
+    assert status["last_accuracy"] == 0.5
+    assert status["evaluations"] == {
+        "eval": {"step": 10, **results},
+        "real": {"step": 7, **results, "top1": 0.25},
+    }
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row.get("real/top1"), row.get("eval/count")) for row in rows] == [
-        (7, 0.5, None),
         (10, None, 4),
+        (7, 0.25, None),
     ]

@@ -7,7 +7,6 @@ import pytest
 
 from effnetv2_jax.training.observing.reading import (
     evaluation_names,
-    last_results,
     read_history,
     read_scores,
     split_stages,
@@ -91,17 +90,13 @@ def test_evaluation_between_logged_steps_belongs_to_the_stage_before_it():
     assert second.evals == ()
 
 
-def test_evaluations_are_known_by_their_names_and_last_results(tmp_path):
+def test_evaluations_are_known_by_their_names(tmp_path):
     rows = [
         {"step": 4, "train/loss": 1.0, "real/top1": 0.25, "real/count": 8},
         {"step": 8, "train/loss": 1.0, "eval/top1": 0.5, "eval/loss": 2.0},
         {"step": 12, "time": 3.0, "real/top1": 0.75},
     ]
     assert evaluation_names(rows) == ["real", "eval"]
-    assert last_results(rows) == {
-        "real": {"step": 12, "top1": 0.75},
-        "eval": {"step": 8, "top1": 0.5, "loss": 2.0},
-    }
     path = write_lines(tmp_path / "metrics.jsonl", *map(json.dumps, rows))
     assert read_scores(path) == {8: 0.5}
     assert read_scores(path, "real") == {4: 0.25, 12: 0.75}

@@ -180,16 +180,13 @@ def test_drawing_leaves_pyplot_alone_and_importing_leaves_matplotlib_alone(tmp_p
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_named_evaluation_has_its_curve_its_columns_and_its_last_results(tmp_path):
+def test_every_named_evaluation_has_its_columns(tmp_path):
     history = make_history(stages=2)
-    history[-1] |= {"eval/count": 360, "real, test/top1": 0.5, "real, test/loss": 1.25}
+    history[-1] |= {"real, test/top1": 0.5, "real, test/loss": 1.25}
     history[2] |= {"real, test/top1": 0.25, "real, test/top5": 0.75, "real, test/loss": 1.5}
     png, markdown = write(tmp_path, history, model="b0")
     assert_picture(png)
     text = markdown.read_text()
-    results = "top-1 90.10 %, top-5 99.90 %, loss 0.6100, 360 images, after step 120"
-    assert f"| **eval** | {results} |" in text
-    assert "| **real, test** | top-1 50.00 %, loss 1.2500, after step 120 |" in text
     header = next(line for line in text.splitlines() if line.startswith("| stage |"))
     names = [cell.strip() for cell in header.strip("|").split("|")][7:]
     metrics = ("top-1 (%)", "top-5 (%)", "loss")

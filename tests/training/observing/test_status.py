@@ -33,20 +33,21 @@ def test_a_status_has_all_fields_from_the_start(tmp_path):
     assert fields == {
         **{"state": "starting", "step": None, "total_steps": 40, "stage": None, "stages": 3},
         **{"image_size": None, "images_per_second": None, "loss": None, "last_checkpoint": None},
-        **{"evals": None, "bad_steps": None, "seconds_left": None},
+        **{"last_accuracy": None, "evaluations": None, "bad_steps": None, "seconds_left": None},
         **{"first_step_seconds": None, "stall_seconds": None},
     }
     status.trained(12, STAGES[1], 33.333, loss=1.5, bad_steps=2, last_checkpoint=10)
-    status.evaluated(10, "eval", {"top1": 0.4, "count": 7})
-    status.evaluated(12, "real", {"top1": 0.25})
-    status.evaluated(12, "eval", {"top1": 0.5, "count": 7})
+    status.evaluated("eval", 10, {"top1": 0.4, "count": 7}, scores=True)
+    status.evaluated("eval", 12, {"top1": 0.5, "count": 7}, scores=True)
+    status.evaluated("real", 12, {"top1": 0.25}, scores=False)
     fields = read_status(tmp_path)
     fields.pop("time")
     assert fields == {
         **{"state": "training", "step": 12, "total_steps": 40, "stage": 2, "stages": 3},
         **{"image_size": 200, "images_per_second": 33.3, "loss": 1.5, "last_checkpoint": 10},
         # 18 steps of 10 images, and 10 of 5 that are four times as large.
-        "evals": {
+        "last_accuracy": 0.5,
+        "evaluations": {
             "eval": {"step": 12, "top1": 0.5, "count": 7},
             "real": {"step": 12, "top1": 0.25},
         },
@@ -84,7 +85,7 @@ def test_whoever_reads_a_status_sees_a_whole_one(tmp_path):
         thread.start()
     reads = 0
     while any(thread.is_alive() for thread in threads):
-        assert len(read_status(tmp_path)) == 15
+        assert len(read_status(tmp_path)) == 16
         reads += 1
     assert reads > 10
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
