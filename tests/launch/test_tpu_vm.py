@@ -60,19 +60,15 @@ def test_a_dry_run_of_up_prints_what_up_does_and_does_nothing(launcher):
     assert [tuple(command[1:]) for command in commands] == list(asked)
 
 
-def test_what_is_printed_reaches_the_program_word_by_word(launcher):
+def test_arguments_arrive_word_by_word_and_the_environment_without_being_printed(launcher):
     words = ["--text=it's", "--size=(16, 20)", "--empty=", "--dollar=$HOME `x`", "--two=a  b\t;*"]
-    arguments, keywords = launcher.up("--delete_when_done", job=words)
-    assert launcher.run(*arguments, **keywords)[0] == 0
-    log = next((launcher.folder / "logs").glob("*-w-0.log")).read_text()
-    assert log.startswith(f"from step 0 {' '.join(words)} --workdir=../gcs/bucket/run\n")
-
-
-def test_the_environment_arrives_and_is_not_printed(launcher):
     launcher.environment |= {"SECRET": "a'b$c"}
-    arguments, keywords = launcher.up("--env=SECRET,EMPTY=,FLAGS=--a=1 --b", "--delete_when_done")
+    flags = ("--env=SECRET,EMPTY=,FLAGS=--a=1 --b", "--delete_when_done")
+    arguments, keywords = launcher.up(*flags, job=words)
     code, out, err = launcher.run(*arguments, **keywords)
     assert code == 0
+    log = next((launcher.folder / "logs").glob("*-w-0.log")).read_text()
+    assert log.startswith(f"from step 0 {' '.join(words)} --workdir=../gcs/bucket/run\n")
     environment = json.loads((launcher.folder / "environment.1").read_text())
     assert (environment["SECRET"], environment["EMPTY"]) == ("a'b$c", "")
     assert environment["FLAGS"] == "--a=1 --b"
@@ -280,7 +276,8 @@ def test_it_needs_absl_and_nothing_else():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+# test_keep_alive.py interrupts with SIGINT.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_it_says_what_is_left_and_that_goes_away(launcher, number):
     arguments, keywords = launcher.up(job=["--steps=100000"])
     process = launcher.start(*arguments, **keywords)

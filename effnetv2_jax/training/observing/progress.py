@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, lines in a log."""
+"""Shows people how far a run is: a bar on a terminal, lines in a log."""
 
 import sys
 from typing import Protocol

@@ -1,12 +1,13 @@
 """Notices that a run no longer moves, and shows where every thread is."""
 
 import faulthandler
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 from absl import logging
+
+_STDERR = 2
 
 
 class Watch:
@@ -51,6 +52,6 @@ class Watch:
                 logging.error(
                     "nothing has happened for %.0f s while %s; all threads:", seconds, self._doing
                 )
-                # Not sys.stderr, which notebooks replace by something that is no file.
-                faulthandler.dump_traceback(sys.__stderr__)
+                # The descriptor, because notebooks replace sys.stderr by an object without a file.
+                faulthandler.dump_traceback(_STDERR)
                 self._on_stall()

@@ -1,4 +1,4 @@
-"""What a monitor says of a start and of a border, to people and in the status."""
+"""The monitor tells starts, stalls and evaluations to people and in the status."""
 
 import json
 import logging
