@@ -8,7 +8,7 @@ import gc
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -20,7 +20,7 @@ from effnetv2_jax.runtime.signals import leave
 def run(
     main: Callable[..., int | None],
     *,
-    argv: Sequence[str] | None = None,
+    argv: list[str] | None = None,
     takes_arguments: bool = False,
     several_processes: bool = False,
     unknown_flag_hint: str = "",
@@ -47,7 +47,7 @@ def run(
         sys.path.append(root)
     join = _define_process_flags() if several_processes else None
 
-    def parse_flags(argv: Sequence[str]) -> list[str]:
+    def parse_flags(argv: list[str]) -> list[str]:
         # Besides absl's own errors, ml_collections raises these: the first two for a field that
         # does not exist, the others for a recipe that refuses its argument or does not load.
         try:
@@ -70,11 +70,11 @@ def run(
         logging.get_absl_handler().addFilter(_is_worth_logging)
         return rest
 
-    def guarded(argv: Sequence[str]) -> int | None:
+    def guarded(argv: list[str]) -> int | None:
         try:
             if join is not None:
                 join()
-            return main(*([list(argv[1:])] if takes_arguments else []))
+            return main(*([argv[1:]] if takes_arguments else []))
         except UsageError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             # An orderly exit would wait for threads, and for other processes that may be waiting
