@@ -5,7 +5,7 @@ import pytest
 from tests.faults import harness, scenarios
 
 # The other faults are tested by make test-slow. Smaller tests promise the same: training/survival
-# and training/observing test what a full disk costs, and test_workdirs what a workdir refuses.
+# and training/observing test what a full disk costs, and others what a workdir refuses.
 QUICK = ("Newest checkpoint: truncated", "Numbers go wrong")
 _KINDS = {kind.name: kind for kind in harness.KINDS}
 THREE = (

@@ -1,4 +1,4 @@
-"""A workdir takes lost files from its checkpoint, and refuses another run."""
+"""Whose workdir it is: what was lost is known from the checkpoint, another run is refused."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
 @pytest.fixture
 def record():
-    """Returns the record of a run on ten classes."""
+    """What a run on ten classes is."""
     return {
         "config": json.loads(json.dumps(digits.get_config().to_dict())),
         "class_names": [str(i) for i in range(10)],
@@ -27,7 +27,7 @@ def record():
 
 @pytest.fixture
 def workdir(tmp_path, record):
-    """A workdir of that run, with a checkpoint."""
+    """Of that run, with a checkpoint."""
     programs.claim_workdir(str(tmp_path), record)
     checkpoints = Checkpoints(tmp_path)
     mesh = placement.make_mesh(jax.devices()[:1])
