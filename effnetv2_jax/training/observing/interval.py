@@ -69,10 +69,6 @@ class Interval:
         count = total("count")
         return {"loss": float(total("loss") / count), "accuracy": float(total("correct") / count)}
 
-    def pause(self, seconds: float) -> None:
-        """Leaves seconds out of the speed, because they were not spent on steps."""
-        self._started += seconds
-
     def steps_per_second(self) -> float:
         """Returns the mean speed of the steps that this process made, until now."""
         return self._steps / (time.perf_counter() - self._started)
