@@ -1,14 +1,14 @@
-"""Cloud TPU's accelerator types: how many chips, cores and hosts, and which runtime they want.
+"""Cloud TPU's accelerator types: their chips, cores, hosts and runtime versions.
 
 Sizes and names: https://cloud.google.com/tpu/docs/supported-tpu-configurations; runtimes:
-https://cloud.google.com/tpu/docs/runtimes. What a zone has of them is for gcloud to say.
+https://cloud.google.com/tpu/docs/runtimes. gcloud says which of them a zone has.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Container, Sequence
 
-from launch.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +16,15 @@ class Generation:
     """A generation of TPUs.
 
     Attributes:
-        name: as people say it.
-        sizes: the numbers that may stand in a type's name.
-        meaning: of those sizes, for a person.
-        examples: types, to be named in errors.
+        name: The name that people use, such as ``v5e``.
+        sizes: The numbers that may stand in a type's name.
+        meaning: The same numbers in words.
+        examples: Type names for error messages.
         cores_per_chip: 1 or 2.
-        counts_cores: whether the number in a type's name is of cores; of chips otherwise.
-        chips_per_host: of types with several hosts.
-        chips_of_one_host: up to so many are on one host.
-        runtime_version: of the image that its VMs start from.
+        counts_cores: True if the number in a type's name counts cores, False if chips.
+        chips_per_host: The number of chips of each host, if a type has several hosts.
+        chips_of_one_host: The largest number of chips that a type has on a single host.
+        runtime_version: The image from which its VMs start.
     """
 
     name: str
@@ -89,19 +89,20 @@ GENERATIONS = {
     "v5p": _three_dimensional("v5p", 12288, "v2-alpha-tpuv5"),
     "v6e": _efficient("v6e", "v6e", "v2-alpha-tpuv6e"),
 }
-"""By what a type's name begins with."""
+"""The generations by the beginning of a type's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """What an accelerator type stands for.
+    """The hardware behind an accelerator type.
 
     Attributes:
-        type: its name for gcloud, such as ``v3-32``.
-        chips: of all hosts.
-        cores: of all hosts; each is a device to JAX, except that v4 and v5p show chips.
-        hosts: VMs, each of which runs one process.
-        runtime_version: of the image that the VMs start from.
+        type: The name for gcloud, such as ``v3-32``.
+        chips: The number of chips of all hosts.
+        cores: The number of cores of all hosts. JAX sees each core as a device; on v4 and v5p it
+            sees each chip as one.
+        hosts: The number of VMs, each of which runs one process.
+        runtime_version: The image from which the VMs start.
     """
 
     type: str
@@ -112,13 +113,16 @@ class Accelerator:
 
 
 def find(accelerator_type: str) -> Accelerator:
-    """Looks an accelerator type up.
+    """Looks up an accelerator type.
+
+    >>> find("v3-32").hosts
+    4
 
     Args:
-        accelerator_type: such as ``v3-32``, ``v5litepod-16``.
+        accelerator_type: A name such as ``v3-32`` or ``v5litepod-16``.
 
     Raises:
-        UsageError: where there is no such type, naming near ones.
+        UsageError: If there is no such type; the message names similar ones.
     """
     prefix, _, number = accelerator_type.rpartition("-")
     generation = GENERATIONS.get(prefix)

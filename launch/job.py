@@ -1,4 +1,4 @@
-"""What runs on the workers: the commands for them, and what they say of it."""
+"""A job on the workers: the commands that control it, and the reports that come back."""
 
 import dataclasses
 import enum
@@ -6,20 +6,20 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from launch.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 
 FOLDER = "effnetv2_jax_job"
-"""Of scripts, log and outcome, in the home of every worker."""
+"""The folder with scripts, log and outcome, in the home of every worker."""
 
 PYTHON, BUCKETS = "../effnetv2_jax_venv/bin/python", "../gcs"
-"""The interpreter and the folder of buckets, seen from the code. Relative, as all processes of a
-run must be told the same workdir."""
+"""The interpreter and the folder of buckets, as seen from the code. They are relative, because all
+processes of a run must be given the same workdir."""
 
 _BUCKET = re.compile(r"gs://([a-z0-9][-_.a-z0-9]{1,220}[a-z0-9])((?:/[^/\s]+)+)/?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PYTHON_VERSION = re.compile(r"3\.[0-9]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-# Without a password or a token in it: it would be seen in logs.
+# No password and no token may be in it, because logs show it.
 _GIT_URL = re.compile(r"https://[^@\s]+|ssh://([\w-]+@)?[^@\s]+|[\w-]+@[^@:\s]+:[^@\s]+")
 _GIT_REF = re.compile(r"[A-Za-z0-9_][-./A-Za-z0-9_]*")
 
@@ -30,15 +30,15 @@ class Job:
 
     Attributes:
         workdir: ``gs://BUCKET/PATH``, or a path that every worker sees.
-        program: the module to run, one that takes ``--workdir``.
-        arguments: of the program.
-        environment: more variables for it.
-        python: version of the interpreter.
-        git_url: of the repository to clone; empty where the code is shipped.
-        git_ref: what is checked out of it.
+        program: The module to run, which has a flag ``--workdir``.
+        arguments: The arguments of the program.
+        environment: More environment variables for the program.
+        python: The version of the interpreter.
+        git_url: The repository to clone; empty if the code is shipped.
+        git_ref: The branch, tag or commit to check out.
 
     Raises:
-        UsageError: for the first value that could not work.
+        UsageError: For the first value that could not work.
     """
 
     workdir: str
@@ -61,13 +61,13 @@ class Job:
             if not _GIT_REF.fullmatch(self.git_ref):
                 raise UsageError(f"git_ref must be a branch, tag or commit, got {self.git_ref!r}")
             if not _GIT_URL.fullmatch(self.git_url):
-                # Not quoted: there may be a password in it.
+                # The value is not shown: there may be a password in it.
                 raise UsageError(
                     "git_url must be https://HOST/PATH, ssh://… or USER@HOST:PATH, without a "
                     "password in it"
                 )
         elif self.git_url:
-            raise UsageError("git_url needs --git_ref: what of it is to be run")
+            raise UsageError("git_url needs --git_ref: the branch, tag or commit to run")
         for argument in self.arguments:
             if argument.partition("=")[0] in ("--workdir", "-workdir"):
                 raise UsageError("the program gets its workdir from --workdir before the --")
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def bucket(self) -> str:
-        """To be mounted; empty where the workdir is not in one."""
+        """The bucket to mount; empty if the workdir is not in one."""
         return self._split_workdir()[0]
 
     @property
@@ -99,37 +99,37 @@ class Job:
         return self._split_workdir()[1]
 
     def setup(self) -> str:
-        """The command that makes a worker ready; it may run again."""
+        """Returns the command that makes a worker ready; it may run again."""
         variables = {"PYTHON_VERSION": self.python, "BUCKET": self.bucket}
         if self.git_ref:
             variables |= {"GIT_URL": self.git_url, "GIT_REF": self.git_ref}
         return _script("setup", variables)
 
     def start(self) -> str:
-        """The command that starts the job on a worker, unless it runs there."""
+        """Returns the command that starts the job on a worker, unless it runs there."""
         words = [PYTHON, "-m", self.program, *self.arguments, f"--workdir={self.folder}"]
         return _script("start", {"WORKDIR": self.folder}, words)
 
     def environment_file(self) -> str:
-        """What a shell reads before the program starts."""
+        """Returns the lines that a shell reads before the program starts."""
         return "".join(f"export {n}={shlex.quote(x)}\n" for n, x in self.environment.items())
 
 
 def report_command() -> str:
-    """The command by which a worker says a line that ``read_reports`` understands.
+    """Returns the command by which a worker prints its line for ``read_reports``.
 
-    One on which nothing has been set up says nothing.
+    A worker that has not been set up prints nothing.
     """
     return f"test ! -e {FOLDER}/report.sh || {_script('report', {})}"
 
 
 def stop_command() -> str:
-    """The command that asks the job of a worker to save and stop, and waits until it has."""
+    """Returns the command that asks a worker's job to save and stop, and waits until it has."""
     return _script("stop", {})
 
 
 def log_command(lines: int, follow: bool = False) -> str:
-    """The command that shows the end of a worker's log."""
+    """Returns the command that shows the end of a worker's log."""
     return shlex.join(["tail", f"--lines={lines}", *(["-F"] if follow else []), f"{FOLDER}/log"])
 
 
@@ -140,14 +140,17 @@ def _script(name: str, variables: Mapping[str, str], arguments: Sequence[str] = 
 
 
 def read_environment(words: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
-    """``NAME=VALUE`` as it is, ``NAME`` with the value that it has here.
+    """Returns environment variables from words ``NAME=VALUE``, or ``NAME`` for the value here.
+
+    >>> read_environment(["A", "B=2"], {"A": "1"})
+    {'A': '1', 'B': '2'}
 
     Args:
-        words: of the user.
-        own: this process's environment.
+        words: The user's words.
+        own: The environment of this process.
 
     Raises:
-        UsageError: for what is no name, and for a name without a value here.
+        UsageError: If a word does not begin with a name, or a name has no value here.
     """
     environment = {}
     for word in words:
@@ -161,10 +164,11 @@ def read_environment(words: Sequence[str], own: Mapping[str, str]) -> dict[str, 
 
 
 class Outcome(enum.Enum):
-    """How a job stands: that of one worker, or of all, of which the first of these counts.
+    """How a job stands on one worker or on all.
 
-    A worker that failed may have done so because another one was interrupted, or is missing: went
-    down without a word. ``STOPPED`` is what somebody wanted.
+    For several workers, the first of these that any worker has counts. A worker may have failed
+    because another one was interrupted or is missing, that is, went down without a word.
+    ``STOPPED`` means that somebody stopped the job.
     """
 
     RUNNING = "running"
@@ -177,12 +181,12 @@ class Outcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a worker says of its job.
+    """A worker's report on its job.
 
     Attributes:
-        host: the worker's name.
-        outcome: how its job stands.
-        text: the same with an exit code, and how far the run is.
+        host: The worker's name.
+        outcome: How its job stands.
+        text: The same with an exit code, and how far the run is.
     """
 
     host: str
@@ -191,12 +195,12 @@ class Report:
 
 
 def read_reports(output: str) -> list[Report]:
-    """The reports in what ``report_command`` printed on all workers, by their hosts."""
+    """Returns the reports that ``report_command`` printed on all workers, sorted by host."""
     reports = []
     for line in output.splitlines():
         words = line.split("\t")
         if words[0] != FOLDER or len(words) != 4:
-            continue  # of gcloud or ssh
+            continue  # a line of gcloud or ssh
         _, host, outcome, progress = words
         text = f"{outcome} ({progress})" if progress else outcome
         reports.append(Report(host, Outcome(outcome.split()[0]), text))
@@ -204,7 +208,7 @@ def read_reports(output: str) -> list[Report]:
 
 
 def overall(reports: Sequence[Report], workers: int) -> Outcome:
-    """How the job stands on a node of so many workers; it runs as long as anything does."""
+    """Returns how the job stands on a node; it is running while it runs on any worker."""
     found = {report.outcome for report in reports}
     if len(reports) < workers or not reports:
         found.add(Outcome.MISSING)

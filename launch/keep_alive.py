@@ -1,32 +1,35 @@
-"""A job brought to its end on nodes that may be taken away."""
+"""Brings a job to its end on nodes that may be taken away."""
 
 import contextlib
 import dataclasses
 import time
 
-from launch.errors import CallFailed, Ended
+from launch.gcloud import Kind
 from launch.job import Outcome, overall
 from launch.lifecycle import Lifecycle
-from launch.shell import say
-from launch.states import Kind
+from launch.shell import CallFailed, say
 from launch.workers import Workers
 
 _HOPELESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "unrecognized arguments")
-"""In what gcloud says where another attempt would end alike."""
+"""Words by which gcloud says that another attempt would fail, too."""
 
 _WELL = (Outcome.RUNNING, Outcome.DONE)
 
 _MOST_FAILED_LOOKS = 20
-"""In a row; the job does not mind that nobody watches."""
+"""The number of failed looks in a row that ends the watching; the job itself goes on."""
+
+
+class Ended(Exception):
+    """A job that did not end as wanted; the message is one sentence that says how it did."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much may be spent on a job.
+    """The most that may be spent on a job.
 
     Attributes:
-        restarts: nodes after the first, and starts on a node after the first.
-        hours: that nodes may be ready, all of them together; None for no limit.
+        restarts: The number of nodes after the first, plus starts on a node after the first.
+        hours: The time that all nodes together may be ready; None for no limit.
     """
 
     restarts: int = 0
@@ -35,14 +38,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How patient it is, in seconds.
+    """Waiting times in seconds.
 
     Attributes:
-        poll: between two looks at a job.
-        settle: that a job which ended may wait for its node to be seen as lost: gcloud says it
-            later than the job knows it.
-        backoff: before another node, doubled with every one that did not get a job to run.
-        longest_backoff: what that ends at.
+        poll: The time between two looks at a job.
+        settle: The time for which a job that ended may wait to see whether its node is lost. gcloud
+            says it later than the job knows it.
+        backoff: The pause before another node, doubled for each node that got no job to run.
+        longest_backoff: The longest of these pauses.
     """
 
     poll: float = 30.0
@@ -51,23 +54,23 @@ class Pace:
     longest_backoff: float = 1800.0
 
     def backoff_after(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row, at least 1."""
-        # 2 to the power of a large number would be no float.
+        """Returns the pause after a number of failures in a row, at least 1."""
+        # The exponent is limited, because 2.0 to the power of a large number overflows.
         return min(self.backoff * 2 ** min(failures - 1, 30), self.longest_backoff)
 
 
 class _Lost(Exception):
-    """The node is no longer one that a job can run on; its message says why."""
+    """A node on which no job can run any more; the message says why."""
 
 
 class KeepAlive:
     """Brings a job to its end, on one node after the other.
 
     Args:
-        lifecycle: of the node.
-        workers: of the same.
-        limits: how often and how long.
-        pace: how patient.
+        lifecycle: The calls for the node as a whole.
+        workers: The workers of the node.
+        limits: The most that may be spent.
+        pace: The waiting times.
     """
 
     def __init__(self, lifecycle: Lifecycle, workers: Workers, limits: Limits, pace: Pace):
@@ -81,11 +84,11 @@ class KeepAlive:
         self._ready_seconds = 0.0
 
     def run(self) -> None:
-        """Returns when the job is done; a node that is there already is used.
+        """Returns when the job is done; uses the node if it exists already.
 
         Raises:
-            Ended: where the job failed, or the limits did not allow another node.
-            CallFailed: where gcloud failed at what another node would not mend.
+            Ended: If the job failed, or the limits did not allow another node.
+            CallFailed: If a call of gcloud failed that would also fail with another node.
         """
         while True:
             try:
@@ -101,7 +104,7 @@ class KeepAlive:
             time.sleep(seconds)
 
     def plan(self) -> None:
-        """Goes through the calls that ``run`` would make; for a dry run."""
+        """Makes the calls of ``run`` once, for a dry run."""
         lifecycle, workers = self._lifecycle, self._workers
         lifecycle.condition()
         lifecycle.create()
@@ -174,7 +177,7 @@ class KeepAlive:
             if outcome is not Outcome.RUNNING:
                 self._go_on(outcome)
                 continue
-            # One that has gone takes the others with it, sooner or later, or they wait for it.
+            # A worker that is gone takes the others with it sooner or later, or they wait for it.
             if len(reports) == workers and all(r.outcome in _WELL for r in reports):
                 uneven_since = None
             elif uneven_since is None:
@@ -184,7 +187,7 @@ class KeepAlive:
                 self._stop()
 
     def _go_on(self, outcome: Outcome) -> None:
-        """Starts a job again that ended early on a node that stays."""
+        """Starts the job again after it ended early on a node that stays."""
         if outcome is Outcome.STOPPED:
             raise Ended("somebody has stopped the job; the same command goes on")
         self._raise_if_lost()
@@ -196,7 +199,7 @@ class KeepAlive:
         self._bring_up()
 
     def _raise_if_lost(self) -> None:
-        """Gives gcloud time to say that the node is lost."""
+        """Raises _Lost if gcloud says within ``settle`` seconds that the node is lost."""
         deadline = time.monotonic() + self._pace.settle
         while True:
             try:
@@ -218,7 +221,7 @@ class KeepAlive:
         say(f"{reason}: restart {self._restarts} of at most {self._limits.restarts}")
 
     def _rest(self) -> None:
-        """The node is no longer ready: its clock stops."""
+        """Stops the clock of a node that is no longer ready."""
         if self._ready_since is not None:
             self._ready_seconds += time.monotonic() - self._ready_since
             self._ready_since = None

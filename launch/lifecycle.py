@@ -1,4 +1,4 @@
-"""A node from its creation to its end, and what is left of it when something goes wrong."""
+"""Makes, watches and removes a node, and says what is left of it if something goes wrong."""
 
 import dataclasses
 import json
@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch.errors import CallFailed, UsageError
-from launch.gcloud import Node
-from launch.shell import NOT_FOUND, Shell, say
-from launch.states import WITHOUT_QUEUED, Condition, Kind, condition
+from effnetv2_jax.runtime.errors import UsageError
+from launch.gcloud import WITHOUT_QUEUED, Condition, Kind, Node, condition
+from launch.shell import NOT_FOUND, CallFailed, Shell, say
 
 _ASK_ATTEMPTS = 3
 _DELETE_ATTEMPTS = 8
@@ -18,12 +17,12 @@ _DELETE_ATTEMPTS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Lifecycle:
-    """What is done to a node as a whole.
+    """The calls that concern a node as a whole.
 
     Attributes:
-        node: what it is to be.
-        shell: runs gcloud.
-        poll_seconds: between two looks at a node that is awaited.
+        node: The node.
+        shell: The shell that runs gcloud.
+        poll_seconds: The time between two looks at a node that is awaited.
     """
 
     node: Node
@@ -31,13 +30,13 @@ class Lifecycle:
     poll_seconds: float = 30.0
 
     def condition(self) -> Condition:
-        """How the node stands now; raises CallFailed where gcloud cannot say."""
+        """Returns how the node stands now; raises CallFailed if gcloud cannot say."""
         queued = self._describe(self.node.describe_queued()) if self.node.queued else None
         node = self._describe(self.node.describe())
         return condition(node, queued, is_queued=self.node.queued)
 
     def refuse_others(self) -> None:
-        """Raises UsageError where another node has the name, which must not be used or deleted."""
+        """Raises UsageError if another node has the name: it must not be used or deleted."""
         found = self.condition()
         wanted = self.node.accelerator
         if wanted and found.accelerator_type not in ("", wanted.type):
@@ -66,11 +65,11 @@ class Lifecycle:
             raise CallFailed(shlex.join(command), 0, f"no JSON: {output[:200]}") from error
 
     def create(self) -> None:
-        """Makes the node, or asks for it; returns before it is ready."""
+        """Makes the node, or its queued resource; returns before the node is ready."""
         self.shell.run(self.node.create())
 
     def wait_until_ready(self) -> Condition:
-        """Waits as long as the node may yet come; returns its condition, ready or not."""
+        """Waits while the node may still come; returns its condition, ready or not."""
         said = ""
         while True:
             now = self.condition()
@@ -82,20 +81,20 @@ class Lifecycle:
             time.sleep(self.poll_seconds)
 
     def delete(self) -> None:
-        """Removes the node and its queued resource, and looks whether they are gone.
+        """Removes the node and its queued resource, and checks that they are gone.
 
         Raises:
-            CallFailed: where that did not work, several times.
+            CallFailed: If that failed several times.
         """
         if self.shell.dry_run:
             self.shell.run(self.node.delete())
             return
         for attempt in range(_DELETE_ATTEMPTS):
             try:
+                # Asked each time: a node may not be in a state to be deleted yet.
                 command = self._removal()
                 if command is None:
                     return
-                # It has to be looked at again: a node may not be in a state to be deleted yet.
                 self.shell.run(command)
             except CallFailed as error:
                 if attempt + 1 == _DELETE_ATTEMPTS:
@@ -106,7 +105,7 @@ class Lifecycle:
             raise CallFailed(shlex.join(command), 0, f"{self.node.name} is still there")
 
     def _removal(self) -> list[str] | None:
-        """The command that removes what is there; None where there is nothing."""
+        """Returns the command that removes what is there, or None if nothing is."""
         for queued in (True, False):
             node = dataclasses.replace(self.node, queued=queued, valid_until="")
             if self._describe(node.describe_queued() if queued else node.describe()) is not None:
@@ -114,7 +113,7 @@ class Lifecycle:
         return None
 
     def leftovers(self) -> str:
-        """One sentence: what still exists and the command that removes it."""
+        """Returns a sentence on what still exists, with the command that removes it."""
         try:
             command = self._removal()
         except (CallFailed, KeyboardInterrupt):

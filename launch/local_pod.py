@@ -1,9 +1,9 @@
-"""A pod on your desk: one program as several processes with simulated devices.
+"""Runs one program as several processes on this machine, with simulated devices.
 
   python -m launch.local_pod --processes=4 --devices_per_process=8 -- --config=… --workdir=…
 
-Everything after ``--`` goes to the program. Its lines come out with the number of their process in
-front; when one process dies, the others are ended, and its last lines are shown once more.
+All arguments after ``--`` go to the program. Each printed line has the number of its process in
+front. If one process dies, the others are ended, and its last lines are shown again.
 """
 
 import collections
@@ -18,30 +18,31 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 
-from launch.arguments import parse_flags
+from effnetv2_jax.runtime.workers import process_group
+from launch import run_launcher
 
-PROCESSES = flags.DEFINE_integer("processes", 4, "Processes to run.", lower_bound=1)
+PROCESSES = flags.DEFINE_integer("processes", 4, "Number of processes.", lower_bound=1)
 DEVICES = flags.DEFINE_integer(
-    "devices_per_process", 8, "Simulated devices of each.", lower_bound=1
+    "devices_per_process", 8, "Number of simulated devices of each process.", lower_bound=1
 )
 PROGRAM = flags.DEFINE_string(
-    "program", "effnetv2_jax.train", "Module to run, one that takes --coordinator_address."
+    "program", "effnetv2_jax.train", "Module to run; it must have a flag --coordinator_address."
 )
 
 LAST_LINES = 20
-"""Shown of the process that died."""
+"""The number of lines that are shown again of a process that died."""
 
 GRACE_SECONDS = 5.0
-"""Between asking the others to end, when one has died, and killing them."""
+"""The time that the others get to end after one has died, before they are killed."""
 
 STOP_SECONDS = 30.0
-"""Between passing a signal on, after which a run saves what it has, and killing."""
+"""The time that processes get to save and end after a signal, before they are killed."""
 
-# Gloo prints a line for every group of devices that it connects, several at once.
+# Gloo prints such a line for every group of devices that it connects.
 _GLOO = b"Expected number of connected peer ranks is"
-# A bar's escape sequences, all but colours: the cursor that they move is no longer in its line.
+# A bar's escape sequences but colours: after a prefix they would move the cursor elsewhere.
 _MOVES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-ln-z]")
 _POLL_SECONDS = 0.1
 _END_SECONDS = 1.0
@@ -51,9 +52,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Lines:
-    """Bytes as they come → lines as a terminal would show them at their end.
+    """Turns bytes as they come into lines as a terminal would show them in the end.
 
-    A progress bar rewrites its line after each carriage return: only what is last is kept.
+    A progress bar rewrites its line after each carriage return; only the last version is kept.
     """
 
     def __init__(self) -> None:
@@ -62,12 +63,12 @@ class Lines:
     def feed(self, data: bytes) -> list[bytes]:
         """Returns the lines that are complete now, without their ends."""
         *complete, rest = (self._rest + data).split(b"\n")
-        # A carriage return that comes last may be half of a line's end.
+        # A carriage return at the end may be the first half of a line's end.
         self._rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]
         return [_shown(line) for line in complete]
 
     def end(self) -> list[bytes]:
-        """Returns what was left without a line's end."""
+        """Returns the last line, if it did not end."""
         rest, self._rest = _shown(self._rest), b""
         return [rest] if rest else []
 
@@ -77,29 +78,26 @@ def _shown(line: bytes) -> bytes:
 
 
 class Member:
-    """One process of the pod, the leader of a process group of its own."""
+    """One process of the pod, the leader of its own process group.
 
-    def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str]):
+    Args:
+        number: Its number, from 0.
+        process: The process, whose output is a pipe.
+    """
+
+    def __init__(self, number: int, process: subprocess.Popen):
         self.number = number
         self.last_lines: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
         self._lines = Lines()
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # Out of reach of the terminal's Ctrl-C, which comes through us, and once only.
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        self.output = self._process.stdout.fileno()
+        self._process = process
+        assert process.stdout is not None
+        self.output = process.stdout.fileno()
         os.set_blocking(self.output, False)
 
     def pass_on(self) -> bool:
-        """Prints what has come; returns False at its end."""
+        """Prints the output that has come; returns False at its end."""
         with contextlib.suppress(BlockingIOError):
-            # A pipe holds no more than the first takes; the second finds the end, if it is there.
+            # The first read empties the pipe; the second one finds its end, if it is there.
             for _ in range(2):
                 data = os.read(self.output, _PIPE_SIZE)
                 self._show(self._lines.feed(data) if data else self._lines.end())
@@ -110,61 +108,65 @@ class Member:
     def _show(self, lines: Sequence[bytes]) -> None:
         shown = [b"[%d] %s" % (self.number, line) for line in lines if _GLOO not in line]
         self.last_lines.extend(shown)
-        # As bytes: what is not UTF-8 here was not there either.
+        # Bytes, because the output need not be UTF-8.
         sys.stdout.buffer.writelines(line + b"\n" for line in shown)
         sys.stdout.buffer.flush()
 
     def exit_code(self, timeout: float = 0.0) -> int | None:
-        """None while it runs, −signal where one killed it.
+        """Returns the exit code, −N if signal N killed it, or None while it runs.
 
         Args:
-            timeout: seconds to wait for its end.
+            timeout: The seconds to wait for its end.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout)
         return None
 
     def send(self, number: int) -> None:
-        """Sends a signal to the process and all that it started."""
+        """Sends a signal to the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
             os.killpg(self._process.pid, number)
 
 
 class Pod:
-    """Several processes that live and end together.
+    """Several processes that live and end together."""
 
-    Args:
-        commands: of the processes.
-        environment: of all of them.
-    """
-
-    def __init__(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str]):
+    def __init__(self) -> None:
         self._members: list[Member] = []
         self._signals: list[int] = []
         self._selector = selectors.DefaultSelector()
-        # Whose outputs have ended, in that order.
+        # The members whose outputs have ended, in this order.
         self._silent: list[Member] = []
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: self._signals.append(number))
-        try:
-            for i, command in enumerate(commands):
-                member = Member(i, command, environment)
-                self._members.append(member)
-                self._selector.register(member.output, selectors.EVENT_READ, member)
-        except BaseException:
-            self._kill()
-            raise
 
-    def run(self) -> int:
-        """Prints what the processes print until all have ended.
+    def run(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
+        """Starts the processes, and prints their output until all have ended.
+
+        Args:
+            commands: The command of each process.
+            environment: The environment variables of all of them.
 
         Returns:
-            0 where all ended with 0, otherwise 128 + the signal that came, or the exit code of the
-            first that failed.
+            0 if all ended with 0, 128 + N after signal N, or the exit code of the first process
+            that failed.
         """
-        try:
+        with contextlib.ExitStack() as stack:
+            for number, command in enumerate(commands):
+                # The terminal's Ctrl-C does not reach a group of its own; the pod passes the
+                # signal on, once.
+                group = process_group(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                member = Member(number, stack.enter_context(group))
+                self._members.append(member)
+                self._selector.register(member.output, selectors.EVENT_READ, member)
             while True:
-                # In this order: what has ended is looked at.
+                # In this order, so that a failure is seen if all have ended.
                 ended, failed = self._ended(), self._first_failed()
                 if ended or failed or self._signals:
                     break
@@ -175,10 +177,10 @@ class Pod:
                 else:
                     self._end(signal.SIGTERM, GRACE_SECONDS)
                 self._end(signal.SIGKILL, GRACE_SECONDS)
-        finally:
-            self._kill()
-        for member in self._members:
-            member.pass_on()
+            for member in self._members:
+                # What a process started may outlive it, and would keep its output open.
+                member.send(signal.SIGKILL)
+                member.pass_on()
         if failed:
             return _report(failed)
         stopped_well = all(member.exit_code() == 0 for member in self._members)
@@ -188,7 +190,7 @@ class Pod:
         return all(member.exit_code() is not None for member in self._members)
 
     def _pass_on(self, timeout: float = _POLL_SECONDS) -> None:
-        """Prints what comes within a moment."""
+        """Prints the output that comes within some seconds."""
         for key, _ in self._selector.select(timeout):
             if not key.data.pass_on():
                 self._selector.unregister(key.fd)
@@ -198,13 +200,13 @@ class Pod:
         if not any(member.exit_code() for member in self._members):
             return None
         # One death causes others, so all may have died by now. Outputs end in the order of deaths,
-        # a moment before them.
+        # a moment before the processes do.
         self._pass_on(0.0)
         by_end = (member for member in self._silent if member.exit_code(_END_SECONDS))
         return next(by_end, None) or next(m for m in self._members if m.exit_code())
 
     def _end(self, number: int, seconds: float) -> None:
-        """Sends a signal to all and gives them time to end, unless another signal comes."""
+        """Sends a signal to all, and waits for their end or for another signal."""
         known = len(self._signals)
         for member in self._members:
             member.send(number)
@@ -212,13 +214,9 @@ class Pod:
         while not self._ended() and len(self._signals) == known and time.monotonic() < deadline:
             self._pass_on()
 
-    def _kill(self) -> None:
-        for member in self._members:
-            member.send(signal.SIGKILL)
-
 
 def _report(failed: Member) -> int:
-    """Shows how a process ended; returns its exit code as shells have it."""
+    """Shows how a process ended; returns its exit code as shells count."""
     code = failed.exit_code() or 0
     how = (
         f"was killed by {signal.Signals(-code).name}"
@@ -232,24 +230,24 @@ def _report(failed: Member) -> int:
 
 
 def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
-    """The environment in which JAX has so many CPU devices.
+    """Returns environment variables with which JAX has a number of CPU devices.
 
     Args:
-        base: what it is made from; other XLA_FLAGS stay.
-        devices: per process.
+        base: The variables to start from; their other XLA_FLAGS stay.
+        devices: The number of devices of each process.
     """
     others = [word for word in base.get("XLA_FLAGS", "").split() if _DEVICES_FLAG not in word]
     return {
         **{name: value for name, value in base.items() if name != "JAX_NUM_CPU_DEVICES"},
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join([*others, f"{_DEVICES_FLAG}={devices}"]),
-        # Lines as they are printed, not when the program ends.
+        # Lines come when they are printed, not when the program ends.
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def commands(program: str, arguments: Sequence[str], processes: int) -> list[list[str]]:
-    """The command of each process; they will meet at a port of this machine that is free now."""
+    """Returns the command of each process; they meet at a port of this machine that is free."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -266,17 +264,16 @@ def commands(program: str, arguments: Sequence[str], processes: int) -> list[lis
 
 
 def main(arguments: list[str]) -> int:
-    pod = Pod(
-        commands(PROGRAM.value, arguments[1:], PROCESSES.value),
-        environment(os.environ, DEVICES.value),
-    )
     try:
-        return pod.run()
+        return Pod().run(
+            commands(PROGRAM.value, arguments, PROCESSES.value),
+            environment(os.environ, DEVICES.value),
+        )
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would try to write the rest at its end.
+        # The reader of our output is gone. Python would fail when it flushes the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run_launcher(main)

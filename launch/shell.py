@@ -1,4 +1,4 @@
-"""Commands that are printed before they run, as they could be typed."""
+"""Runs commands, and prints each of them first in a form that can be typed."""
 
 import collections
 import dataclasses
@@ -9,15 +9,30 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch.errors import CallFailed, UsageError
+from effnetv2_jax.runtime.errors import UsageError
 
 NOT_FOUND = "NOT_FOUND"
-"""In what gcloud says of what is not there."""
+"""The word by which gcloud says that something is not there."""
 
 _LAST_LINES = 20
 
 _ASK_SECONDS = 600
-"""That an answer may take: a connection that hangs must not keep us from looking again."""
+"""The longest time to wait for an answer: a connection that hangs must not end the watching."""
+
+
+class CallFailed(Exception):
+    """A command that was run and failed; its message is one sentence.
+
+    Args:
+        command: The command, as a shell takes it.
+        code: Its exit code.
+        text: The end of its standard error.
+    """
+
+    def __init__(self, command: str, code: int, text: str):
+        said = [line for line in text.splitlines() if line.strip()][-1:]
+        super().__init__(": ".join([f"exit code {code} of {command}", *said]))
+        self.text = text
 
 
 @dataclasses.dataclass
@@ -25,9 +40,9 @@ class Shell:
     """Runs commands, or only prints them.
 
     Attributes:
-        dry_run: prints to standard output, and runs nothing; otherwise ``+ `` stands in front, on
-            standard error.
-        pause: seconds before a command that failed is tried again, doubled each time.
+        dry_run: Print commands to standard output and run none. Otherwise they are printed to
+            standard error with ``+ `` in front, and run.
+        pause: The seconds before a failed command is tried again, doubled each time.
     """
 
     dry_run: bool = False
@@ -38,24 +53,24 @@ class Shell:
         """Runs a command whose output is for the user.
 
         Args:
-            command: program and arguments.
-            attempts: how often it is tried; for commands that may run twice.
+            command: The program and its arguments.
+            attempts: The number of times to try it; above 1 only if it may run twice.
 
         Raises:
-            CallFailed: where it ends with another code than 0.
+            CallFailed: If its last exit code is not 0.
         """
         self._print(command)
         if not self.dry_run:
             self._try(command, None, attempts)
 
     def ask(self, command: Sequence[str], attempts: int = 1) -> str | None:
-        """Runs a command whose output is for us; one that was asked before is not printed again.
+        """Runs a command whose output is for the launcher; prints it only the first time.
 
         Returns:
-            Its standard output; None in a dry run, where nobody can know.
+            Its standard output; None in a dry run, in which nobody can know.
 
         Raises:
-            CallFailed: as ``run``.
+            CallFailed: If its last exit code is not 0.
         """
         if tuple(command) not in self._asked:
             self._asked.add(tuple(command))
@@ -63,7 +78,7 @@ class Shell:
         return None if self.dry_run else self._try(command, subprocess.PIPE, attempts)
 
     def become(self, command: Sequence[str]) -> int:
-        """Ends this program and goes on as the command, with its terminal; 0 in a dry run."""
+        """Replaces this process by the command, which gets its terminal; returns 0 in a dry run."""
         self._print(command)
         if self.dry_run:
             return 0
@@ -92,7 +107,7 @@ class Shell:
 
 
 def say(text: str) -> None:
-    """Tells the user, on standard error."""
+    """Prints a line to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -108,11 +123,12 @@ def _call(command: Sequence[str], stdout: int | None) -> str:
     except FileNotFoundError as error:
         raise _missing(command) from error
     with process:
-        # What it says goes on to the user as it comes, but for what we ask over and over.
         last: collections.deque[bytes] = collections.deque(maxlen=_LAST_LINES)
         output = b""
         try:
             if stdout is None:
+                # The user sees its messages as they come. Not so for questions, which are asked
+                # over and over.
                 assert process.stderr is not None
                 for line in process.stderr:
                     last.append(line)

@@ -1,9 +1,9 @@
-"""A job on Cloud TPU VMs, from a machine with gcloud: create, setup, run, watch, delete.
+"""Runs a job on Cloud TPU VMs from a machine with gcloud: create, setup, run, watch, delete.
 
   python -m launch.tpu_vm up --name=NAME --zone=ZONE --type=v3-32 --workdir=gs://BUCKET/RUN \
     --keep_alive --delete_when_done -- --config=configs/efficientnetv2.py:s …
 
-What comes after ``--`` goes to the program. docs/cloud_tpu.md has the whole way.
+All arguments after ``--`` go to the program. docs/cloud_tpu.md explains the whole way.
 """
 
 import contextlib
@@ -11,36 +11,36 @@ import os
 import pathlib
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import flags
 
-from launch import accelerators, job
-from launch.errors import CallFailed, Ended, UsageError
-from launch.gcloud import Node
+from effnetv2_jax.runtime.errors import UsageError
+from launch import accelerators, job, run_launcher
+from launch.gcloud import Kind, Node
 from launch.job import Job
-from launch.keep_alive import KeepAlive, Limits, Pace
+from launch.keep_alive import Ended, KeepAlive, Limits, Pace
 from launch.lifecycle import Lifecycle
-from launch.shell import Shell, say
-from launch.states import Kind
+from launch.shell import CallFailed, Shell, say
 from launch.workers import Workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-NAME = flags.DEFINE_string("name", None, "Of the node.")
-ZONE = flags.DEFINE_string("zone", None, "Where it is, as in europe-west4-a.")
-PROJECT = flags.DEFINE_string("project", "", "Whose it is; by default gcloud's own.")
+NAME = flags.DEFINE_string("name", None, "Name of the node.")
+ZONE = flags.DEFINE_string("zone", None, "Zone of the node, as in europe-west4-a.")
+PROJECT = flags.DEFINE_string("project", "", "Project of the node. gcloud's own by default.")
 TYPE = flags.DEFINE_string("type", None, "Accelerator type, as in v3-32 or v5litepod-16.")
 RUNTIME_VERSION = flags.DEFINE_string(
-    "runtime_version", "", "Of the VMs' image; by default the type's own."
+    "runtime_version", "", "Image of the VMs. The accelerator type's own by default."
 )
 QUEUED = flags.DEFINE_bool("queued", False, "Ask for the node through a queued resource.")
-SPOT = flags.DEFINE_bool("spot", False, "Cheaper, and may be taken away.")
-RESERVED = flags.DEFINE_bool("reserved", False, "From a reservation.")
+SPOT = flags.DEFINE_bool("spot", False, "Make a node that is cheaper and may be taken away.")
+RESERVED = flags.DEFINE_bool("reserved", False, "Make the node from a reservation.")
 VALID_UNTIL = flags.DEFINE_string(
-    "valid_until", "", "How long a queued resource may wait, as in 6h; by default for ever."
+    "valid_until",
+    "",
+    "Longest time that a queued resource may wait, as in 6h. Without a limit by default.",
 )
 CREATE_FLAGS = flags.DEFINE_multi_string(
     "create_flag", [], "One more flag for gcloud's create, as in --network=NAME."
@@ -48,46 +48,58 @@ CREATE_FLAGS = flags.DEFINE_multi_string(
 SSH_FLAGS = flags.DEFINE_multi_string(
     "ssh_flag", [], "One more flag for gcloud's ssh and scp, as in --internal-ip."
 )
-TRACK = flags.DEFINE_string("track", "", "alpha: gcloud's commands of that track.")
+TRACK = flags.DEFINE_string("track", "", "Track of gcloud's commands: alpha, or empty.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Of the run: gs://BUCKET/PATH, or a folder that all workers share."
+    "workdir", None, "Workdir of the run: gs://BUCKET/PATH, or a folder that all workers share."
 )
 PROGRAM = flags.DEFINE_string("program", "effnetv2_jax.train", "Module to run.")
 ENV = flags.DEFINE_list(
-    "env", [], "For the program: NAME=VALUE, or NAME with the value that it has here."
+    "env", [], "Variables for the program: NAME=VALUE, or NAME for the value that it has here."
 )
 PYTHON = flags.DEFINE_string("python", "3.11", "Version of the interpreter on the workers.")
 REQUIREMENTS = flags.DEFINE_string(
-    "requirements", str(ROOT / "launch" / "requirements-tpu.txt"), "Exact versions of packages."
+    "requirements",
+    str(ROOT / "launch" / "requirements-tpu.txt"),
+    "File with exact versions of packages.",
 )
-GIT_REF = flags.DEFINE_string("git_ref", "", "Run this commit, tag or branch, not the work tree.")
-GIT_URL = flags.DEFINE_string("git_url", "", "Of the repository that has it.")
-KEEP_ALIVE = flags.DEFINE_bool("keep_alive", False, "up: after a loss, go on with another node.")
-MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 50, "So often at most.", lower_bound=1)
+GIT_REF = flags.DEFINE_string(
+    "git_ref", "", "Commit, tag or branch to run. The working tree is shipped by default."
+)
+GIT_URL = flags.DEFINE_string("git_url", "", "Repository that has --git_ref.")
+KEEP_ALIVE = flags.DEFINE_bool("keep_alive", False, "up: After a loss, go on with another node.")
+MAX_RESTARTS = flags.DEFINE_integer(
+    "max_restarts", 50, "up: Largest number of restarts with --keep_alive.", lower_bound=1
+)
 BUDGET_HOURS = flags.DEFINE_float(
-    "budget_hours", None, "up: so long may nodes be ready, together; then they are deleted."
+    "budget_hours",
+    None,
+    "up: Hours that all nodes together may be ready. After that the node is deleted.",
 )
-DELETE_WHEN_DONE = flags.DEFINE_bool("delete_when_done", False, "up: in the end, however it is.")
-POLL_SECONDS = flags.DEFINE_float("poll_seconds", 30.0, "Between two looks.", lower_bound=0.0)
+DELETE_WHEN_DONE = flags.DEFINE_bool(
+    "delete_when_done", False, "up: Delete the node at the end, however the job ended."
+)
+POLL_SECONDS = flags.DEFINE_float(
+    "poll_seconds", 30.0, "Seconds between two looks at a node or job.", lower_bound=0.0
+)
 SETTLE_SECONDS = flags.DEFINE_float(
-    "settle_seconds", 180.0, "That gcloud gets to say that a node is lost.", lower_bound=0.0
+    "settle_seconds", 180.0, "Seconds that gcloud gets to say that a node is lost.", lower_bound=0.0
 )
 BACKOFF_SECONDS = flags.DEFINE_float(
-    "backoff_seconds", 30.0, "Before another node, doubled each time.", lower_bound=0.0
+    "backoff_seconds", 30.0, "Seconds before another node, doubled each time.", lower_bound=0.0
 )
 RETRY_SECONDS = flags.DEFINE_float(
-    "retry_seconds", 5.0, "Before a call that failed is tried again.", lower_bound=0.0
+    "retry_seconds", 5.0, "Seconds before a failed call is tried again.", lower_bound=0.0
 )
-WORKER = flags.DEFINE_string("worker", None, "logs, ssh, copy: a number from 0, or all.")
-LINES = flags.DEFINE_integer("lines", 50, "logs: so many at the end.", lower_bound=0)
-FOLLOW = flags.DEFINE_bool("follow", False, "logs: and those to come, until Ctrl-C.")
+WORKER = flags.DEFINE_string("worker", None, "logs, ssh, copy: Number of a worker, from 0, or all.")
+LINES = flags.DEFINE_integer(
+    "lines", 50, "logs: Number of lines at the end of the log.", lower_bound=0
+)
+FOLLOW = flags.DEFINE_bool("follow", False, "logs: Also show new lines, until Ctrl-C.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and run none.")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
-
-def make_node() -> Node:
-    return Node(
+def make_lifecycle() -> Lifecycle:
+    node = Node(
         name=_needed("name", NAME.value),
         zone=_needed("zone", ZONE.value),
         project=PROJECT.value,
@@ -101,18 +113,15 @@ def make_node() -> Node:
         create_flags=tuple(CREATE_FLAGS.value),
         ssh_flags=tuple(SSH_FLAGS.value),
     )
-
-
-def make_lifecycle() -> Lifecycle:
     shell = Shell(dry_run=DRY_RUN.value, pause=RETRY_SECONDS.value)
-    return Lifecycle(make_node(), shell, POLL_SECONDS.value)
+    return Lifecycle(node, shell, POLL_SECONDS.value)
 
 
-def make_workers(lifecycle: Lifecycle, arguments: Sequence[str]) -> Workers:
+def make_workers(lifecycle: Lifecycle, words: Sequence[str]) -> Workers:
     wanted = Job(
         workdir=_needed("workdir", WORKDIR.value),
         program=PROGRAM.value,
-        arguments=tuple(arguments),
+        arguments=tuple(words),
         environment=job.read_environment(ENV.value, os.environ),
         python=PYTHON.value,
         git_url=GIT_URL.value,
@@ -124,9 +133,9 @@ def make_workers(lifecycle: Lifecycle, arguments: Sequence[str]) -> Workers:
     return Workers(lifecycle.node, lifecycle.shell, wanted, requirements, ROOT)
 
 
-def create(arguments: Sequence[str]) -> int:
+def create(words: Sequence[str]) -> int:
     """Makes a node, and waits until it is ready."""
-    _none("create", arguments)
+    _none("create", words)
     _needed("type", TYPE.value)
     lifecycle = make_lifecycle()
     with _telling_what_is_left(lifecycle):
@@ -140,9 +149,9 @@ def create(arguments: Sequence[str]) -> int:
     return 0
 
 
-def setup(arguments: Sequence[str]) -> int:
-    """Puts code and packages onto the workers."""
-    _none("setup", arguments)
+def setup(words: Sequence[str]) -> int:
+    """Puts the code and the packages onto the workers."""
+    _none("setup", words)
     lifecycle = make_lifecycle()
     workers = make_workers(lifecycle, ())
     workers.pack()
@@ -151,18 +160,18 @@ def setup(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Starts the job on the workers, and leaves it alone."""
+def run(words: Sequence[str]) -> int:
+    """Starts the job on the workers, without watching it."""
     lifecycle = make_lifecycle()
-    workers = make_workers(lifecycle, arguments)
+    workers = make_workers(lifecycle, words)
     with _telling_what_is_left(lifecycle):
         workers.start()
     return 0
 
 
-def status(arguments: Sequence[str]) -> int:
-    """Tells how node and job stand."""
-    _none("status", arguments)
+def status(words: Sequence[str]) -> int:
+    """Shows how the node and the job stand."""
+    _none("status", words)
     lifecycle = make_lifecycle()
     now = lifecycle.condition()
     if not DRY_RUN.value:
@@ -174,9 +183,9 @@ def status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def logs(arguments: Sequence[str]) -> int:
+def logs(words: Sequence[str]) -> int:
     """Shows the end of the log of worker 0, or of others."""
-    _none("logs", arguments)
+    _none("logs", words)
     lifecycle = make_lifecycle()
     lifecycle.shell.run(
         lifecycle.node.ssh(job.log_command(LINES.value, FOLLOW.value), _worker("0"))
@@ -184,40 +193,40 @@ def logs(arguments: Sequence[str]) -> int:
     return 0
 
 
-def ssh(arguments: Sequence[str]) -> int:
-    """A shell on worker 0, or a command on it or on others."""
+def ssh(words: Sequence[str]) -> int:
+    """Opens a shell on worker 0, or runs a command on it or on others."""
     lifecycle = make_lifecycle()
-    if not arguments and _worker("0") == "all":
-        raise UsageError("a shell is on one worker: --worker=NUMBER, or a command after --")
-    return lifecycle.shell.become(lifecycle.node.ssh(shlex.join(arguments), _worker("0")))
+    if not words and _worker("0") == "all":
+        raise UsageError("a shell needs one worker: use --worker=NUMBER, or a command after --")
+    return lifecycle.shell.become(lifecycle.node.ssh(shlex.join(words), _worker("0")))
 
 
-def copy(arguments: Sequence[str]) -> int:
-    """Copies files to all workers, or from one: paths there begin with a colon."""
+def copy(words: Sequence[str]) -> int:
+    """Copies files to all workers, or from one; paths on workers begin with a colon."""
     lifecycle = make_lifecycle()
-    remote = [path.startswith(":") for path in arguments]
-    if len(arguments) < 2 or remote[-1] == any(remote[:-1]) or remote[-1] == all(remote[:-1]):
+    remote = [path.startswith(":") for path in words]
+    if len(words) < 2 or remote[-1] == any(remote[:-1]) or remote[-1] == all(remote[:-1]):
         raise UsageError(
             "copy takes SOURCE… DESTINATION, where paths on workers, the destination or all "
             "sources, begin with a colon"
         )
     worker = _worker("all" if remote[-1] else "0")
-    lifecycle.shell.run(lifecycle.node.scp(arguments[:-1], arguments[-1], worker, recurse=True))
+    lifecycle.shell.run(lifecycle.node.scp(words[:-1], words[-1], worker, recurse=True))
     return 0
 
 
-def stop(arguments: Sequence[str]) -> int:
+def stop(words: Sequence[str]) -> int:
     """Asks the job to save and stop; the node stays."""
-    _none("stop", arguments)
+    _none("stop", words)
     lifecycle = make_lifecycle()
     lifecycle.shell.run(lifecycle.node.ssh(job.stop_command()))
     _say_what_is_left(lifecycle)
     return 0
 
 
-def delete(arguments: Sequence[str]) -> int:
+def delete(words: Sequence[str]) -> int:
     """Removes the node and its queued resource."""
-    _none("delete", arguments)
+    _none("delete", words)
     lifecycle = make_lifecycle()
     with _telling_what_is_left(lifecycle):
         lifecycle.delete()
@@ -225,11 +234,11 @@ def delete(arguments: Sequence[str]) -> int:
     return 0
 
 
-def up(arguments: Sequence[str]) -> int:
-    """All of it in order: create, setup, run, watch, and delete if wanted."""
+def up(words: Sequence[str]) -> int:
+    """Does everything in order: create, setup, run, watch, and delete if wanted."""
     _needed("type", TYPE.value)
     lifecycle = make_lifecycle()
-    workers = make_workers(lifecycle, arguments)
+    workers = make_workers(lifecycle, words)
     if BUDGET_HOURS.value is not None and BUDGET_HOURS.value <= 0:
         raise UsageError(f"budget_hours must be above 0, got {BUDGET_HOURS.value}")
     keep_alive = KeepAlive(
@@ -248,7 +257,7 @@ def up(arguments: Sequence[str]) -> int:
     try:
         code = _to_the_end(keep_alive)
     finally:
-        # Also after what nobody has foreseen.
+        # This also runs after errors that nobody expected.
         is_clean = _clean_up(lifecycle)
     return code if is_clean else code or 1
 
@@ -267,7 +276,7 @@ def _to_the_end(keep_alive: KeepAlive) -> int:
 
 
 def _clean_up(lifecycle: Lifecycle) -> bool:
-    """Removes the node if wanted, and says what is left; returns whether it is as wanted."""
+    """Removes the node if wanted, and says what is left; returns False if that failed."""
     is_clean = True
     try:
         if DELETE_WHEN_DONE.value:
@@ -299,9 +308,9 @@ def _needed(name: str, value: str | None) -> str:
     return value
 
 
-def _none(command: str, arguments: Sequence[str]) -> None:
-    if arguments:
-        raise UsageError(f"{command} takes no arguments but flags, got {arguments[0]!r}")
+def _none(command: str, words: Sequence[str]) -> None:
+    if words:
+        raise UsageError(f"{command} takes no arguments but flags, got {words[0]!r}")
 
 
 def _worker(default: str) -> str:
@@ -317,48 +326,24 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    for number in _SIGNALS:
+def main(words: list[str]) -> int:
+    if not words or words[0] not in COMMANDS:
+        got = f"got {words[0]!r}" if words else "got none"
+        raise UsageError(f"the first argument must be one of {', '.join(COMMANDS)}, {got}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    command, rest = arguments[1], arguments[2:]
     try:
-        return COMMANDS[command](rest)
-    except UsageError as error:
-        return _refuse(str(error))
+        return COMMANDS[words[0]](words[1:])
     except (Ended, CallFailed) as error:
         say(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 128 + signal.SIGINT
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _refuse(sentence: str) -> int:
-    say(f"error: {sentence}")
-    return 2
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Returns the program's name, the command, and what is no flag of ours."""
-    ours, rest = argv, []
-    if "--" in argv:
-        place = argv.index("--")
-        ours, rest = argv[:place], argv[place + 1 :]
-    flags.FLAGS.set_gnu_getopt(True)
-    try:
-        words = flags.FLAGS(ours)
-    except flags.Error as error:
-        unknown = isinstance(error, flags.UnrecognizedFlagError)
-        sys.exit(_refuse(f"{error}{'; the program has its own flags after --' if unknown else ''}"))
-    if len(words) < 2 or words[1] not in COMMANDS:
-        got = f"got {words[1]!r}" if len(words) > 1 else "got none"
-        sys.exit(_refuse(f"the first argument must be one of {', '.join(COMMANDS)}, {got}"))
-    return [*words, *rest]
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    # Flags may also come after the command.
+    flags.FLAGS.set_gnu_getopt(True)
+    run_launcher(main)

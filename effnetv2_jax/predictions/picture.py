@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from effnetv2_jax.data.sources.named_images import printable, small_copy
 from effnetv2_jax.predictions.prediction import Prediction
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.observing.report import (
+from effnetv2_jax.training.observing.style import (
     BLUE,
     GLYPH_WIDTH,
     GREY,

@@ -1,1 +1,1 @@
-"""The training program on Google Kubernetes Engine (docs/gke.md)."""
+"""Runs the training program on Google Kubernetes Engine, see docs/gke.md."""

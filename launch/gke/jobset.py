@@ -1,9 +1,9 @@
-"""The training program as a JobSet on GKE: prints its manifest, for kubectl.
+"""Prints the manifest of a JobSet on Google Kubernetes Engine, for kubectl.
 
   python -m launch.gke.jobset --name=v2-s --image=IMAGE --tpu=v5e --topology=4x8 --claim=CLAIM -- \\
     --config=… --workdir=/mnt/shared/v2-s | kubectl apply -f -
 
-Everything after ``--`` goes to the program. Several slices (``--slices``) are one run.
+All arguments after ``--`` go to the program. Several slices (``--slices``) are one run.
 """
 
 import json
@@ -13,25 +13,33 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from launch.arguments import parse_flags
+from effnetv2_jax.runtime.errors import UsageError
+from launch import run_launcher
 from launch.gke.machines import MACHINES, MAX_NAME, machine_of
 
-NAME = flags.DEFINE_string("name", None, "Of the job.", required=True)
-IMAGE = flags.DEFINE_string("image", None, "Made with launch/gke/Dockerfile.", required=True)
+NAME = flags.DEFINE_string("name", None, "Name of the job.", required=True)
+IMAGE = flags.DEFINE_string(
+    "image", None, "Container image, made with launch/gke/Dockerfile.", required=True
+)
 TPU = flags.DEFINE_enum("tpu", None, list(MACHINES), "Kind of TPU.", required=True)
-TOPOLOGY = flags.DEFINE_string("topology", None, "Of a slice, as in 4x8 or 2x2x4.", required=True)
-SLICES = flags.DEFINE_integer("slices", 1, "That run as one.", lower_bound=1)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Topology of a slice, as in 4x8 or 2x2x4.", required=True
+)
+SLICES = flags.DEFINE_integer("slices", 1, "Number of slices that are one run.", lower_bound=1)
 CLAIM = flags.DEFINE_string(
-    "claim", None, "A ReadWriteMany PersistentVolumeClaim, to be /mnt/shared.", required=True
+    "claim",
+    None,
+    "PersistentVolumeClaim with access mode ReadWriteMany, mounted at /mnt/shared.",
+    required=True,
 )
 PROGRAM = flags.DEFINE_string("program", "effnetv2_jax.train", "Module to run.")
 MAX_RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 20, "After preemptions and failures, before giving up.", lower_bound=0
+    "max_restarts", 20, "Largest number of restarts after preemptions and failures.", lower_bound=0
 )
 GRACE_SECONDS = flags.DEFINE_integer(
-    "grace_seconds", 300, "That a run has to save before it is killed.", lower_bound=30
+    "grace_seconds", 300, "Seconds that a run gets to save before it is killed.", lower_bound=30
 )
 
 # A Kubernetes name (RFC 1123).
@@ -55,7 +63,7 @@ def _is_there(values: Mapping[str, Any]) -> bool:
     if None not in values.values():
         try:
             machine_of(values["tpu"], values["topology"], values["slices"])
-        except ValueError as error:
+        except UsageError as error:
             raise flags.ValidationError(str(error)) from error
     return True
 
@@ -72,27 +80,27 @@ def manifest(
     max_restarts: int,
     grace_seconds: int,
 ) -> str:
-    """The YAML of a JobSet, one pod a host.
+    """Returns the YAML of a JobSet with one pod per host.
 
     Args:
-        command: of every pod.
-        name: of the job.
-        image: of the containers.
-        tpu: a name in ``MACHINES``.
-        topology: of a slice.
-        slices: that run as one.
-        claim: a PersistentVolumeClaim, for /mnt/shared.
-        max_restarts: before it is given up.
-        grace_seconds: between SIGTERM and SIGKILL.
+        command: The command of every pod.
+        name: The name of the job.
+        image: The image of the containers.
+        tpu: A name in ``MACHINES``.
+        topology: The topology of a slice.
+        slices: The number of slices that are one run.
+        claim: The PersistentVolumeClaim to mount at /mnt/shared.
+        max_restarts: The number of restarts after which the job has failed.
+        grace_seconds: The time between SIGTERM and SIGKILL.
 
     Raises:
-        ValueError: as ``machine_of``.
+        UsageError: If there are no such slices, as ``machine_of`` says.
     """
     machine = machine_of(tpu, topology, slices)
     values = {
         "name": name,
         "image": image,
-        # Kubernetes puts variables in for $(NAME), and takes $$ for $.
+        # Kubernetes replaces $(NAME) by a variable, and $$ by $.
         "command": [word.replace("$", "$$") for word in command],
         "accelerator": machine.accelerator,
         "topology": topology,
@@ -103,7 +111,7 @@ def manifest(
         "max_restarts": max_restarts,
         "grace_seconds": grace_seconds,
     }
-    # JSON is YAML, whatever a string has in it.
+    # JSON is YAML, whatever characters a string holds.
     quoted = {key: json.dumps(value) for key, value in values.items()}
     return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(quoted)
 
@@ -111,7 +119,7 @@ def manifest(
 def main(arguments: list[str]) -> None:
     print(
         manifest(
-            ["python", "-m", PROGRAM.value, *arguments[1:]],
+            ["python", "-m", PROGRAM.value, *arguments],
             name=NAME.value,
             image=IMAGE.value,
             tpu=TPU.value,
@@ -126,4 +134,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run_launcher(main)

@@ -1,14 +1,16 @@
-"""What GKE calls TPUs: labels of its nodes, machine types, and the slices that there are of each.
+"""GKE's TPUs: the labels of their nodes, their machine types, and the slices that exist of each.
 
-Source: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus. GKE has no TPU v2. Of a
-slice that it has on machines of 4 and of 8 chips, those of 4 are here.
+Source: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus. GKE has no TPU v2. If a
+slice exists on machines of 4 and of 8 chips, only the one with 4 is listed here.
 """
 
 import dataclasses
 import math
 
+from effnetv2_jax.runtime.errors import UsageError
+
 MAX_NAME = 40
-"""Characters of a job's, so that names of its pods, NAME-slice-0-0-xxxxx, are names too."""
+"""The longest name of a job with which the names of its pods, NAME-slice-0-0-xxxxx, are valid."""
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SOLID = (
@@ -22,11 +24,12 @@ class Machine:
     """A kind of host.
 
     Attributes:
-        accelerator: the label cloud.google.com/gke-tpu-accelerator of its nodes.
-        machine_type: as node pools are made of.
-        chips: of a host.
-        topologies: of slices of such hosts: their label cloud.google.com/gke-tpu-topology.
-        multislice: whether several slices can be one job.
+        accelerator: The label cloud.google.com/gke-tpu-accelerator of its nodes.
+        machine_type: The machine type of its node pools.
+        chips: The number of chips of a host.
+        topologies: The topologies of slices of such hosts, which are the values of the label
+            cloud.google.com/gke-tpu-topology.
+        multislice: True if several slices can be one job.
     """
 
     accelerator: str
@@ -36,7 +39,7 @@ class Machine:
     multislice: bool = True
 
     def hosts(self, topology: str) -> int:
-        """Of a slice."""
+        """Returns the number of hosts of a slice."""
         return math.prod(int(side) for side in topology.split("x")) // self.chips
 
 
@@ -62,27 +65,27 @@ MACHINES = {
         Machine("tpu-v6e-slice", "ct6e-standard-4t", 4, _FLAT),
     ),
 }
-"""By the name of the TPU."""
+"""The machines by the name of the TPU."""
 
 
 def machine_of(tpu: str, topology: str, slices: int = 1) -> Machine:
-    """The hosts of so many slices.
+    """Returns the kind of host on which a slice runs.
 
     Args:
-        tpu: a name in ``MACHINES``.
-        topology: of a slice, in chips.
-        slices: that are to be one job.
+        tpu: A name in ``MACHINES``.
+        topology: The topology of a slice, in chips.
+        slices: The number of slices that are one job.
 
     Raises:
-        ValueError: one sentence, for a topology that there is not, and for several slices of what
-            GKE does not join: TPU v3, and slices of one host.
+        UsageError: If there is no such topology, or GKE cannot join such slices: it does not join
+            slices of TPU v3, nor slices of one host.
     """
     allowed = {name: machine for machine in MACHINES[tpu] for name in machine.topologies}
     if topology not in allowed:
-        raise ValueError(f"there is no {tpu} {topology!r}: allowed are {', '.join(allowed)}")
+        raise UsageError(f"there is no {tpu} {topology!r}: allowed are {', '.join(allowed)}")
     machine = allowed[topology]
     if slices > 1 and (not machine.multislice or machine.hosts(topology) == 1):
-        raise ValueError(
+        raise UsageError(
             f"{slices} slices of {tpu} {topology} cannot be one job: they need several hosts each, "
             "and another TPU than v3"
         )

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Says in one line how the job of this worker stands: name, host, outcome, how far the run is.
+# Prints one line on the job of this worker: its name, host, outcome, and how far the run is.
 set -uo pipefail
 readonly JOB="$HOME/effnetv2_jax_job"
 
-# Without a lock there has been no job, without an outcome it died with its machine.
+# Without a lock there was no job. Without an outcome, it died together with its machine.
 outcome=missing
 if [ -e "$JOB/lock" ] && ! flock --shared --nonblock "$JOB/lock" true; then
   outcome=running

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Asks the job of this worker to save and stop, and waits until it has.
 #
-# STOP_SECONDS  at most
+# STOP_SECONDS  The longest time to wait.
 set -uo pipefail
 readonly JOB="$HOME/effnetv2_jax_job"
 

@@ -1,1 +1,1 @@
-"""Faults done to the real program, after which it must go on as if nothing had been."""
+"""Faults in the real program, after which it must go on as if nothing had happened."""

@@ -1,4 +1,4 @@
-"""Ends the real program in many ways and counts what was lost: ``make faults``.
+"""Ends the real program in many ways and counts the losses: ``make faults``.
 
 python -m tests.faults --kills=50 --seed=0 --jobs=2
 """
@@ -26,13 +26,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="programs side by side")
-    parser.add_argument("--only", help="faults with this in their name; none of the kills")
+    parser.add_argument("--jobs", type=int, default=2, help="number of programs at the same time")
+    parser.add_argument("--only", help="only try faults with this text in their name, and no kills")
     arguments = parser.parse_args()
     started = time.monotonic()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faults-"))
     program = harness.Program(folder)
-    print(f"in {folder}: a run that nothing happens to", flush=True)
+    print(f"in {folder}: an undisturbed run", flush=True)
     reference = folder / "reference"
     life = program.run(reference, "--config.checkpoint.keep_newest=100")
     if life.exit_code:
@@ -64,7 +64,7 @@ def main() -> int:
     seconds = time.monotonic() - started
     print(f"{kills} kills and {len(others)} other faults, {lost} lost, in {seconds / 60:.1f} min")
     if lost:
-        print(f"what is left of it: {folder}")
+        print(f"its files are in {folder}")
         return 1
     scenarios.clean(folder)
     return 0
@@ -81,13 +81,13 @@ def _outcome(name: str, scenario: Callable[[], None]) -> Outcome:
 
 
 def _told(error: Exception) -> str:
-    """Where it was raised, and what it says."""
+    """Returns the line that raised an error, and its message."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {frame.line!r}: {str(error)[-2000:]}"
 
 
 def _all(work: list[tuple], jobs: int, total: int) -> list[Outcome]:
-    """Does the work side by side, and shows how far it is."""
+    """Does the work in several threads, and shows the progress."""
     done: queue.Queue[Outcome | Future] = queue.Queue()
 
     def one(function, *arguments) -> None:

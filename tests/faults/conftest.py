@@ -1,4 +1,4 @@
-"""The run that nothing happens to, which all tests here share."""
+"""The undisturbed run, with which all tests here compare."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(program):
-    """The workdir of an uninterrupted run, with all its checkpoints."""
+    """Returns the workdir of an uninterrupted run, with all its checkpoints."""
     workdir = program.folder / "reference"
     life = program.run(workdir, "--config.checkpoint.keep_newest=100")
     assert life.exit_code == 0, life.stderr

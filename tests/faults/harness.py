@@ -1,4 +1,4 @@
-"""Starts the real program, ends it at chosen moments, and looks at what it leaves behind."""
+"""Starts the real program, ends it at chosen moments, and checks the files that it leaves."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,8 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints, find_damage
 from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# A network that compiles in seconds, four stages of a few steps, with everything random in them. An
-# odd number of steps between checkpoints, so that every other one is within a line of the log.
+# A network that compiles in seconds, and four short stages that use everything random. The number
+# of steps between checkpoints is odd, so that every second one is between two lines of the log.
 RECIPE = (
     "--config=configs/digits.py",
     "--config.model.name=efficientnetv2-tiny",
@@ -40,23 +40,23 @@ RECIPE = (
 STEPS = 4 * 1437 // 96
 BORDERS = tuple(STEPS * i // 4 for i in range(1, 5))
 STOP_SECONDS = 20.0
-"""Between SIGTERM and the end of the program, at most."""
+"""The longest time between SIGTERM and the end of the program."""
 
 _POLL_SECONDS = 0.002
 _PATIENCE = 300.0
-# Orbax's handlers share what is not made for several threads.
+# Orbax's handlers are not thread-safe.
 _READING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The program and where it runs.
+    """The program with its recipe.
 
     Attributes:
-        folder: where its data set lies, which all runs share.
-        devices: simulated ones, of each process.
-        processes: more than one are a pod.
-        flags: its recipe.
+        folder: The folder of the data set, which all runs share.
+        devices: The number of simulated devices of each process.
+        processes: The number of processes; more than one are a pod.
+        flags: The flags of the recipe.
     """
 
     folder: pathlib.Path
@@ -79,7 +79,7 @@ class Program:
         cache = ROOT / ".cache" / "faults"
         return os.environ | {
             "TFDS_DATA_DIR": str(self.folder / "tfds"),
-            # What one life has compiled, the next ones find.
+            # Later lives find the programs that one has compiled.
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
@@ -88,7 +88,7 @@ class Program:
 
     @contextlib.contextmanager
     def started(self, workdir: pathlib.Path, *flags: str) -> Iterator["Life"]:
-        """The program in the background; nothing of it is left behind."""
+        """Runs the program in the background, and kills it when the block ends."""
         life = Life(self.command(workdir, *flags), self.environment(), workdir, self.folder)
         try:
             yield life
@@ -96,7 +96,7 @@ class Program:
             life.kill()
 
     def run(self, workdir: pathlib.Path, *flags: str) -> "Life":
-        """The program from its start to its end."""
+        """Runs the program from its start to its end."""
         with self.started(workdir, *flags) as life:
             life.process.wait(_PATIENCE)
         return life
@@ -106,10 +106,10 @@ class Life:
     """A process of the program, from its start to its end.
 
     Args:
-        command: that starts it.
-        environment: of it.
-        workdir: that it writes to.
-        folder: for what it prints.
+        command: The command that starts it.
+        environment: Its environment variables.
+        workdir: The workdir to which it writes.
+        folder: The folder for its output.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class Life:
         self.workdir = workdir
         place = tempfile.mkdtemp(prefix=f"{workdir.parent.name}-{workdir.name}-", dir=folder)
         self._outputs = [pathlib.Path(place) / name for name in ("stdout", "stderr")]
-        # Of the clock that files and metrics have.
+        # By the clock of files and metrics.
         self.started = time.time()
         with contextlib.ExitStack() as stack:
-            # Files: a pipe that nobody reads would stop it.
+            # Files, because a pipe that nobody reads would stop it.
             out, err = (stack.enter_context(path.open("wb")) for path in self._outputs)
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=out, stderr=err
@@ -141,11 +141,11 @@ class Life:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, −signal where one killed it."""
+        """The exit code, −N if signal N killed it, None while it runs."""
         return self.process.poll()
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Waits until something is so; False where the program ended before."""
+        """Waits until a condition is true; returns False if the program ended before."""
         deadline = time.monotonic() + _PATIENCE
         while not condition():
             if self.exit_code is not None:
@@ -155,21 +155,21 @@ class Life:
         return True
 
     def step(self) -> int:
-        """The last one that this process has logged, 0 where none."""
+        """Returns the last step that this process has logged, or 0."""
         return max(
             (row["step"] for row in _rows(self.workdir) if row["time"] >= self.started), default=0
         )
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Tells whether a checkpoint is being written."""
         temporary = (self.workdir / "checkpoints").glob("*tmp*")
         with contextlib.suppress(FileNotFoundError):
-            # One that an earlier process left behind is older.
+            # A folder that an earlier process left behind is older.
             return any(path.stat().st_mtime >= self.started for path in temporary)
         return False
 
     def status(self) -> dict[str, object]:
-        """``status.json``, if this process wrote it."""
+        """Returns ``status.json``, or an empty dict if this process has not written it."""
         with contextlib.suppress(FileNotFoundError):
             status = json.loads((self.workdir / "status.json").read_text())
             return status if status["time"] >= self.started else {}
@@ -182,13 +182,13 @@ class Life:
             self.process.send_signal(number)
 
     def stand_still(self) -> None:
-        """Stops it until SIGCONT; nothing in its workdir changes after that."""
+        """Stops it until SIGCONT; nothing in its workdir changes meanwhile."""
         self.send(signal.SIGSTOP)
-        # Of all its threads.
+        # Waits until all its threads have stopped.
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def kill(self) -> None:
-        """Ends it with all that it started: a pod's processes would outlive it."""
+        """Kills it and all processes that it started: a pod's processes would outlive it."""
         for pid in _children(self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -212,7 +212,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _rows(workdir: pathlib.Path) -> list[dict]:
-    """The whole lines of ``metrics.jsonl``."""
+    """Returns the complete rows of ``metrics.jsonl``."""
     with contextlib.suppress(FileNotFoundError):
         lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -220,27 +220,27 @@ def _rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
-    """What two runs that are the same have in common: all but times."""
+    """Returns the rows of ``metrics.jsonl`` without times, which are equal for equal runs."""
     timed = ("time", "train/images_per_second")
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{name: x for name, x in row.items() if name not in timed} for row in rows]
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    """Of the checkpoints on the disk, in order."""
+    """Returns the steps of the checkpoints on the disk, in order."""
     folders = (workdir / "checkpoints").glob("*")
     return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
 
 def arrays(workdir: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
-    """The step and the arrays of the newest checkpoint, by path."""
+    """Returns the step of the newest checkpoint, and its arrays by path."""
     with _READING:
         checkpoints = Checkpoints(workdir, read_only=True)
         step = checkpoints.latest_step()
         checkpoints.close()
         if step is None:
             return None, {}
-        # As NumPy's: whatever number of devices wrote them.
+        # As NumPy arrays, whatever number of devices wrote them.
         folder = epath.Path(workdir / "checkpoints" / str(step) / "state")
         handler = ocp.PyTreeCheckpointHandler()
         as_numpy = jax.tree.map(
@@ -252,12 +252,12 @@ def arrays(workdir: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
 
 
 def differences(workdir: pathlib.Path, reference: pathlib.Path, rtol: float = 0.0) -> list[str]:
-    """In what a finished run is not the run that nothing happened to; empty where it is.
+    """Returns how a finished run differs from the undisturbed run; empty if it does not.
 
     Args:
-        workdir: of the run.
-        reference: of the other.
-        rtol: 0 compares bits.
+        workdir: The workdir of the run.
+        reference: The workdir of the undisturbed run.
+        rtol: The relative tolerance; 0 compares bits.
     """
     found = []
     step, values = arrays(workdir)
@@ -294,12 +294,12 @@ def _same_row(a: dict, b: dict, rtol: float) -> bool:
 
 
 def copy_until(reference: pathlib.Path, workdir: pathlib.Path, step: int) -> None:
-    """Makes a workdir as that of the reference was when it had just saved a step.
+    """Makes a workdir as the reference was just after it saved a step.
 
     Args:
-        reference: of a run that kept all checkpoints.
-        workdir: to make; it may be there, empty.
-        step: that was saved.
+        reference: The workdir of a run that kept all checkpoints.
+        workdir: The workdir to make; it may exist if it is empty.
+        step: The step that was saved.
     """
     shutil.copytree(reference, workdir, dirs_exist_ok=True)
     for later in steps(workdir):
@@ -317,10 +317,11 @@ class Kind:
     """A way to end a program.
 
     Attributes:
-        name: for people.
-        moment: when: at a ``step``, while it is ``saving``, ``evaluating`` or ``starting``.
-        seconds: after which, at most, it ends; drawn.
-        signals: that it gets, one after the other.
+        name: A name for people.
+        moment: When it ends: at a ``step``, or while it is ``saving``, ``evaluating`` or
+            ``starting``.
+        seconds: The longest delay after that moment.
+        signals: The signals that it gets, one after the other.
     """
 
     name: str
@@ -346,9 +347,9 @@ class Kill:
     """A moment to end a program.
 
     Attributes:
-        kind: of it.
-        step: after which it comes; start-ups do not wait for it.
-        seconds: after the moment.
+        kind: The way to end it.
+        step: The step after which it comes; kills during start-up do not wait for it.
+        seconds: The delay after the moment.
     """
 
     kind: Kind
@@ -357,12 +358,12 @@ class Kill:
 
 
 def draw(kills: int, seed: int, in_a_row: int = 5) -> list[list[Kill]]:
-    """Kills of all kinds, in rows of some for one run after the other.
+    """Returns random kills of all kinds, in one list for each run.
 
     Args:
-        kills: number of them.
-        seed: of all that is random.
-        in_a_row: kills of one run, at most.
+        kills: The number of kills.
+        seed: The seed of the random choices.
+        in_a_row: The largest number of kills of one run.
     """
     rng = random.Random(seed)
     kinds: list[Kind] = []
@@ -380,13 +381,13 @@ def draw(kills: int, seed: int, in_a_row: int = 5) -> list[list[Kill]]:
 
 @dataclasses.dataclass
 class Outcome:
-    """What came of a fault.
+    """The outcome of a fault.
 
     Attributes:
-        name: of its kind.
-        wrong: all that should not be.
-        stop_seconds: between SIGTERM and the end, where there was a SIGTERM.
-        made_again: steps that were made and not saved.
+        name: The name of its kind.
+        wrong: Everything that is not as it should be.
+        stop_seconds: The time between SIGTERM and the end, if there was a SIGTERM.
+        made_again: The number of steps that were made and not saved.
     """
 
     name: str
@@ -396,7 +397,7 @@ class Outcome:
 
 
 def inflict(program: Program, workdir: pathlib.Path, kill: Kill) -> Outcome | None:
-    """Starts the program, or resumes it, and ends it; None where it ended before."""
+    """Starts or resumes the program, and ends it; returns None if it ended before."""
     outcome = Outcome(kill.kind.name)
     with program.started(workdir) as life:
         moments = {
@@ -414,7 +415,7 @@ def inflict(program: Program, workdir: pathlib.Path, kill: Kill) -> Outcome | No
             return outcome if outcome.wrong else None
         for i, number in enumerate(kill.kind.signals):
             if i:
-                # Of two that come at once, the system would deliver one.
+                # If two signals come at once, the system delivers only one.
                 life.wait_for(lambda: "another one ends the run at once" in life.stderr)
             life.send(number)
         seconds = life.seconds_to_end()
@@ -426,18 +427,18 @@ def inflict(program: Program, workdir: pathlib.Path, kill: Kill) -> Outcome | No
 
 
 def _ended_well(life: Life) -> list[str]:
-    """What is wrong with the end of a program that nobody ended."""
+    """Returns what is wrong with the end of a program that nobody ended."""
     return [] if life.exit_code == 0 else [f"exit code {life.exit_code}: {life.stderr[-500:]}"]
 
 
 def _wrong_end(life: Life, kind: Kind, seconds: float) -> list[str]:
-    """What is wrong with the end that a signal made."""
+    """Returns what is wrong with an end by a signal."""
     if kind.signals == (signal.SIGKILL,):
         expected = (-signal.SIGKILL,)
     elif len(kind.signals) == 2:
         expected = (-signal.SIGTERM, 128 + signal.SIGTERM)
     elif kind.moment == "starting":
-        # Python takes a while until it listens.
+        # Python does not listen to signals from the start.
         expected = (0, -signal.SIGTERM)
     else:
         expected = (0,)
@@ -453,7 +454,7 @@ def _wrong_end(life: Life, kind: Kind, seconds: float) -> list[str]:
 
 
 def _wrong_stop(life: Life) -> list[str]:
-    """What is wrong with an orderly end after SIGTERM."""
+    """Returns what is wrong with an orderly end after SIGTERM."""
     stopped = re.search(
         r"after step (\d+), which is saved: resume with the same command", life.stdout
     )
@@ -472,13 +473,13 @@ def kill_in_a_row(
     """Ends one run after the other until all kills are done, finishes each, and compares.
 
     Args:
-        program: to end.
-        folder: for workdirs.
-        kills: in this order.
-        reference: workdir of the run that nothing happened to.
+        program: The program to end.
+        folder: The folder for workdirs.
+        kills: The kills, in this order.
+        reference: The workdir of the undisturbed run.
 
     Yields:
-        An outcome for each of the kills.
+        The outcome of each kill.
     """
     coming = list(kills)
     number = 0

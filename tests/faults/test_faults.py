@@ -1,15 +1,28 @@
-"""Faults done to the real program, a few of each kind; ``make faults`` does many."""
+"""Tests a few faults on the real program; ``make faults`` tries many."""
 
 import pytest
 
 from tests.faults import harness, scenarios
 
-# Seconds each; the others are for make test-slow.
-QUICK = ("Newest checkpoint: truncated", "Disk full for a while", "Numbers go wrong")
+# The other faults are tested by make test-slow. Smaller tests promise the same: training/survival
+# and training/observing test what a full disk costs, and others what a workdir refuses.
+QUICK = ("Newest checkpoint: truncated", "Numbers go wrong")
+_KINDS = {kind.name: kind for kind in harness.KINDS}
+THREE = (
+    harness.Kill(_KINDS["SIGKILL while a checkpoint is written"], 9, 0.02),
+    harness.Kill(_KINDS["SIGKILL during an evaluation"], 14, 0.05),
+    harness.Kill(_KINDS["SIGTERM at a random step"], 40, 0.1),
+)
 
 
-def test_a_run_that_is_killed_five_times_is_the_run_that_was_not(program, reference, tmp_path):
-    (kills,) = harness.draw(5, seed=6)
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(THREE, id="three"),
+        pytest.param(*harness.draw(5, seed=6), id="five", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_is_the_run_that_was_not(program, reference, tmp_path, kills):
     outcomes = list(harness.kill_in_a_row(program, tmp_path, kills, reference))
     assert [outcome.name for outcome in outcomes] == [kill.kind.name for kill in kills]
     assert [outcome.wrong for outcome in outcomes] == [[]] * len(kills)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from effnetv2_jax.runtime.errors import UsageError
 from launch import accelerators
-from launch.errors import UsageError
 
 # (chips, cores, hosts): https://cloud.google.com/tpu/docs/v2, …/v3, …/v4, …/v5e, …/v5p, …/v6e.
 KNOWN = {

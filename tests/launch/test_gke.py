@@ -154,7 +154,7 @@ def test_only_absl_is_needed():
     """It runs before anything is installed."""
     code = (
         "import sys, launch.gke.jobset; "
-        "print(sorted({'jax', 'numpy', 'yaml', 'effnetv2_jax'} & set(sys.modules)))"
+        "print(sorted({'jax', 'numpy', 'yaml', 'flax', 'tensorflow'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "[]\n"

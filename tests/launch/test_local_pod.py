@@ -18,10 +18,9 @@ from launch import local_pod
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The program as its command starts it, with less patience.
 START = """
-from absl import app
-from launch import local_pod
+from launch import local_pod, run_launcher
 local_pod.GRACE_SECONDS = {grace}
-app.run(local_pod.main, flags_parser=local_pod.parse_flags)
+run_launcher(local_pod.main)
 """
 # What programs here begin with.
 PROLOGUE = """

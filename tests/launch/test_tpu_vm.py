@@ -12,9 +12,9 @@ import tarfile
 
 import pytest
 
-from launch import bundle
-from launch.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError
 from launch.job import read_environment
+from launch.workers import make_bundle
 from tests.launch.stand_in.launcher import ROOT, interrupt, wait_until
 
 PLACE = "--zone=europe-west4-a --quiet"
@@ -60,19 +60,15 @@ def test_a_dry_run_of_up_prints_what_up_does_and_does_nothing(launcher):
     assert [tuple(command[1:]) for command in commands] == list(asked)
 
 
-def test_what_is_printed_reaches_the_program_word_by_word(launcher):
+def test_arguments_arrive_word_by_word_and_the_environment_without_being_printed(launcher):
     words = ["--text=it's", "--size=(16, 20)", "--empty=", "--dollar=$HOME `x`", "--two=a  b\t;*"]
-    arguments, keywords = launcher.up("--delete_when_done", job=words)
-    assert launcher.run(*arguments, **keywords)[0] == 0
-    log = next((launcher.folder / "logs").glob("*-w-0.log")).read_text()
-    assert log.startswith(f"from step 0 {' '.join(words)} --workdir=../gcs/bucket/run\n")
-
-
-def test_the_environment_arrives_and_is_not_printed(launcher):
     launcher.environment |= {"SECRET": "a'b$c"}
-    arguments, keywords = launcher.up("--env=SECRET,EMPTY=,FLAGS=--a=1 --b", "--delete_when_done")
+    flags = ("--env=SECRET,EMPTY=,FLAGS=--a=1 --b", "--delete_when_done")
+    arguments, keywords = launcher.up(*flags, job=words)
     code, out, err = launcher.run(*arguments, **keywords)
     assert code == 0
+    log = next((launcher.folder / "logs").glob("*-w-0.log")).read_text()
+    assert log.startswith(f"from step 0 {' '.join(words)} --workdir=../gcs/bucket/run\n")
     environment = json.loads((launcher.folder / "environment.1").read_text())
     assert (environment["SECRET"], environment["EMPTY"]) == ("a'b$c", "")
     assert environment["FLAGS"] == "--a=1 --b"
@@ -99,7 +95,10 @@ REFUSED = [
     ("create --type=v3-8 --create_flag=-x", "must be flags of gcloud, --NAME=VALUE, got '-x'"),
     ("create --type=v3-8 --track=gamma", "track must be alpha or left out, got 'gamma'"),
     ("create --type=v3-8 --project=P", "project must be a project's id"),
-    ("create --type=v3-8 --runtime_version=$(x)", "runtime_version must be as in tpu-ubuntu"),
+    (
+        "create --type=v3-8 --runtime_version=$(x)",
+        "runtime_version must be an image, as in tpu-ubuntu",
+    ),
     ("create --type=v3-8 extra", "create takes no arguments but flags, got 'extra'"),
     ("up --type=v3-8", "--workdir is needed"),
     ("up --type=v3-8 --workdir=gs://bucket", "workdir must be gs://BUCKET/PATH"),
@@ -118,9 +117,9 @@ REFUSED = [
     ("up --type=v3-8 --workdir=/x --requirements=/nowhere", "requirements '/nowhere' is not a"),
     ("up --type=v3-8 --workdir=/x --max_restarts=0", "max_restarts"),
     ("up --type=v3-8 --workdir=/x -- --workdir=/y", "gets its workdir from --workdir before"),
-    ("up --type=v3-8 --workdir=/x --config=y", "the program has its own flags after --"),
+    ("up --type=v3-8 --workdir=/x --config=y", "the program's own flags come after --"),
     ("start", "the first argument must be one of create, setup, run"),
-    ("ssh --worker=all", "a shell is on one worker"),
+    ("ssh --worker=all", "a shell needs one worker"),
     ("logs --worker=x", "worker must be a number from 0, or all, got 'x'"),
     ("copy a b", "paths on workers, the destination or all sources, begin with a colon"),
     ("copy a :b :c", "paths on workers"),
@@ -132,13 +131,18 @@ REFUSED = [
 # programs may have defined flags of the same names.
 ALL_IN_ONE = """
 import contextlib, io, json, shlex, sys
+from absl import flags
 from absl.testing import flagsaver
-from launch import tpu_vm
+from effnetv2_jax.runtime import cli
+from launch import run_launcher, tpu_vm
+cli.leave = sys.exit
 for line in sys.stdin:
     err = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(err):
+        sys.argv = ["tpu_vm", *shlex.split(line)]
         try:
-            code = tpu_vm.main(tpu_vm.parse_flags(["tpu_vm", *shlex.split(line)]))
+            flags.FLAGS.set_gnu_getopt(True)
+            run_launcher(tpu_vm.main)
         except SystemExit as exit:
             code = exit.code
     print(json.dumps([code, err.getvalue()]))
@@ -239,7 +243,7 @@ def test_the_bundle_has_what_git_tracks_or_could(tmp_path):
     requirements = tmp_path / "pins.txt"
     requirements.write_text("a==1\n")
     target = tmp_path / "bundle"
-    bundle.make(target, requirements=requirements, tree=tree)
+    make_bundle(target, requirements=requirements, tree=tree)
     with tarfile.open(target / "code.tar.gz") as tar:
         members = {member.name: member for member in tar}
         changed = tar.extractfile("changed.py").read()
@@ -252,15 +256,16 @@ def test_the_bundle_has_what_git_tracks_or_could(tmp_path):
         *("report.sh", "stop.sh"),
     }
     (tree / "out.py").symlink_to("/etc/hostname")
-    with pytest.raises(UsageError, match=r"'out\.py' links to what is outside"):
-        bundle.make(target, requirements=requirements, tree=tree)
-    with pytest.raises(UsageError, match="is no clone of a git repository"):
-        bundle.make(target, requirements=requirements, tree=tmp_path)
+    with pytest.raises(UsageError, match=r"'out\.py' is a link to a file outside"):
+        make_bundle(target, requirements=requirements, tree=tree)
+    with pytest.raises(UsageError, match="is not a git repository"):
+        make_bundle(target, requirements=requirements, tree=tmp_path)
 
 
 def test_it_needs_absl_and_nothing_else():
     code = (
-        "import sys, launch.tpu_vm; own = {'launch', 'absl', '__main__', '__mp_main__'}; "
+        "import sys, launch.tpu_vm; "
+        "own = {'launch', 'effnetv2_jax', 'absl', '__main__', '__mp_main__'}; "
         "names = {name.partition('.')[0] for name in sys.modules}; "
         "sys.exit(', '.join(sorted(names - own - sys.stdlib_module_names - before)) or 0)"
     )
@@ -271,7 +276,8 @@ def test_it_needs_absl_and_nothing_else():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+# test_keep_alive.py interrupts with SIGINT.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_it_says_what_is_left_and_that_goes_away(launcher, number):
     arguments, keywords = launcher.up(job=["--steps=100000"])
     process = launcher.start(*arguments, **keywords)

@@ -1,7 +1,7 @@
-"""Where a run's numbers go: TensorBoard, the log, and JSON lines for reports and scripts.
+"""Writes a run's metrics: to TensorBoard, to the log, and as JSON lines for reports and scripts.
 
-A disk that is full costs TensorBoard's numbers, not the run: it is said once, and what could not be
-written to ``metrics.jsonl`` is written when there is space again.
+A full disk costs TensorBoard's numbers, not the run. The failure is logged once, and rows that
+could not be written to ``metrics.jsonl`` are written when there is space again.
 """
 
 import contextlib
@@ -10,20 +10,15 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from absl import logging
-from clu import asynclib, parameter_overview
 
 from effnetv2_jax.runtime.files import write_atomically
 
-if TYPE_CHECKING:
-    # Brings TensorBoard along, and Keras: seconds that no first step should wait for.
-    from clu import metric_writers
-
 
 class Writer(Protocol):
-    """What a run needs of clu's ``MetricWriter``."""
+    """The methods of clu's ``MetricWriter`` that a run calls."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
     def flush(self) -> None: ...
@@ -31,10 +26,10 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """A file of one JSON object a line, each written at once.
+    """A file with one JSON object per line, each of which is written at once.
 
     Args:
-        path: of the file, which may exist.
+        path: The file, which may exist.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -43,12 +38,12 @@ class JsonLines:
         self._failing = False
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Writes a row, and those before it that could not be written."""
+        """Writes a row, after all earlier rows that could not be written."""
         self._unwritten.append(json.dumps(row) + "\n")
         self.flush()
 
     def flush(self) -> None:
-        """Tries once more to write what could not be written."""
+        """Tries again to write the rows that could not be written."""
         try:
             while self._unwritten:
                 with self._path.open("ab", buffering=0) as file:
@@ -65,7 +60,7 @@ class JsonLines:
 
 
 def _append(file: int, data: bytes) -> None:
-    """Appends all or nothing."""
+    """Appends all bytes or none."""
     end = os.fstat(file).st_size
     try:
         while data:
@@ -76,7 +71,7 @@ def _append(file: int, data: bytes) -> None:
 
 
 class JsonLinesWriter:
-    """Appends one object a call to ``workdir/metrics.jsonl``: step, time (Unix, s), scalars."""
+    """Appends one object per call to ``workdir/metrics.jsonl``: step, Unix time in s, scalars."""
 
     def __init__(self, workdir: str | pathlib.Path):
         self._lines = JsonLines(pathlib.Path(workdir) / "metrics.jsonl")
@@ -91,47 +86,15 @@ class JsonLinesWriter:
     close = flush
 
 
-class LaterWriter:
-    """One of clu's writers, which a thread makes when there is something to write, and writes to.
-
-    Like clu's own in a thread, it raises in one call what went wrong in a call before.
-
-    Args:
-        make: of the writer.
-    """
-
-    def __init__(self, make: Callable[[], "metric_writers.MetricWriter"]):
-        self._make = make
-        self._writer: metric_writers.MetricWriter | None = None
-        # One thread, so that the order stays.
-        self._pool = asynclib.Pool("writer", max_workers=1)
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._pool(self._write)(step, scalars)
-
-    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._writer = self._writer or self._make()
-        self._writer.write_scalars(step, scalars)
-
-    def flush(self) -> None:
-        self._pool.join()
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        self._pool.close()
-        if self._writer is not None:
-            self._writer.close()
-
-
 class ForgivingWriter:
-    """A writer whose failures are logged, once until it works again, and end nothing.
+    """A writer whose failures are logged, once until it works again, and do not end the run.
 
-    One that has failed is given up, and the next flush makes another: TensorBoard reads no further
-    in a file where half an event was written. What comes in between is lost.
+    After a failure the writer is dropped, and the next ``flush`` makes another one, because
+    TensorBoard stops reading a file at the first event that is cut off. Numbers that come between
+    the two are lost.
 
     Args:
-        make: of the writer, which raises in one call what went wrong in a call before.
+        make: Makes the writer, which may raise in one call what went wrong in an earlier one.
     """
 
     def __init__(self, make: Callable[[], Writer]):
@@ -163,7 +126,7 @@ class ForgivingWriter:
     def _forgiving(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # clu, TensorFlow and the system have no common one.
+        except Exception as error:  # clu, TensorFlow and the system share no narrower class.
             self._writer = None
             if not self._failing:
                 reason = str(error.__cause__ or error).partition("\n")[0]
@@ -171,61 +134,34 @@ class ForgivingWriter:
             self._failing = True
 
 
-class Writers:
-    """Several writers as one.
-
-    Args:
-        *writers: in this order; none for a writer that writes nothing.
-    """
-
-    def __init__(self, *writers: Writer):
-        self._writers = writers
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
-
-    def flush(self) -> None:
-        for writer in self._writers:
-            writer.flush()
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-
-
 def make_writer(workdir: str | pathlib.Path | None) -> Writer:
-    """A writer to TensorBoard and ``metrics.jsonl`` in the workdir, and to the log.
+    """Returns a writer to TensorBoard and ``metrics.jsonl`` in the workdir, and to the log.
 
     Args:
-        workdir: of the run; None for a writer that writes nothing.
+        workdir: The folder of the run; None for a writer that writes nothing.
     """
+    # Brings TensorFlow along, which reports and scripts that read metrics do without.
+    from clu import metric_writers
+
     if workdir is None:
-        return Writers()
-
-    def to_log() -> "metric_writers.MetricWriter":
-        from clu import metric_writers
-
-        return metric_writers.LoggingWriter()
-
-    def to_tensorboard() -> "metric_writers.MetricWriter":
-        from clu import metric_writers
-
-        return metric_writers.SummaryWriter(str(workdir))
-
-    return Writers(
-        LaterWriter(to_log),
-        ForgivingWriter(lambda: LaterWriter(to_tensorboard)),
-        JsonLinesWriter(workdir),
+        return metric_writers.MultiWriter([])
+    return metric_writers.MultiWriter(
+        [
+            metric_writers.LoggingWriter(),
+            ForgivingWriter(
+                lambda: metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+            ),
+            JsonLinesWriter(workdir),
+        ]
     )
 
 
 def rewind(workdir: str | pathlib.Path, step: int) -> None:
-    """Takes back what ``metrics.jsonl`` has of later steps, which are going to be made again.
+    """Removes rows of later steps from ``metrics.jsonl``, because these steps are made again.
 
     Args:
-        workdir: of the run.
-        step: that the run goes on from.
+        workdir: The folder of the run.
+        step: The step from which the run goes on.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
@@ -235,17 +171,24 @@ def rewind(workdir: str | pathlib.Path, step: int) -> None:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # a kill has cut it off
+            continue  # A kill cut it off.
         if row["step"] <= step:
             kept += line.removesuffix(b"\n") + b"\n"
     if content.startswith(kept):
-        # Which a full disk allows.
+        # This works on a full disk, too.
         os.truncate(path, len(kept))
     else:
         write_atomically(path, kept.decode())
 
 
 def write_parameter_overview(path: pathlib.Path, params) -> None:
-    """Writes a table of every parameter's name, shape, dtype and size; params may be abstract."""
+    """Writes a table with the name, shape, dtype and size of every parameter.
+
+    Args:
+        path: The text file to write.
+        params: A pytree of arrays, which may be abstract.
+    """
+    from clu import parameter_overview
+
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     write_atomically(path, table + "\n")

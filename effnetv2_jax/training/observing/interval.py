@@ -2,50 +2,32 @@
 
 import collections
 import functools
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-from clu import metrics
-
-
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """Means over the examples of some steps."""
-
-    loss: metrics.Average
-    accuracy: metrics.Average
-
-    @classmethod
-    def of_sums(cls, sums: Mapping[str, Any]) -> "TrainMetrics":
-        """From what the training step returns."""
-        count = np.float32(sums["count"])
-        return cls.empty().replace(
-            loss=metrics.Average(total=np.float32(sums["loss"]), count=count),
-            accuracy=metrics.Average(total=np.float32(sums["correct"]), count=count),
-        )
 
 
 class Interval:
-    """Some steps of training.
+    """Some steps of training in a row.
 
     Args:
-        rows: of steps that belong to the same line of the log and were made before a resumption,
-            from ``rows``.
+        rows: The ``rows`` of steps that belong to the same line of the log and were made before
+            the run was resumed.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, float]] = ()):
         self.rows: list[Mapping[str, float]] = list(rows)
-        """Sums of every step that has been fetched; what JSON can hold, exactly."""
+        """The sums of every step that has been fetched, as floats that JSON holds exactly."""
         self._under_way: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._steps = 0
         self._started = time.perf_counter()
 
     def add(self, step: int, sums: dict[str, jax.Array]) -> None:
-        """Takes what a step returned, which need not have been computed yet."""
+        """Takes the sums that a step returned, which need not have been computed yet."""
         for x in sums.values():
             x.copy_to_host_async()
         self._under_way.append((step, sums))
@@ -55,10 +37,10 @@ class Interval:
         """Waits for one step after the other.
 
         Args:
-            leave: so many of the last are left under way.
+            leave: The number of the newest steps that are not waited for.
 
         Yields:
-            (step, sums) of those that were not fetched before; ``rows`` ends with it.
+            ``(step, sums)`` of each step that was not fetched before, after adding it to ``rows``.
         """
         while len(self._under_way) > leave:
             step, sums = self._under_way.popleft()
@@ -68,21 +50,29 @@ class Interval:
 
     @property
     def bad_steps(self) -> int:
-        """How many of the fetched steps changed nothing."""
+        """The number of fetched steps that were not finite and changed nothing."""
         return sum(not row["finite"] for row in self.rows)
 
     def means(self) -> dict[str, float]:
-        """``loss`` and ``accuracy`` over the examples of the good ones; empty where all are bad."""
-        good = [TrainMetrics.of_sums(row) for row in self.rows if row["finite"]]
+        """Returns ``loss`` and ``accuracy`` over the examples of all finite steps.
+
+        The dict is empty if no step was finite.
+        """
+        good = [row for row in self.rows if row["finite"]]
         if not good:
             return {}
-        merged = functools.reduce(lambda a, b: a.merge(b), good)
-        return {name: float(value) for name, value in merged.compute().items()}
+
+        def total(name: str) -> np.float32:
+            # In order and in float32: an array's own sum would add in pairs, and round otherwise.
+            return functools.reduce(operator.add, [np.float32(row[name]) for row in good])
+
+        count = total("count")
+        return {"loss": float(total("loss") / count), "accuracy": float(total("correct") / count)}
 
     def pause(self, seconds: float) -> None:
         """Leaves out seconds that were not spent on steps."""
         self._started += seconds
 
     def steps_per_second(self) -> float:
-        """Of those that were made in this process, until now."""
+        """Returns the mean speed of the steps that this process made, until now."""
         return self._steps / (time.perf_counter() - self._started)

@@ -1,4 +1,4 @@
-"""What a run tells about itself: to the log, TensorBoard, a bar, and ``status.json``."""
+"""Tells how a run is doing: in the log, in TensorBoard, in a bar, and in ``status.json``."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from effnetv2_jax.training.survival.stalls import Watch
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-    """All who want to know.
+    """Everything that is told about a run while it goes on.
 
     Attributes:
-        writer: of metrics.
-        progress: a bar, or lines of the log.
-        status: a file that is always up to date.
-        watch: is told that the run moves.
+        writer: The writer of metrics.
+        progress: A bar, or lines of the log.
+        status: The file ``status.json``.
+        watch: The watch that reports stalls.
     """
 
     writer: Writer
@@ -30,18 +30,19 @@ class Monitor:
     watch: Watch
 
     def moves(self, doing: str) -> None:
-        """The run has come further.
+        """Tells the watch that the run is not stalled.
 
         Args:
-            doing: what it does next.
+            doing: The work that begins now, such as ``training step 7``.
         """
         self.watch.beat(doing)
 
     def message(self, text: str) -> None:
-        """For people."""
+        """Shows a sentence to people."""
         self.progress.message(text)
 
     def stage_begins(self, stage: Stage, num_stages: int) -> None:
+        """Tells that a stage is prepared, with its settings."""
         self.moves(f"preparing stage {stage.index + 1}")
         self.status.update(stage=stage.index + 1, image_size=stage.image_size)
         self.message(
@@ -52,10 +53,10 @@ class Monitor:
         )
 
     def first_step(self, stall: tuple[float, float] | None) -> None:
-        """The first step of a stage is under way.
+        """Tells that the first step of a stage is under way.
 
         Args:
-            stall: from ``Starting.first_step``.
+            stall: The value that ``Starting.first_step`` returned.
         """
         if stall is None:
             seconds, found = seconds_since_start(), str(COUNTS)
@@ -77,17 +78,17 @@ class Monitor:
         all_bad_steps: int,
         last_checkpoint: int | None,
     ) -> None:
-        """A line of the log.
+        """Writes a line of the log.
 
         Args:
-            step: that was made last.
-            stage: that it is of.
-            means: of the steps since the last line, ``loss`` and ``accuracy``.
-            learning_rate: of the step.
-            images_per_second: since the last line.
-            bad_steps: since the last line.
-            all_bad_steps: since the start.
-            last_checkpoint: on the disk.
+            step: The last step that was made.
+            stage: The stage to which it belongs.
+            means: ``loss`` and ``accuracy`` over the steps since the last line.
+            learning_rate: The learning rate of the step.
+            images_per_second: The speed since the last line.
+            bad_steps: The number of steps since the last line that were not finite.
+            all_bad_steps: The same since the start of the process.
+            last_checkpoint: The step of the newest checkpoint on the disk.
         """
         scalars = {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": learning_rate,
@@ -126,14 +127,13 @@ class Monitor:
             name: The name of the evaluation, which prefixes its metrics.
             step: The number of steps done.
             stage: The stage of the last step.
-            results: The metrics: ``top1``, ``top5``, ``loss`` and ``count``.
+            results: The metrics: ``top1`` and ``top5`` in 0 … 1, ``loss`` and ``count``.
             scores: True for the evaluation that scores the checkpoints.
         """
         self.writer.write_scalars(step, {f"{name}/{key}": x for key, x in results.items()})
         self.writer.flush()
         self.status.evaluated(name, step, results, scores=scores)
-        ended = step == stage.end_step
-        where = f"end of stage {stage.index + 1}" if ended else f"step {step}"
+        where = f"end of stage {stage.index + 1}" if step == stage.end_step else f"step {step}"
         self.message(
             f"{where}{'' if name == 'eval' else f', {name}'}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"

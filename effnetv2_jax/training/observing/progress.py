@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, lines in a log."""
+"""Shows people how far a run is: a bar on a terminal, lines in a log."""
 
 import sys
 from typing import Protocol
@@ -9,7 +9,7 @@ from effnetv2_jax.progressive import Stage
 
 
 class Progress(Protocol):
-    """What the training loop tells about itself."""
+    """A display that the training loop keeps up to date."""
 
     def start(self, step: int) -> None: ...
     def update(self, step: int, stage: Stage, loss: float, images_per_second: float) -> None: ...
@@ -18,12 +18,12 @@ class Progress(Protocol):
 
 
 def make_progress(total_steps: int) -> Progress:
-    """A bar where standard error is a terminal, otherwise log lines."""
+    """Returns a bar if standard error is a terminal, and log lines otherwise."""
     return BarProgress(total_steps) if sys.stderr.isatty() else LogProgress()
 
 
 class LogProgress:
-    """Messages as log lines; the numbers come from the metric writer's own line."""
+    """Logs messages only; the numbers have a line of their own from the metric writer."""
 
     def start(self, step: int) -> None:
         del step
@@ -39,7 +39,11 @@ class LogProgress:
 
 
 class BarProgress:
-    """A bar with stage, image size, magnitude, step, loss, images/s and time left."""
+    """A bar with stage, image size, magnitude, step, loss, images/s and time left.
+
+    Args:
+        total_steps: The number of steps of the whole run.
+    """
 
     def __init__(self, total_steps: int):
         from rich import console, progress
@@ -56,10 +60,10 @@ class BarProgress:
         self._task = self._progress.add_task(
             "train", total=total_steps, stage="starting", numbers=""
         )
-        # The bar shows what the log lines would say.
         self._verbosity = logging.get_verbosity()
 
     def start(self, step: int) -> None:
+        # The bar shows the numbers of the log lines.
         logging.set_verbosity(logging.WARNING)
         self._progress.update(self._task, completed=step)
         self._progress.start()
@@ -68,7 +72,7 @@ class BarProgress:
         self._progress.update(
             self._task,
             completed=step,
-            # Short, so that all of it fits a terminal of 80 columns.
+            # Short, so that the whole line fits a terminal of 80 columns.
             stage=(
                 f"stage {stage.index + 1} {stage.image_size}px "
                 f"mag {stage.randaugment_magnitude:.3g}"

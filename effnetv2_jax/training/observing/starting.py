@@ -1,4 +1,4 @@
-"""How long a run takes to its first step, and how long it stands still between stages."""
+"""Measures how long a run takes to its first step, and how long it stalls between stages."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ _IMPORTED = time.monotonic()
 
 
 class Starting:
-    """Watches the loop.
+    """A stopwatch for the training loop's stalls.
 
-    The stall at a border is the time from the end of a stage's last step, when its results are
-    here, to when the first step of the next stage is handed to the devices, less what is work of
-    its own: the checkpoint and the evaluation.
+    The stall between two stages begins when the results of a stage's last step have arrived. It
+    ends when the first step of the next stage is handed to the devices. The time for the
+    checkpoint and the evaluation in between is subtracted.
     """
 
     def __init__(self):
@@ -23,14 +23,14 @@ class Starting:
         self._step_seconds: float | None = None
 
     def first_step(self, steps: int) -> tuple[float, float] | None:
-        """A stage's first step is under way.
+        """Notes that the first step of a stage is under way.
 
         Args:
-            steps: of the stage that are made in this process.
+            steps: The number of steps that this process makes in the stage.
 
         Returns:
-            The stall before it in seconds, and in steps of the stage before; None in a process's
-            first stage, which nothing came before.
+            The stall before the step in seconds, and the same in steps of the stage before. None
+            for a process's first stage.
         """
         now = time.perf_counter()
         stall = now - self._ended - self._work
@@ -38,20 +38,20 @@ class Starting:
         return None if self._step_seconds is None else (stall, stall / self._step_seconds)
 
     def last_step(self) -> None:
-        """A stage's last step has ended."""
+        """Notes that the last step of a stage has ended."""
         self._ended = time.perf_counter()
         self._step_seconds = (self._ended - self._began) / self._steps
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """What is done within, between two stages, is no stall."""
+        """Keeps the time of its block out of the stall."""
         started = time.perf_counter()
         yield
         self._work += time.perf_counter() - started
 
 
 def seconds_since_start() -> float:
-    """Since the process began, imports included; where that is not known, since our own import."""
+    """Returns the age of this process, or the time since our import if the age is not known."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The name, in brackets, may hold spaces; the 22nd field is the 20th after it.
         stat = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()

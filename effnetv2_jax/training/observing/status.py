@@ -19,58 +19,64 @@ _FIELDS = (
 
 
 class Status:
-    """The file, rewritten whole at every change.
+    """The file ``status.json``, which is replaced as a whole at every change.
 
-    Its fields: ``state`` (starting, training, evaluating, stalled, stopped, failed or finished),
-    ``step`` and ``total_steps``, ``stage`` (from 1) and ``stages``, ``image_size`` in px,
-    ``images_per_second``, ``loss``, ``last_checkpoint`` (the step of the newest on the disk),
-    ``last_accuracy`` (top-1 of the last evaluation that scores checkpoints, 0 … 1),
-    ``evaluations`` (name → ``step``, ``top1``, ``top5``, ``loss`` and ``count`` of the last
-    evaluation of that name in this process), ``bad_steps`` (since the start of this process),
-    ``seconds_left`` (an estimate, from the speed of the last steps and the area of the images still
-    to come), ``first_step_seconds`` (from the start of the process to its first step),
-    ``stall_seconds`` (between the last two stages, see ``starting``), ``time`` (Unix, s, of the
-    last change). Unknown is null.
+    Its fields are these; what is not known yet is null:
+
+    - ``state``: starting, training, evaluating, stalled, stopped, failed or finished.
+    - ``step`` and ``total_steps``.
+    - ``stage`` (from 1) and ``stages``.
+    - ``image_size``: The side of the training images in px.
+    - ``images_per_second`` and ``loss``: The means since the last line of the log.
+    - ``last_checkpoint``: The step of the newest checkpoint on the disk.
+    - ``last_accuracy``: The last top-1, in 0 … 1, of the evaluation that scores the checkpoints.
+    - ``evaluations``: The last results of each evaluation by its name: ``step``, ``top1`` and
+      ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples.
+    - ``bad_steps``: The number of steps with a loss or gradient that was not finite, since this
+      process began.
+    - ``seconds_left``: An estimate from the speed of the last steps and the area of the images
+      still to come.
+    - ``first_step_seconds``: The time from the start of the process to its first step.
+    - ``stall_seconds``: The stall between the last two stages, see ``starting``.
+    - ``time``: The Unix time of the last change in seconds.
 
     Args:
-        workdir: of the run; None for a status that nobody reads.
-        stages: of the run.
+        workdir: The folder of the run; None writes nothing.
+        stages: The stages of the run.
     """
 
     def __init__(self, workdir: pathlib.Path | None, stages: Sequence[Stage]):
         self._path = None if workdir is None else workdir / "status.json"
         self._stages = stages
         self._fields: dict[str, object] = dict.fromkeys(_FIELDS)
-        self._evaluations: dict[str, object] = {}
         self._fields |= {"total_steps": stages[-1].end_step, "stages": len(stages)}
-        self._told = False
+        self._evaluations: dict[str, Mapping[str, float]] = {}
+        self._failing = False
         self._lock = threading.Lock()
 
     def update(self, **fields: object) -> None:
-        """Changes some fields; any thread may."""
+        """Changes some fields. Any thread may call this."""
         with self._lock:
             self._fields |= fields
-            if self._path is not None:
-                self._write(self._path)
-
-    def _write(self, path: pathlib.Path) -> None:
-        text = json.dumps(self._fields | {"time": round(time.time(), 3)}, indent=2)
-        try:
-            write_atomically(path, text + "\n")
-            self._told = False
-        except OSError as error:
-            if not self._told:  # a full disk is full for a while
-                logging.warning("%s cannot be written: %s", path, error.strerror)
-            self._told = True
+            if self._path is None:
+                return
+            text = json.dumps(self._fields | {"time": round(time.time(), 3)}, indent=2)
+            try:
+                write_atomically(self._path, text + "\n")
+                self._failing = False
+            except OSError as error:
+                if not self._failing:  # A full disk stays full for a while.
+                    logging.warning("%s cannot be written: %s", self._path, error.strerror)
+                self._failing = True
 
     def trained(self, step: int, stage: Stage, images_per_second: float, **fields: object) -> None:
-        """After some steps.
+        """Changes the fields that some steps of training change.
 
         Args:
-            step: that they came to.
-            stage: that it is in.
-            images_per_second: of these steps.
-            fields: others that changed.
+            step: The last of these steps.
+            stage: The stage to which they belong.
+            images_per_second: Their speed.
+            fields: Other fields that changed.
         """
         self.update(
             state="training",
@@ -85,7 +91,7 @@ class Status:
     def evaluated(
         self, name: str, step: int, results: Mapping[str, float], *, scores: bool
     ) -> None:
-        """Takes the results of an evaluation.
+        """Replaces the results of one evaluation.
 
         Args:
             name: The name of the evaluation.
@@ -101,13 +107,13 @@ class Status:
 def seconds_left(
     stages: Sequence[Stage], step: int, stage: Stage, images_per_second: float
 ) -> float:
-    """An estimate: an image costs what its area does, against those of the stage that was measured.
+    """Estimates how long a run still takes, if an image costs in proportion to its area.
 
     Args:
-        stages: of the run.
-        step: that it has come to.
-        stage: where the speed was measured.
-        images_per_second: there.
+        stages: The stages of the run.
+        step: The last step that was made.
+        stage: The stage in which the speed was measured.
+        images_per_second: That speed.
     """
     area = sum(
         max(other.end_step - max(other.first_step, step), 0)
@@ -116,8 +122,3 @@ def seconds_left(
         for other in stages
     )
     return area / stage.image_size**2 / images_per_second
-
-
-def read_status(workdir: str | pathlib.Path) -> dict[str, object]:
-    """The fields of a run's status; raises OSError where there is none."""
-    return json.loads((pathlib.Path(workdir).expanduser() / "status.json").read_text())

@@ -1,8 +1,8 @@
-"""What one process wants, all of them do, at the same step.
+"""Lets all processes stop, or save, at the same step if one of them wants to.
 
 A pod that is to stop, or to save because some minutes have passed, has to do so at one step in all
-its processes, and only one may know of it. Their wishes travel with the sums of a step, which are
-the same everywhere, and are read a few steps later, when nobody has to wait for them.
+its processes, and only one process may know of it. The wishes of all processes travel with the sums
+of a step, which are the same everywhere. They are read a few steps later, so that nobody waits.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 
 STEPS_BEHIND = 2
-"""So many steps are under way before the sums of one are waited for."""
+"""The number of steps that are under way before the sums of one are waited for."""
 
 _NAMES = ("stop", "save")
 
@@ -24,8 +24,9 @@ class Agreement:
     """The wishes of all processes.
 
     Args:
-        wishes: of this process, asked at every step; ``stop`` and ``save``, if it has any.
-        mesh: of all devices.
+        wishes: Returns this process's wishes, ``stop`` and ``save``; a missing one is False. It is
+            called at every step.
+        mesh: The mesh of all devices.
     """
 
     def __init__(self, wishes: Callable[[], Mapping[str, bool]], mesh: Mesh):
@@ -33,14 +34,14 @@ class Agreement:
         self._mesh = mesh
         self._own_devices = len(mesh.local_devices)
         self.alone = jax.process_count() == 1
-        """Whether there is nobody to agree with."""
+        """True if there is only one process, which need not agree with anybody."""
 
     def attach(self, batch: Batch) -> Batch:
-        """The batch of a step, with this process's wishes."""
+        """Returns the batch of a step with this process's wishes."""
         return batch if self.alone else batch | self._as_batch(self._wishes())
 
     def attach_shapes(self, batch: Batch) -> Batch:
-        """The same of a batch that is abstract; asks nobody."""
+        """Adds the shape of the wishes to an abstract batch, without asking for them."""
         return batch if self.alone else batch | abstract(self._as_batch({}))
 
     def _as_batch(self, wishes: Mapping[str, bool]) -> Batch:
@@ -48,10 +49,10 @@ class Agreement:
         return shard_batch({"wishes": np.tile(row, (self._own_devices, 1))}, self._mesh)
 
     def agreed(self, sums: Mapping[str, Any]) -> dict[str, bool]:
-        """What was wished for by anybody.
+        """Returns ``stop`` and ``save``, each True if any process wished for it.
 
         Args:
-            sums: of a step whose batch had wishes attached.
+            sums: The sums of a step whose batch had wishes attached.
         """
         if self.alone:
             wishes = self._wishes()
@@ -59,5 +60,5 @@ class Agreement:
         return {name: bool(sums["wishes"][i] > 0) for i, name in enumerate(_NAMES)}
 
     def given_up(self) -> bool:
-        """Whether a process that is alone may stop where it is, without a step."""
+        """Returns True if there is only this process and it wants to stop, even between steps."""
         return self.alone and self._wishes().get("stop", False)

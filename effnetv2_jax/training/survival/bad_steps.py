@@ -1,4 +1,4 @@
-"""Steps whose numbers were not finite: counted, written down, and too many in a row end the run."""
+"""Counts steps whose loss or gradient was not finite; too many in a row end the run."""
 
 import math
 import pathlib
@@ -12,13 +12,14 @@ from effnetv2_jax.training.observing.history import JsonLines
 
 
 class BadSteps:
-    """The steps that left the state as it was.
+    """The steps that left the state as it was, because their numbers were not finite.
 
     Args:
-        limit: so many in a row end the run.
-        in_a_row: that came just before.
-        file: where each is written down, with the examples of its batch; None for nowhere.
-        examples: of (step) → the examples of its batch, as JSON can hold them.
+        limit: The number of bad steps in a row that ends the run.
+        in_a_row: The number of bad steps in a row that came just before this process began.
+        file: The file to which each bad step is written with the examples of its batch; None
+            writes nothing.
+        examples: Returns the examples of a step's batch, in a form that JSON can hold.
     """
 
     def __init__(
@@ -37,14 +38,15 @@ class BadSteps:
 
     @property
     def too_many(self) -> bool:
+        """True if the run has to end."""
         return self.in_a_row >= self._limit
 
     def see(self, step: int, sums: Mapping[str, Any]) -> None:
-        """Looks at a step, in order.
+        """Looks at the next step.
 
         Args:
-            step: its number.
-            sums: that it returned.
+            step: Its number.
+            sums: The sums that it returned.
         """
         if sums["finite"]:
             self.in_a_row = 0

@@ -1,9 +1,9 @@
-"""Checkpoints of a run, through Orbax: atomic, written in the background, checked when read.
+"""Checkpoints of a run, through Orbax: whole or not there, written in the background, checked.
 
 A checkpoint holds the state and a record: the config, class names, versions and whatever else the
-run needs to go on. ``checksums.json`` beside them has the size and CRC-32 of every file; it is
-written last, before the folder gets its name, so a folder with a number for a name was complete
-once, and is complete if its files are still those.
+run needs to go on. ``checksums.json`` beside them has the size and CRC-32 of every file. It is
+written last, just before the folder gets its name. So a folder whose name is a number was complete
+once, and it is complete now if its files still match the checksums.
 """
 
 import contextlib
@@ -27,29 +27,24 @@ from jax.sharding import Mesh
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.files import write_atomically
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.survival.packing import (
-    abstract_packed,
-    pack,
-    unpack,
-    unpack_small,
-)
+from effnetv2_jax.training.survival.packing import abstract_packed, pack, unpack, unpack_small
 
 CHECKSUMS = "checksums.json"
 DAMAGED = "damaged_checkpoints"
 
-# By Orbax, once the folder has its name.
+# Orbax rewrites this file after the folder has its name.
 _REWRITTEN = "_CHECKPOINT_METADATA"
 _CHUNK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay; one that any of these wants does.
+    """The rules by which checkpoints stay: one that matches any rule is kept.
 
     Attributes:
-        newest: so many of the last.
-        every_steps: those of a multiple of so many steps; 0 for none.
-        best: so many with the highest score.
+        newest: The number of newest checkpoints to keep.
+        every_steps: Keep checkpoints of all multiples of this number of steps; 0 for none.
+        best: The number of checkpoints with the highest scores to keep.
     """
 
     newest: int = 3
@@ -63,13 +58,14 @@ class Checkpoints:
     With several processes, all of them call the same methods in the same order.
 
     Args:
-        workdir: of the run.
-        keep: which checkpoints stay.
-        scores: of evaluated steps, higher is better; grows while the run goes on.
-        read_only: changes nothing in the workdir.
+        workdir: The folder of the run.
+        keep: The rules by which checkpoints stay.
+        scores: The scores of evaluated steps, higher is better. The caller may add to the dict
+            while the run goes on.
+        read_only: Change nothing in the workdir.
 
     Raises:
-        UsageError: where there are checkpoints, but all are damaged.
+        UsageError: If there are checkpoints, but all are damaged.
     """
 
     def __init__(
@@ -87,8 +83,8 @@ class Checkpoints:
         self._read_only = read_only
         self._saving: int | None = None
         self._failed = False
-        # One process looks, so that all see the same.
-        found = self._newest_good() if jax.process_index() == 0 else None
+        # Only one process looks, so that all see the same.
+        found = self._find_newest() if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             number = multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found))
             found = int(number) if number >= 0 else None
@@ -107,28 +103,28 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         handlers = {
-            # What is nearly random does not compress.
+            # Weights are nearly random, so they hardly compress.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "record": ocp.JsonCheckpointHandler(),
         }
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
-        """The step that would be restored: the newest undamaged one; None where there is none."""
+        """Returns the step that ``restore`` reads: the newest undamaged one, or None."""
         return self._found
 
     def steps(self) -> list[int]:
-        """Of all checkpoints that are complete on the disk, in order."""
+        """Returns the steps of all checkpoints that are complete on the disk, in order."""
         return _steps(self._directory)
 
     def choose(self, name: str) -> int:
-        """The step that a name stands for.
+        """Returns the step that a name stands for.
 
         Args:
             name: ``newest``, ``best`` (by ``scores``), or a step.
 
         Raises:
-            UsageError: where there is no such checkpoint, or it is damaged.
+            UsageError: If there is no such checkpoint, or it is damaged.
         """
         steps = self.steps()
         if self._found is None:
@@ -144,16 +140,16 @@ class Checkpoints:
         return names[name]
 
     def record(self) -> dict[str, Any]:
-        """What ``save`` was given beside the state, of ``latest_step``."""
+        """Returns the record that was saved with ``latest_step``."""
         return _read_record(self._directory / str(self._found))
 
     def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
         """Reads a checkpoint onto the mesh, whatever mesh it was written from.
 
         Args:
-            shapes: of the state, from ``jax.eval_shape``.
-            mesh: from ``make_mesh``.
-            step: from ``choose``; None for ``latest_step``.
+            shapes: The state's shapes, from ``jax.eval_shape``.
+            mesh: The mesh from ``make_mesh``.
+            step: A step from ``choose``; None for ``latest_step``.
         """
         step = self._found if step is None else step
         target = abstract_packed(shapes, mesh)
@@ -168,18 +164,18 @@ class Checkpoints:
     def save(self, state: TrainState, record: Mapping[str, Any]) -> None:
         """Begins to save in the background, unless this step is saved already.
 
-        What goes wrong, now or with the save before, is logged and does not end the run; a
-        checkpoint that could not be written leaves nothing behind.
+        An error, now or in the save before, is logged and does not end the run. A checkpoint that
+        could not be written leaves nothing behind.
 
         Args:
-            state: of the run.
-            record: of what JSON can hold; like the state, it may change once this returns.
+            state: The state of the run. It may be donated or changed after this returns.
+            record: Values that JSON can hold. They may be changed after this returns.
         """
         self.finish()
         self._saving = int(state.step)
         try:
             if self._failed:
-                # Orbax has forgotten those that it would have deleted after the one that failed.
+                # Orbax has forgotten the checkpoints that it meant to delete after the failed one.
                 self._manager, self._failed = self._open(), False
             if self._saving in self._manager.all_steps():
                 return
@@ -191,26 +187,26 @@ class Checkpoints:
                 record=ocp.args.JsonSave({**record, "small": places}),
             )
             self._manager.save(self._saving, args=items, force=True)
-        except Exception as error:  # Orbax, TensorStore and the system have no common one.
+        except Exception as error:  # Orbax, TensorStore and the system share no narrower class.
             self._report(error)
 
     def finish(self) -> None:
-        """Waits for what is being written, and logs why where it could not be."""
+        """Waits until the last save has ended, and logs the reason if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             self._report(error)
 
     def reached_preemption(self, count: int) -> bool:
-        """Whether the machine has announced its end; true in all processes at the same count.
+        """Tells whether the machine has announced its end, to all processes at the same count.
 
         Args:
-            count: how often this process has asked.
+            count: The number of times that this process has asked.
         """
         return self._manager.reached_preemption(count)
 
     def close(self) -> None:
-        """Waits for what is still being written."""
+        """Waits until the last save has ended, and frees Orbax's threads."""
         self.finish()
         self._manager.close()
 
@@ -225,44 +221,38 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         if jax.process_index() == 0:
-            # What is there of it takes space that may be what is missing.
+            # Its files take space, and space may be what is missing.
             for folder in self._directory.glob(f"{self._saving}.*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _write_checksums(self) -> None:
-        """Called by Orbax, in process 0, when all files are written, before the folder is named."""
+        """Writes ``checksums.json``.
+
+        Orbax calls this in process 0 when all other files are written, before the folder gets its
+        name.
+        """
         (folder,) = self._directory.glob(f"{self._saving}.*")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         files.remove(folder / _REWRITTEN)
         sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
         write_atomically(folder / CHECKSUMS, json.dumps(sums) + "\n")
 
-    def _newest_good(self) -> int | None:
-        """The newest undamaged step; those after it are put aside."""
-        damages: dict[int, str] = {}
-        for step in reversed(_steps(self._directory)):
-            damage = find_damage(self._directory / str(step))
-            if damage is None:
-                self._set_aside(damages, step)
-                return step
-            damages[step] = damage
-        if damages:
+    def _find_newest(self) -> int | None:
+        """Returns the newest undamaged step; moves damaged ones after it out of the way."""
+        good, damages = _look(self._directory)
+        if damages and good is None:
             step, damage = next(iter(damages.items()))
             raise UsageError(
                 f"all {len(damages)} checkpoints of workdir {str(self._workdir)!r} are damaged, "
                 f"the newest is {step} ({damage}): restore them, or use another workdir"
             )
-        return None
-
-    def _set_aside(self, damages: Mapping[int, str], good: int) -> None:
         for step, damage in damages.items():
             place = ""
             if not self._read_only:
-                # Not deleted: somebody may want to see what happened, or have the missing file.
+                # It is kept: somebody may want to see what happened, or still have a missing file.
                 folder = self._workdir / DAMAGED
                 folder.mkdir(exist_ok=True)
-                target = folder / str(step)
-                number = 1
+                target, number = folder / str(step), 1
                 while target.exists():
                     number += 1
                     target = folder / f"{step}_{number}"
@@ -270,16 +260,17 @@ class Checkpoints:
                 place = f", now {DAMAGED}/{target.name}"
             logging.warning(
                 "the checkpoint of step %d is damaged (%s)%s; the one of step %d is used instead",
-                step,
-                damage,
-                place,
-                good,
+                *(step, damage, place, good),
             )
+        return good
 
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """Orbax's own policy knows only scores that were known when the checkpoint was saved."""
+    """A rule to keep the best, by scores that become known after a checkpoint was saved.
+
+    Orbax's own rule knows only scores from before.
+    """
 
     number: int
     scores: Mapping[int, float]
@@ -287,17 +278,17 @@ class _Best:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         scored = [info.step for info in checkpoints if info.step in self.scores]
-        # Of equal ones the latest: it has seen more.
+        # Of equal scores the latest step wins: it has seen more examples.
         ranked = sorted(scored, key=lambda step: (self.scores[step], step), reverse=True)
         best = ranked[: self.number]
         return [info.step in best for info in checkpoints]
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where they are those that were written.
+    """Returns what is wrong with a checkpoint's files, or None if they match their checksums.
 
     Args:
-        folder: of one step.
+        folder: The folder of one step.
     """
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -314,22 +305,32 @@ def find_damage(folder: pathlib.Path) -> str | None:
     return None
 
 
+def _look(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
+    """Looks for the newest undamaged checkpoint, and changes nothing.
+
+    Returns:
+        Its step, None if there is none, and the damages of all later steps, newest first.
+    """
+    damages: dict[int, str] = {}
+    for step in reversed(_steps(directory)):
+        damage = find_damage(directory / str(step))
+        if damage is None:
+            return step, damages
+        damages[step] = damage
+    return None, damages
+
+
 def newest_good(workdir: str | pathlib.Path) -> int | None:
-    """The step of a run's newest undamaged checkpoint, None without one; changes nothing."""
-    directory = _directory(workdir)
-    steps = reversed(_steps(directory))
-    return next((step for step in steps if find_damage(directory / str(step)) is None), None)
+    """Returns the step of a run's newest undamaged checkpoint, or None; changes nothing."""
+    return _look(_directory(workdir))[0]
 
 
 def read_record(workdir: str | pathlib.Path, step: int | None = None) -> dict[str, Any] | None:
-    """What a checkpoint has beside the state.
+    """Returns the record that was saved with a checkpoint, or None if none is undamaged.
 
     Args:
-        workdir: of the run, where nothing is changed.
-        step: of the checkpoint; None for the newest undamaged one.
-
-    Returns:
-        What ``Checkpoints.save`` was given; None where there is no undamaged one.
+        workdir: The folder of the run, in which nothing is changed.
+        step: The step of the checkpoint; None for the newest undamaged one.
     """
     step = newest_good(workdir) if step is None else step
     return None if step is None else _read_record(_directory(workdir) / str(step))
@@ -338,12 +339,12 @@ def read_record(workdir: str | pathlib.Path, step: int | None = None) -> dict[st
 def read_parts(
     workdir: str | pathlib.Path, step: int, parts: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Parts of a checkpoint's state alone, such as the averaged parameters.
+    """Reads only some parts of a checkpoint's state, such as the averaged parameters.
 
     Args:
-        workdir: of the run.
-        step: of the checkpoint.
-        parts: fields of ``TrainState``.
+        workdir: The folder of the run.
+        step: The step of the checkpoint.
+        parts: Names of fields of ``TrainState``.
 
     Returns:
         Arrays by their path in the state, such as ``ema_params/stem/conv/kernel``.

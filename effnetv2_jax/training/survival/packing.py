@@ -1,4 +1,4 @@
-"""A state as few arrays: the small ones as one.
+"""Packs a state into few arrays: its small arrays become one vector for each dtype.
 
 A checkpoint costs Orbax about 2 ms of a core for every array, whatever its size. Of a thousand
 arrays of a network four fifths are small (batch norm, biases, squeeze-excite), with a few percent
@@ -21,11 +21,12 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Splits a state into large arrays and vectors of the small ones.
 
     Args:
-        state: arrays; what is split over devices is large.
+        state: A pytree of arrays. An array that is split over devices counts as large.
 
     Returns:
-        ``{"large": nested dict of arrays, "small": {dtype: vector}}``, and where the small ones
-        are: ``{name: [dtype, offset, shape]}``, which JSON can hold.
+        A pair. The first is ``{"large": nested dict of arrays, "small": {dtype: vector}}``. The
+        second tells where the small arrays are, ``{name: [dtype, offset, shape]}``, in a form that
+        JSON can hold.
     """
     arrays = ocp.tree.to_flat_dict(state, sep="/")
     large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
@@ -43,11 +44,11 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
 
 
 def abstract_packed(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """What ``pack`` makes of a state, without its numbers; large arrays are on the mesh.
+    """Returns the shapes of what ``pack`` makes of a state; large arrays are on the mesh.
 
     Args:
-        shapes: of the state, from ``jax.eval_shape``.
-        mesh: from ``make_mesh``.
+        shapes: The state's shapes, from ``jax.eval_shape``.
+        mesh: The mesh from ``make_mesh``.
     """
     arrays = ocp.tree.to_flat_dict(meshes.abstract_state(shapes, mesh), sep="/")
     large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
@@ -60,16 +61,16 @@ def abstract_packed(shapes: PyTree, mesh: Mesh) -> PyTree:
 
 
 def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -> PyTree:
-    """The state of what ``pack`` returned.
+    """Returns the state that ``pack`` was given, on the mesh.
 
     Args:
-        packed: large arrays on the mesh, vectors anywhere.
-        places: from ``pack``.
-        shapes: of the state, from ``jax.eval_shape``.
-        mesh: from ``make_mesh``.
+        packed: The arrays that ``pack`` returned; the large ones are on the mesh.
+        places: The places that ``pack`` returned.
+        shapes: The state's shapes, from ``jax.eval_shape``.
+        mesh: The mesh from ``make_mesh``.
 
     Raises:
-        KeyError: where an array of the state is in neither.
+        KeyError: If an array of the state is in neither part.
     """
     large = ocp.tree.to_flat_dict(packed["large"], sep="/")
     arrays = large | meshes.shard_state(unpack_small(packed["small"], places), mesh)
@@ -78,11 +79,11 @@ def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -
 
 
 def unpack_small(vectors: Mapping[str, Any], places: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The small arrays of what ``pack`` returned, by name.
+    """Returns the small arrays that ``pack`` put into vectors, by name.
 
     Args:
-        vectors: of it, by dtype.
-        places: from ``pack``.
+        vectors: The vectors by dtype.
+        places: The places that ``pack`` returned.
     """
     arrays = {}
     for name, (dtype, offset, shape) in places.items():

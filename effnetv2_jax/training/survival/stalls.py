@@ -1,20 +1,21 @@
-"""Notices that a run no longer moves, and says where every thread is."""
+"""Notices that a run no longer moves, and shows where every thread is."""
 
-import sys
+import faulthandler
 import threading
 import time
-import traceback
 from collections.abc import Callable
 
 from absl import logging
 
+_STDERR = 2
+
 
 class Watch:
-    """Logs the stacks of all threads where nothing has happened for too long; once per stall.
+    """Reports a stall once: a line in the log, and the stacks of all threads on standard error.
 
     Args:
-        stall_seconds: that may pass between two beats.
-        on_stall: called after that.
+        stall_seconds: The longest time between two calls of ``beat`` that is not a stall.
+        on_stall: A function to call after a stall was reported.
     """
 
     def __init__(self, stall_seconds: float, on_stall: Callable[[], None] = lambda: None):
@@ -28,10 +29,10 @@ class Watch:
         self._thread.start()
 
     def beat(self, doing: str) -> None:
-        """Says that the run moves.
+        """Notes that the run moves.
 
         Args:
-            doing: what it does next.
+            doing: The work that begins now, such as ``training step 7``.
         """
         self._doing, self._last = doing, time.monotonic()
         if self._told:
@@ -39,7 +40,7 @@ class Watch:
             self._told = False
 
     def stop(self) -> None:
-        """Watches no longer."""
+        """Ends the watch."""
         self._stopped.set()
         self._thread.join()
 
@@ -49,20 +50,8 @@ class Watch:
             if seconds >= self._stall_seconds and not self._told:
                 self._told = True
                 logging.error(
-                    "nothing has happened for %.0f s while %s; all threads:\n%s",
-                    seconds,
-                    self._doing,
-                    stacks(),
+                    "nothing has happened for %.0f s while %s; all threads:", seconds, self._doing
                 )
+                # The descriptor, because notebooks replace sys.stderr by an object without a file.
+                faulthandler.dump_traceback(_STDERR)
                 self._on_stall()
-
-
-def stacks() -> str:
-    """Where every thread of Python is, the one that asks left out."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    own = threading.get_ident()
-    return "\n".join(
-        f"thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frame))}"
-        for number, frame in sys._current_frames().items()
-        if number != own
-    )

@@ -14,7 +14,7 @@ import socket
 import time
 
 FIRST_PORT = (1 << 16) - (1 << 12)
-"""Of those at which JAX lets the processes of Open MPI meet."""
+"""The first port at which JAX connects the processes of Open MPI."""
 
 
 class Cloud:
@@ -49,7 +49,7 @@ class Cloud:
         return sorted(path.stem for path in (self.folder / kind).glob("*.json"))
 
     def everything(self):
-        """What would cost money."""
+        """Returns everything that would cost money."""
         return self.names("nodes") + self.names("queued")
 
     def calls(self):
@@ -77,7 +77,7 @@ class Cloud:
         (self.folder / "fail_at").write_text(json.dumps([call, when, message]))
 
     def failure(self, number, verb, when):
-        """What a call has to fail with now; None where it does not."""
+        """Returns the error with which a call has to fail now, or None."""
         with contextlib.suppress(FileNotFoundError):
             call, wanted, message = json.loads((self.folder / "fail_at").read_text())
             if call in (number, verb) and when == wanted:
@@ -110,7 +110,7 @@ class Cloud:
         self.write("nodes", name, node)
 
     def environment(self, node, worker):
-        """Of what runs on a worker, by which JAX finds the others: as under Open MPI."""
+        """Returns a worker's environment, by which JAX finds the others as under Open MPI."""
         return {
             "HOME": str(self.home(node, worker)),
             "PATH": f"{pathlib.Path(__file__).parent / 'worker_bin'}:/usr/bin:/bin",

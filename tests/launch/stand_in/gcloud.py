@@ -208,7 +208,7 @@ class Call:
 
 
 def workers_of(description):
-    """Of v2 to v4, whose hosts have 8 cores: other types are not made here."""
+    """Returns the number of workers of v2 to v4, whose hosts have 8 cores; there are no others."""
     generation, _, cores = description["acceleratorType"].partition("-")
     assert generation in ("v2", "v3", "v4")
     return int(cores) // 8

@@ -121,7 +121,7 @@ class Launcher:
         return [path.read_text() for path in sorted(self.folder.glob("step.?"))]
 
     def verbs(self):
-        """What was asked of gcloud, but for describing."""
+        """The verbs of all calls of gcloud except describe."""
         return [call[3] for call in self.cloud.calls() if call[3] != "describe"]
 
 

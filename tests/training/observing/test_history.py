@@ -1,11 +1,9 @@
-"""Lines of metrics on a disk that fills up, after a kill, and taken back for a resumption."""
+"""Metrics on a disk that fills up, after a kill, and rewound before a run is resumed."""
 
 import errno
 import json
 import logging
 import os
-import threading
-import time
 
 import pytest
 from clu import asynclib
@@ -15,7 +13,6 @@ from effnetv2_jax.training.observing.history import (
     ForgivingWriter,
     JsonLines,
     JsonLinesWriter,
-    LaterWriter,
     rewind,
 )
 
@@ -26,7 +23,7 @@ def rows(path):
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk with room for so many more bytes; None for any."""
+    """A disk with room for a number of bytes; None for no limit."""
 
     class Disk:
         room = None
@@ -160,52 +157,6 @@ def test_tensorboard_on_a_full_disk_ends_nothing_and_goes_on_in_another_file(dis
             disk.room = 0
             writer.close()
         assert caplog.text.count("cannot be written") == 2
-
-
-class Slow:
-    """A writer that takes its time, and notes what it is asked and in which thread."""
-
-    def __init__(self, calls):
-        self._calls = calls
-        self._note("made")
-
-    def _note(self, what):
-        time.sleep(0.02)
-        self._calls.append((what, threading.current_thread().name.partition("_")[0]))
-
-    def write_scalars(self, step, scalars):
-        if step < 0:
-            raise ValueError("no such step")
-        self._note(step)
-
-    def flush(self):
-        self._note("flush")
-
-    def close(self):
-        self._note("close")
-
-
-def test_a_later_writer_is_made_by_its_thread_at_the_first_number():
-    calls = []
-    writer = LaterWriter(lambda: Slow(calls))
-    writer.flush()
-    assert calls == []
-    for step in (1, 2):
-        writer.write_scalars(step, {})
-    assert len(calls) < 3  # nobody waited
-    writer.flush()
-    written = [("made", "writer"), (1, "writer"), (2, "writer"), ("flush", "MainThread")]
-    assert calls == written
-    writer.write_scalars(3, {})
-    writer.close()
-    assert calls == [*written, (3, "writer"), ("close", "MainThread")]
-
-
-def test_what_goes_wrong_in_a_later_writer_is_raised_afterwards():
-    writer = LaterWriter(lambda: Slow([]))
-    writer.write_scalars(-1, {})
-    with pytest.raises(asynclib.AsyncError):
-        writer.flush()
 
 
 def test_tensorboard_has_the_numbers_and_so_has_the_log(tmp_path, caplog):

@@ -1,12 +1,14 @@
 import json
 import math
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from effnetv2_jax.training.observing import report
+from effnetv2_jax.training.observing import curves, report
+from effnetv2_jax.training.observing.reading import read_history, split_stages
 
 
 def make_history(stages=4, steps_per_stage=60, log_every=10, with_eval=True):
@@ -48,7 +50,7 @@ def small_picture(monkeypatch):
     """Spares the tests of the text the drawing, which takes most of the time."""
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(report, "_draw", lambda *_: Figure(figsize=(0.2, 0.2)))
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: Figure(figsize=(0.2, 0.2)))
 
 
 def stage_rows(markdown):
@@ -66,66 +68,6 @@ def assert_picture(path):
     assert np.isfinite(pixels).all()
     assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.004
     assert path.stat().st_size > 10_000
-
-
-def test_read_history_merges_training_and_evaluation_of_a_step(tmp_path):
-    path = write_lines(
-        tmp_path / "metrics.jsonl",
-        '{"step": 20, "train/loss": 1.0}',
-        '{"step": 10, "train/loss": 2.0}',
-        '{"step": 20, "eval/top1": 0.5}',
-    )
-    assert report.read_history(path) == [
-        {"step": 10, "train/loss": 2.0},
-        {"step": 20, "train/loss": 1.0, "eval/top1": 0.5},
-    ]
-
-
-def test_read_history_lets_the_last_line_of_a_step_win(tmp_path):
-    path = write_lines(
-        tmp_path / "metrics.jsonl",
-        '{"step": 10, "train/loss": 2.0, "eval/top1": 0.5}',
-        '{"step": 20, "train/loss": 1.0}',
-        '{"step": 10, "train/loss": 3.0}',
-    )
-    assert report.read_history(path) == [
-        {"step": 10, "train/loss": 3.0, "eval/top1": 0.5},
-        {"step": 20, "train/loss": 1.0},
-    ]
-
-
-def test_read_history_ignores_every_way_to_cut_the_last_line(tmp_path):
-    whole, last = '{"step": 10, "train/loss": 2.0}', '{"step": 20, "train/loss": 1.0}'
-    path = tmp_path / "metrics.jsonl"
-    for length in range(len(last)):
-        path.write_text(f"{whole}\n{last[:length]}")
-        assert report.read_history(path) == [{"step": 10, "train/loss": 2.0}]
-
-
-def test_read_history_finds_the_line_glued_to_a_cut_one(tmp_path):
-    path = write_lines(
-        tmp_path / "metrics.jsonl",
-        '{"step": 10, "train/lo{"step": 10, "train/loss": 2.0}',
-        '{"step": 20, "tr',
-        '{"step": 30, "train/loss": 1.0}',
-    )
-    assert [row["step"] for row in report.read_history(path)] == [10, 30]
-
-
-def test_read_history_keeps_nan(tmp_path):
-    path = write_lines(tmp_path / "metrics.jsonl", '{"step": 10, "train/loss": NaN}')
-    assert math.isnan(report.read_history(path)[0]["train/loss"])
-
-
-def test_read_history_of_an_empty_file_is_empty(tmp_path):
-    assert report.read_history(write_lines(tmp_path / "metrics.jsonl")) == []
-
-
-@pytest.mark.parametrize("line", ["no json", '{"train/loss": 1.0}', "[1, 2]"])
-def test_read_history_names_a_line_that_is_not_a_record(tmp_path, line):
-    path = write_lines(tmp_path / "metrics.jsonl", line, '{"step": 1}')
-    with pytest.raises(ValueError, match="line 1"):
-        report.read_history(path)
 
 
 @pytest.mark.parametrize("count", [1, 4, 44])
@@ -159,22 +101,11 @@ def test_throughput_is_the_median_of_the_stage(tmp_path, small_picture):
     assert stage_rows(write(tmp_path, history)[1])[0][5] == "300"
 
 
-def test_evaluation_between_logged_steps_belongs_to_the_stage_before_it():
-    rows = [
-        {"step": 440, "train/loss": 1.0, "train/stage": 0},
-        {"step": 450, "eval/top1": 0.9},
-        {"step": 460, "train/loss": 1.0, "train/stage": 1},
-    ]
-    first, second = report.split_stages(rows)
-    assert (first.start, first.end, second.start, second.end) == (440, 450, 450, 460)
-    assert [row["step"] for row in first.evals] == [450]
-    assert second.evals == ()
-
-
 def test_report_without_evaluations(tmp_path):
     png, markdown = write(tmp_path, make_history(with_eval=False))
     assert_picture(png)
-    assert all(row[-3:] == ["–", "–", "–"] for row in stage_rows(markdown))
+    assert all(len(row) == 7 for row in stage_rows(markdown))
+    assert "eval top-1" not in markdown.read_text()
 
 
 def test_report_with_evaluations_only(tmp_path):
@@ -215,7 +146,7 @@ def test_failed_write_leaves_the_old_report_and_no_temporary(tmp_path, monkeypat
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, make_history(stages=2), title="second")
     assert (png.read_bytes(), markdown.read_bytes()) == before
@@ -233,18 +164,47 @@ def test_history_read_back_from_disk_gives_the_same_report(tmp_path, small_pictu
     history = make_history(stages=2)
     path = write_lines(tmp_path / "metrics.jsonl", *map(json.dumps, history))
     direct = write(tmp_path, history)[1].read_text()
-    assert write(tmp_path, report.read_history(path))[1].read_text() == direct
+    assert write(tmp_path, read_history(path))[1].read_text() == direct
 
 
 def test_drawing_leaves_pyplot_alone_and_importing_leaves_matplotlib_alone(tmp_path):
     code = (
-        "import sys, importlib.util as util\n"
-        f"spec = util.spec_from_file_location('report', {report.__file__!r})\n"
-        "report = sys.modules['report'] = util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(report)\n"
+        "import sys\n"
+        "from effnetv2_jax.training.observing import report\n"
         "assert 'matplotlib' not in sys.modules\n"
         "row = {'step': 1, 'train/loss': 1.0}\n"
         f"report.write_report({str(tmp_path)!r}, [row], title='t', facts={{}})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert 'jax' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_named_evaluation_has_its_columns(tmp_path):
+    history = make_history(stages=2)
+    history[-1] |= {"real, test/top1": 0.5, "real, test/loss": 1.25}
+    history[2] |= {"real, test/top1": 0.25, "real, test/top5": 0.75, "real, test/loss": 1.5}
+    png, markdown = write(tmp_path, history, model="b0")
+    assert_picture(png)
+    text = markdown.read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| stage |"))
+    names = [cell.strip() for cell in header.strip("|").split("|")][7:]
+    metrics = ("top-1 (%)", "top-5 (%)", "loss")
+    assert names == [f"{name} {x}" for name in ("real, test", "eval") for x in metrics]
+    first, second = stage_rows(markdown)
+    assert first[7:] == ["25.00", "75.00", "1.5000", "90.00", "99.90", "0.6100"]
+    assert second[7:] == ["50.00", "–", "1.2500", "90.10", "99.90", "0.6100"]
+
+
+def test_curves_of_evaluations_differ_in_colour_and_carry_their_names():
+    history = make_history(stages=2)
+    for row in history[::2]:
+        row |= {f"{name}/top1": 0.9 for name in ("real", "a_name_that_is_long")}
+    stages = split_stages(history)
+    axes = curves.draw(history, stages, "t", note="").axes[1]
+    labels = {text.get_text(): text.get_color() for text in axes.texts}
+    names = {"train", "eval", "real", "a_name_that_…"}
+    assert names <= set(labels)
+    assert len({labels[name] for name in names}) == 4
+    heights = sorted(text.get_window_extent().y0 for text in axes.texts if text.get_text() in names)
+    assert np.diff(heights).min() > 11  # px; none lies over another

@@ -1,4 +1,4 @@
-"""What is a stall between two stages, and when a process began."""
+"""The stall between two stages, and the age of the process."""
 
 import subprocess
 import sys

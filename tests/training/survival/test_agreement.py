@@ -1,4 +1,4 @@
-"""What a process that is alone agrees on; tests/programs has those that are not."""
+"""The agreement of a single process; tests/programs tests several processes."""
 
 import jax
 import numpy as np

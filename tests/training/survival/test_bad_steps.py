@@ -105,7 +105,7 @@ def test_a_good_step_says_so_and_changes_everything(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_after_a_bad_step_a_good_one_is_what_it_would_have_been(layout):
-    """What was left out is not in the optimiser or the averages, either."""
+    """A step that was left out leaves no trace in the optimiser or the averages."""
     state, train_step, mesh = setup(**LAYOUTS[layout])
     expected, *_ = setup(**LAYOUTS[layout])
     empty = batch_of(0, count=0)  # no examples: 0 / 0

@@ -1,8 +1,6 @@
-"""A run that stands still says where, and its status is always whole."""
+"""``status.json`` is always whole and holds what is known of a run."""
 
-import contextlib
 import json
-import logging
 import math
 import threading
 import time
@@ -11,10 +9,7 @@ import pytest
 
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.training.observing import status as status_module
-from effnetv2_jax.training.observing.status import Status, read_status, seconds_left
-from effnetv2_jax.training.survival.stalls import Watch, stacks
-
-STALL_SECONDS = 0.2
+from effnetv2_jax.training.observing.status import Status, seconds_left
 
 
 def stage(index, first_step, end_step, image_size, batch_size=10):
@@ -24,90 +19,8 @@ def stage(index, first_step, end_step, image_size, batch_size=10):
 STAGES = (stage(0, 0, 10, 100), stage(1, 10, 30, 200), stage(2, 30, 40, 400, batch_size=5))
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def watching(**keywords):
-    watch = Watch(STALL_SECONDS, **keywords)
-    try:
-        yield watch
-    finally:
-        watch.stop()
-
-
-def test_a_stall_is_told_once_with_what_every_thread_does(caplog):
-    stalls = []
-
-    def waits_for_an_input_that_does_not_come():
-        wait_until(lambda: stalls)
-
-    with (
-        caplog.at_level(logging.INFO, logger="absl"),
-        watching(on_stall=lambda: stalls.append(1)) as watch,
-    ):
-        watch.beat("training step 17")
-        waits_for_an_input_that_does_not_come()
-        time.sleep(2 * STALL_SECONDS)
-        assert stalls == [1]
-        assert "while training step 17; all threads:" in caplog.text
-        assert "thread MainThread:" in caplog.text
-        assert "in waits_for_an_input_that_does_not_come" in caplog.text
-        assert "thread watch:" not in caplog.text
-        assert "the run goes on" not in caplog.text
-        watch.beat("training step 18")
-        assert "the run goes on: training step 18" in caplog.text
-        # And once more, when it stands still again.
-        wait_until(lambda: len(stalls) == 2)
-    assert caplog.text.count("nothing has happened for") == 2
-
-
-def test_a_run_that_moves_is_left_in_peace(caplog):
-    with watching(on_stall=lambda: pytest.fail("it moved")) as watch:
-        for step in range(10):
-            watch.beat(f"training step {step}")
-            time.sleep(STALL_SECONDS / 4)
-    assert caplog.text == ""
-
-
-def test_after_its_end_a_run_is_watched_no_longer(caplog):
-    with watching():
-        pass
-    time.sleep(2 * STALL_SECONDS)
-    assert caplog.text == ""
-    assert "watch" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_stacks_have_the_names_of_threads():
-    ready, done = threading.Event(), threading.Event()
-
-    def takes_batches():
-        ready.set()
-        done.wait()
-
-    threading.Thread(target=takes_batches, name="feed").start()
-    ready.wait()
-    text = stacks()
-    done.set()
-    assert "thread feed:" in text
-    assert "in takes_batches" in text
-    # Whoever asks knows where it is.
-    assert "thread MainThread:" not in text
-
-
-def test_a_stall_is_in_the_status_until_the_run_goes_on(tmp_path):
-    status = Status(tmp_path, STAGES)
-    status.trained(5, STAGES[0], 100.0)
-    with watching(on_stall=lambda: status.update(state="stalled")) as watch:
-        wait_until(lambda: read_status(tmp_path)["state"] == "stalled")
-        assert read_status(tmp_path)["step"] == 5
-        watch.beat("training step 7")
-        status.trained(6, STAGES[0], 100.0)
-        assert read_status(tmp_path)["state"] == "training"
+def read_status(workdir):
+    return json.loads((workdir / "status.json").read_text())
 
 
 def test_a_status_has_all_fields_from_the_start(tmp_path):
@@ -124,16 +37,21 @@ def test_a_status_has_all_fields_from_the_start(tmp_path):
         **{"first_step_seconds": None, "stall_seconds": None},
     }
     status.trained(12, STAGES[1], 33.333, loss=1.5, bad_steps=2, last_checkpoint=10)
-    status.evaluated("eval", 10, {"top1": 0.5}, scores=True)
-    status.evaluated("raw", 10, {"top1": 0.4}, scores=False)
-    fields = read_status(str(tmp_path))
+    status.evaluated("eval", 10, {"top1": 0.4, "count": 7}, scores=True)
+    status.evaluated("eval", 12, {"top1": 0.5, "count": 7}, scores=True)
+    status.evaluated("real", 12, {"top1": 0.25}, scores=False)
+    fields = read_status(tmp_path)
     fields.pop("time")
     assert fields == {
         **{"state": "training", "step": 12, "total_steps": 40, "stage": 2, "stages": 3},
         **{"image_size": 200, "images_per_second": 33.3, "loss": 1.5, "last_checkpoint": 10},
         # 18 steps of 10 images, and 10 of 5 that are four times as large.
-        **{"last_accuracy": 0.5, "bad_steps": 2, "seconds_left": round(380 / 33.333)},
-        "evaluations": {"eval": {"step": 10, "top1": 0.5}, "raw": {"step": 10, "top1": 0.4}},
+        "last_accuracy": 0.5,
+        "evaluations": {
+            "eval": {"step": 12, "top1": 0.5, "count": 7},
+            "real": {"step": 12, "top1": 0.25},
+        },
+        **{"bad_steps": 2, "seconds_left": round(380 / 33.333)},
         **{"first_step_seconds": None, "stall_seconds": None},
     }
 
