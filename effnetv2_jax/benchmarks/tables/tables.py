@@ -156,7 +156,7 @@ def _heading(sources: Sequence[Costs]) -> str:
 
 
 def _preface() -> str:
-    command = " ".join(["python -m effnetv2_jax.benchmark", *sys.argv[1:]])
+    command = " ".join(["python -m effnetv2_jax.benchmark tables", *sys.argv[1:]])
     return (
         "# The paper's tables, ours beside theirs\n\n"
         f"Written by `{command}`. The published figures are those of Tan & Le 2021 (arXiv "

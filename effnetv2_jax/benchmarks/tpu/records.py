@@ -133,9 +133,10 @@ class CompiledStep:
         """A warning that the figures may be those of other code. Empty if they are not."""
         if self.checked:
             return ""
+        date = self.made[:10]
         if self.program is None:
-            return f"compiled from an earlier version of the step ({self.made})"
-        return f"compiled {self.made}, and not compared with the step as it is now"
+            return f"compiled from an earlier version of the step ({date})"
+        return f"compiled on {date} and not compared with the step as it is now"
 
     def _total(self, field: str) -> float | None:
         gradients, update = (getattr(program, field) for program in (self.gradients, self.update))
@@ -208,7 +209,10 @@ def as_text(records: Iterable[CompiledStep]) -> str:
 
 def _read(path: pathlib.Path) -> list[CompiledStep]:
     try:
-        return [CompiledStep.from_json(fields) for fields in json.loads(path.read_text())]
+        found = json.loads(path.read_text())
+        if not isinstance(found, list):
+            raise TypeError("it is not a list")
+        return [CompiledStep.from_json(fields) for fields in found]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
