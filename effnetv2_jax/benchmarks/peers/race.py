@@ -27,7 +27,7 @@ WORKER = pathlib.Path(__file__).resolve().with_name("worker.py")
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all contenders do.
+    """The task of all contenders.
 
     Attributes:
         model: A name of ``list_models()``.
@@ -46,7 +46,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a contender did one thing.
+    """A contender's result at one thing.
 
     Attributes:
         way: How it ran, the fastest of its ways.

@@ -154,7 +154,7 @@ _PLANS = (
         FLOPS,
         LATENCY,
         SectionPlan(HOURS, quantities.published_hours),
-        SectionPlan("at the last size alone", quantities.fixed_hours, "h", labels=MAIN),
+        SectionPlan("at the last size only", quantities.fixed_hours, "h", labels=MAIN),
         dataclasses.replace(SAVING, labels=MAIN),
         TOP1,
     ),

@@ -65,7 +65,7 @@ class RunTime:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What one has to know about the costs, such as their age."""
+        """The notes on the costs, such as the age of an estimate, each once."""
         return tuple(dict.fromkeys(cost.note for cost in self.costs if cost.note))
 
 

@@ -70,7 +70,7 @@ def main() -> None:
         arrays = jax.tree.leaves(state)
         blocked, cpu = (statistics.median(times) for times in zip(*saves, strict=True))
         print(
-            f"a checkpoint alone: {sum(x.nbytes for x in arrays) / 1e6:.1f} MB in {len(arrays)} "
+            f"a checkpoint without training: {sum(x.nbytes for x in arrays) / 1e6:.1f} MB in {len(arrays)} "
             f"arrays, keeps the loop for {blocked:.2f} s, takes {cpu:.2f} s of a core "
             f"(medians of {ROUNDS.value})"
         )

@@ -51,7 +51,7 @@ class Start:
 
     Attributes:
         seconds: The time from the start of the process to the first step.
-        programs: Where the programs came from by then: ``warm``, ``cold``, or how many of how many
+        programs: The origin of the programs by then: ``warm``, ``cold``, or how many of how many
             were in the cache.
         borders: The stall before each later stage, in seconds and in steps of the stage before it.
     """
@@ -138,7 +138,7 @@ def watch(command: Sequence[str], cache: pathlib.Path, *, to_the_end: bool) -> S
         UsageError: If the program ended before its first step, or with an error. Its last line is
             in the message.
     """
-    # The user's cache is left alone, wherever it is.
+    # The user's cache stays as it is.
     others = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     variables = {name: value for name, value in os.environ.items() if name not in others}
     variables["XDG_CACHE_HOME"] = str(cache)

@@ -1,4 +1,4 @@
-"""What a compiler says about a program: whether it fits, its memory, its work, its collectives."""
+"""The compiler's figures of a program: if it fits, its memory, its work and its collectives."""
 
 import dataclasses
 import re

@@ -68,7 +68,7 @@ class CompiledStep:
 
     @property
     def key(self) -> Key:
-        """What tells this step from others."""
+        """The step, its topology and its batch, by which a record is found."""
         return self.step, self.topology, self.batch_per_core
 
     @property

@@ -6,13 +6,14 @@ soon as it is there. Seconds are XLA's estimate, which hardly counts collectives
 and bytes stand beside it.
 
 Compiling takes minutes. The figures are kept in ``--records``, and later the step is only traced to
-see if its programs are still the same. Without libtpu, rows come from the records alone and say if
+see if its programs are still the same. Without libtpu, rows come only from the records and say if
 they may be older than the code.
 """
 
 import itertools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -66,8 +67,9 @@ def main() -> None:
         for name, spec in [(name, get_spec(name)) for name in MODEL.value]
         for size, batch in itertools.product(sizes or [spec.train_size], batches)
     ]
+    options: dict[str, Any] = {flag.name: flag.value for flag in STEP}
     for number, (name, size, batch) in enumerate(asked):
-        step = StepSpec(name, size, **{flag.name: flag.value for flag in STEP})
+        step = StepSpec(name, size, **options)
         with spinner(f"{name}, {size} px, {batch} a core:") as show:
             compiled = compile_train_step(
                 step,
