@@ -41,7 +41,7 @@ setuptools.setup(
     package_data={
         "effnetv2_jax": ["py.typed"],
         "effnetv2_jax.data.sources": ["imagenet_classes.txt"],
-        "effnetv2_jax.benchmarks": ["compiled_figures/*.json", "compiled_steps/*.json"],
+        "effnetv2_jax.benchmarks.tpu": ["compiled_steps.json"],
     },
     python_requires=">=3.11",
     # What building, loading and calling a network takes, and nothing heavier.

@@ -6,23 +6,26 @@
 import importlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from effnetv2_jax.runtime.cli import refuse
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime import cli
+from effnetv2_jax.runtime.errors import unknown_name
 
-# Modules with a ``main``; imported when asked for, as ``input`` and ``start`` need TensorFlow.
 BENCHMARKS = {
-    "all": "effnetv2_jax.benchmarks.together",
-    "checkpoint": "effnetv2_jax.benchmarks.timing.checkpointing",
-    "input": "effnetv2_jax.benchmarks.timing.input",
-    "peers": "effnetv2_jax.benchmarks.peers.command",
-    "plots": "effnetv2_jax.benchmarks.tables.plots",
-    "start": "effnetv2_jax.benchmarks.timing.start",
-    "step": "effnetv2_jax.benchmarks.timing.step",
-    "tables": "effnetv2_jax.benchmarks.tables.command",
-    "tpu": "effnetv2_jax.benchmarks.tpu.command",
+    "all": "all",
+    "checkpoint": "timing.checkpoint",
+    "input": "timing.input",
+    "peers": "peers.peers",
+    "plots": "tables.plots",
+    "start": "timing.start",
+    "step": "timing.step",
+    "tables": "tables.tables",
+    "tpu": "tpu.tpu",
 }
+"""The module of each benchmark in ``effnetv2_jax.benchmarks``, with its flags and a ``main``.
+
+A module is imported only when it is asked for: some need TensorFlow, and flags of two may collide.
+"""
 HELP = ("-h", "--help", "--helpfull")
 
 
@@ -32,24 +35,22 @@ def main() -> None:
         print(f"{__doc__}\nNAME is one of: {', '.join(BENCHMARKS)}")
         return
     if name not in BENCHMARKS:
-        refuse(str(unknown_name("benchmark", name, BENCHMARKS)))
-    module = importlib.import_module(BENCHMARKS[name])
+        cli.refuse(str(unknown_name("benchmark", name, BENCHMARKS)))
+    try:
+        module = importlib.import_module(f"effnetv2_jax.benchmarks.{BENCHMARKS[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("effnetv2_jax"):
+            raise
+        cli.refuse(
+            f"benchmark {name} needs {error.name}, which is not installed: "
+            "pip install 'effnetv2_jax[train]'"
+        )
     if set(HELP) & set(arguments):
         print(f"{module.__doc__}\n{flags.FLAGS.module_help(module)}")
         return
 
-    def guarded(argv: list[str]) -> None:
-        if argv[1:]:
-            refuse(f"unexpected argument {argv[1]!r}: every argument is a --flag")
-        try:
-            module.main()
-        except UsageError as error:
-            refuse(str(error))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)  # 128 + SIGINT, as shells count
-
-    app.run(guarded, argv=[f"{sys.argv[0]} {name}", *arguments])
+    sys.argv = [f"{sys.argv[0]} {name}", *arguments]
+    cli.run(module.main)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """The benchmarks from the command line; `step` on a bare machine, without TensorFlow."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from absl import flags
@@ -11,32 +8,26 @@ from PIL import Image
 
 from effnetv2_jax.benchmarks.timing import input as input_pipeline
 from effnetv2_jax.runtime.errors import UsageError
+from tests.benchmarks.commands import run
 
-WITHOUT_DATA_LIBRARIES = (
-    "import runpy, sys; "
-    "sys.modules.update(dict.fromkeys(['tensorflow', 'tensorflow_datasets', 'clu'])); "
-    "runpy.run_module('effnetv2_jax.benchmark', run_name='__main__', alter_sys=True)"
-)
+DATA_LIBRARIES = ("tensorflow", "tensorflow_datasets", "clu")
 
 
 def test_the_step_is_timed_without_tensorflow():
-    arguments = [
-        "step",
-        "--model=efficientnetv2-tiny",
-        "--image_size=16",
-        "--batch_size=8",
-        "--repeats=5",
-    ]
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_DATA_LIBRARIES, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    size = ("--image_size=16", "--batch_size=8", "--repeats=5")
+    done = run("step", "--model=efficientnetv2-tiny", *size, without=DATA_LIBRARIES)
+    assert done.returncode == 0, done.stderr
+    assert "compiled in" in done.stdout
+    assert "(median of 5, " in done.stdout and "MB moved an image" in done.stdout
+
+
+def test_a_library_that_is_missing_is_one_sentence():
+    done = run("input", without=DATA_LIBRARIES)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: benchmark input needs tensorflow, which is not installed: "
+        "pip install 'effnetv2_jax[train]'\n"
     )
-    assert result.returncode == 0, result.stderr
-    assert "compiled in" in result.stdout
-    assert "(median of 5, " in result.stdout and "MB moved an image" in result.stdout
 
 
 def run_input(**values):
@@ -50,7 +41,7 @@ def test_the_input_pipeline_is_timed_step_by_step(capsys):
     *_, head, _, first = capsys.readouterr().out.splitlines()
     for name in ("images/s", "entropy", "decode", "resize", "augment"):
         assert name in head
-    assert first.startswith("| 16 | 5 |")
+    assert [cell.strip() for cell in first.split("|")[1:3]] == ["16", "5"]
     shares = [int(cell.split("(")[1].rstrip("%) ")) for cell in first.split("|")[5:10]]
     assert 98 <= sum(shares) <= 102
 
@@ -85,9 +76,8 @@ def test_help_lists_the_benchmarks_and_the_flags_of_one():
         (["--help"], "input, peers, plots, start, step"),
         (["step", "--help"], "--image_size"),
     ):
-        command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert expected in result.stdout
+        done = run(*arguments)
+        assert done.returncode == 0 and expected in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,8 +89,6 @@ def test_help_lists_the_benchmarks_and_the_flags_of_one():
     ],
 )
 def test_the_command_line_ends_in_one_sentence(arguments, message):
-    command = [sys.executable, "-m", "effnetv2_jax.benchmark", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""

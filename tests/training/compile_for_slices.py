@@ -8,7 +8,8 @@ import sys
 
 from jax.experimental import topologies
 
-from effnetv2_jax.benchmarks.tpu.programs import lower_train_step
+from effnetv2_jax.benchmarks.timing.steps import StepSpec
+from effnetv2_jax.benchmarks.tpu.worker import lower_train_step
 
 devices = topologies.get_topology_desc(
     topology_name="v5e:2x2", platform="tpu", num_slices=2
@@ -17,18 +18,14 @@ for group_size in sys.argv[1:]:
     programs = lower_train_step(
         # The slices take turns.
         [devices[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)],
-        model="efficientnetv2-tiny",
-        image_size=32,
+        StepSpec(
+            "efficientnetv2-tiny",
+            32,
+            optimizer="momentum",
+            bn_group_size=int(group_size),
+            fsdp=2,
+        ),
         batch_per_core=4,
-        optimizer="momentum",
-        dtype="bfloat16",
-        num_classes=1000,
-        bn_group_size=int(group_size),
-        remat="none",
-        accumulation_steps=1,
-        fsdp=2,
-        reduce_dtype="float32",
-        mixing=False,
     )
-    text = programs["gradients"].lowered.compile().as_text()
+    text = programs["gradients"].program.compile().as_text()
     print(len(re.findall(r" send\(.*xla_megascale_runtime", text)))

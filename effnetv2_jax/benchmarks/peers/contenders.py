@@ -1,4 +1,4 @@
-"""Who stands beside this code in the ``peers`` benchmark, and what each calls our models."""
+"""The contenders of the benchmark ``peers``, and what each calls our models."""
 
 import dataclasses
 import pathlib
@@ -12,18 +12,18 @@ OURS = "ours"
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One that can be timed.
+    """Something that can be timed beside our code.
 
     Attributes:
-        title: what tables call it.
-        file: of the module that a worker loads: ``facts()`` and ``prepare(what, …)``.
-        libraries: that have to be there.
-        models: our names → its own; None for the same ones, all of them.
-        training: what a training step of it consists of, beside forward and backward pass.
-        inference: how it is run.
-        environment: variables of its process.
-        options: further arguments of ``prepare``.
-        lives_elsewhere: it runs in the interpreter of ``--torch_python``.
+        title: Its name in tables.
+        file: The module that a worker loads, with ``facts()`` and ``prepare(what, …)``.
+        libraries: The libraries that it needs.
+        models: Its names for our models. None means our names, for all models.
+        training: What a training step of it consists of, beside forward and backward pass.
+        inference: How inference is run.
+        environment: Environment variables of its process.
+        options: Further arguments of ``prepare``.
+        lives_elsewhere: It runs in the interpreter of ``--torch_python``.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Contender:
     lives_elsewhere: bool = False
 
     def name_of(self, model: str) -> str | None:
-        """What it calls a model of ours; None where it has none."""
+        """Returns its name for a model of ours, or None if it has no such model."""
         return model if self.models is None else self.models.get(model)
 
 
@@ -48,7 +48,7 @@ KERAS_MODELS = {f"efficientnet-{size}": f"EfficientNet{size.upper()}" for size i
     f"efficientnetv2-{size}": f"EfficientNetV2{size.upper()}" for size in _V2
 }
 
-# The "tf" ones pad as the official code does, and as we do.
+# The models that begin with "tf" pad as the official code does, and as ours do.
 TIMM_MODELS = (
     {f"efficientnet-{size}": f"tf_efficientnet_{size}" for size in [*_V1, "b8", "l2"]}
     | {f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(5)}
@@ -100,6 +100,6 @@ CONTENDERS: dict[str, Contender] = {
     "timm-eager": _timm("timm, PyTorch eager", compiled=False),
     "timm-compiled": _timm("timm, torch.compile", compiled=True),
 }
-"""By name; the first is ours."""
+"""All contenders by name; ours is the first."""
 
 PEERS = tuple(name for name in CONTENDERS if name != OURS)

@@ -11,7 +11,7 @@ import numpy as np
 CLASSES = 1000
 BACKEND = keras.backend.backend()
 
-# (training, inference): variables stay float32 in training, as ours do.
+# Variables stay float32 in training, as ours do.
 POLICIES = {
     "float32": {"training": "float32", "inference": "float32"},
     "bfloat16": {"training": "mixed_bfloat16", "inference": "bfloat16"},
@@ -21,7 +21,7 @@ Steps = Callable[[int], None]
 
 
 def facts() -> dict[str, Any]:
-    """What runs it."""
+    """Returns the platform, the device and the versions."""
     versions = {"keras": keras.__version__}
     if BACKEND == "jax":
         import jax
@@ -42,7 +42,7 @@ def facts() -> dict[str, Any]:
 def prepare(
     what: str, *, model: str, image_size: int, batch_size: int, dtype: str, threads: int
 ) -> dict[str, Callable[[], Steps]]:
-    """Ways of running it: what prepares each, and gives what does some steps and waits for them.
+    """Returns the ways of running it: functions that make a function that runs some steps.
 
     They share one network, which the first builds and compiles.
     """
@@ -53,20 +53,20 @@ def prepare(
     network = functools.cache(lambda: _network(model, image_size))
     if what == "training":
         return {
-            "train_on_batch": lambda: _train_on_batch(network(), images, labels),
+            "train_on_batch": lambda: _repeat(network().train_on_batch, images, labels),
             "fit": lambda: _fit(network(), images, labels),
         }
     call = {"jax": ("jax.jit", _jax_call), "tensorflow": ("tf.function", _tensorflow_call)}
     name, make = call[BACKEND]
     return {
         name: lambda: make(network(), images),
-        "predict_on_batch": lambda: _predict_on_batch(network(), images),
+        "predict_on_batch": lambda: _repeat(network().predict_on_batch, images),
     }
 
 
 def _network(model: str, image_size: int):
     build = getattr(keras.applications, model)
-    # The first generation always has its preprocessing in front.
+    # The first generation always begins with its preprocessing.
     has_switch = "include_preprocessing" in inspect.signature(build).parameters
     network = build(
         weights=None,
@@ -84,10 +84,12 @@ def _network(model: str, image_size: int):
     return network
 
 
-def _train_on_batch(network, images: np.ndarray, labels: np.ndarray) -> Steps:
+def _repeat(method: Callable, *arguments: np.ndarray) -> Steps:
+    """Makes the steps of a method that returns NumPy arrays, and so waits for them."""
+
     def steps(number: int) -> None:
         for _ in range(number):
-            network.train_on_batch(images, labels)  # returns the loss as a number
+            method(*arguments)
 
     return steps
 
@@ -118,14 +120,6 @@ def _fit(network, images: np.ndarray, labels: np.ndarray) -> Steps:
     return lambda number: network.fit(**data(number), verbose=0)
 
 
-def _predict_on_batch(network, images: np.ndarray) -> Steps:
-    def steps(number: int) -> None:
-        for _ in range(number):
-            network.predict_on_batch(images)  # returns a NumPy array
-
-    return steps
-
-
 def _tensorflow_call(network, images: np.ndarray) -> Steps:
     import tensorflow as tf
 
@@ -150,7 +144,7 @@ def _jax_call(network, images: np.ndarray) -> Steps:
     batch = jax.device_put(images)
 
     def steps(number: int) -> None:
-        # Read anew, as predict_on_batch puts others in their place.
+        # Read again, as predict_on_batch puts other arrays in their place.
         kinds = (network.trainable_variables, network.non_trainable_variables)
         state = [[variable.value for variable in variables] for variables in kinds]
         for _ in range(number):

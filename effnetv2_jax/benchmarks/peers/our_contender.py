@@ -7,20 +7,12 @@ from typing import Any
 import jax
 
 from effnetv2_jax.benchmarks.timing.measure import device_name
-from effnetv2_jax.benchmarks.timing.timed_model import (
-    Prepared,
-    prepare_inference,
-    prepare_train_step,
-)
-
-PREPARE: dict[str, Callable[..., Prepared]] = {
-    "training": prepare_train_step,
-    "inference": prepare_inference,
-}
+from effnetv2_jax.benchmarks.timing.steps import StepSpec
+from effnetv2_jax.benchmarks.timing.timed_model import compile_inference, compile_train_step
 
 
 def facts() -> dict[str, Any]:
-    """What runs it."""
+    """Returns the platform, the device and the versions."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -32,10 +24,18 @@ def facts() -> dict[str, Any]:
 def prepare(
     what: str, *, model: str, image_size: int, batch_size: int, dtype: str, threads: int
 ) -> dict[str, Callable[[], Callable[[int], None]]]:
-    """Ways of running it: what prepares each, and gives what does some steps and waits for them."""
+    """Returns the ways of running it: functions that make a function that runs some steps."""
 
     def make() -> Callable[[int], None]:
-        run = PREPARE[what](model, image_size=image_size, batch_size=batch_size, dtype=dtype).run
+        if what == "training":
+            compiled = compile_train_step(
+                StepSpec(model, image_size, dtype=dtype), batch_size=batch_size
+            )
+        else:
+            compiled = compile_inference(
+                model, image_size=image_size, batch_size=batch_size, dtype=dtype
+            )
+        run = compiled.run
         if run is None:
             raise MemoryError("it does not fit into the device's memory")
 

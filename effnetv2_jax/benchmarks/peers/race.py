@@ -1,34 +1,40 @@
-"""Has contenders run in turn, one at a time, while all the others wait."""
+"""Lets contenders run in turn, one at a time, while all the others wait."""
 
 import contextlib
 import dataclasses
 import os
-import shutil
+import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from effnetv2_jax.benchmarks.peers.contenders import Contender
-from effnetv2_jax.benchmarks.peers.process import NotRun, PeerProcess
 from effnetv2_jax.benchmarks.timing.measure import Timing, turns
+from effnetv2_jax.runtime.workers import Worker, WorkerError
 
 WHATS = ("training", "inference")
 
 SETTLE_SECONDS = 0.2
-"""Between two turns: by then threads that spin while they wait for work have gone to sleep."""
+"""The pause between two turns, in which threads that spin while they wait go to sleep."""
+
+MAX_REASON = 200
+"""The number of an error's characters that a table has room for."""
+
+WORKER = pathlib.Path(__file__).resolve().with_name("worker.py")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all contenders do.
+    """The task of all contenders.
 
     Attributes:
-        model: a name of ``list_models()``.
-        image_size: side in px.
-        batch_size: images a step.
-        dtype: of the computation, ``float32`` or ``bfloat16``.
-        threads: that each may use, on as many cores.
+        model: A name of ``list_models()``.
+        image_size: The side of the images in px.
+        batch_size: The number of images a step.
+        dtype: The dtype of the computation, ``float32`` or ``bfloat16``.
+        threads: The number of threads that each may use, on as many cores.
     """
 
     model: str
@@ -40,14 +46,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a contender did at one thing.
+    """A contender's result at one thing.
 
     Attributes:
-        way: how it ran, the fastest of its ways.
-        first_seconds: building the network, compiling it, and the first step.
-        steps: of a turn.
-        timing: of one step, a mean over each turn.
-        idle_share: of a core, what its process took while others ran.
+        way: How it ran, the fastest of its ways.
+        first_seconds: The time to build the network, compile it, and run the first step.
+        steps: The number of steps a turn.
+        timing: The seconds of one step, a mean over each turn.
+        idle_share: The share of a core that its process took while others ran.
     """
 
     way: str
@@ -62,16 +68,68 @@ class Entry:
     """A contender's row.
 
     Attributes:
-        title: what tables call it.
-        facts: ``platform``, ``device`` and ``versions``; empty where it did not start.
-        results: by what was done.
-        reasons: by what was not done, why, in one sentence.
+        title: Its name in tables.
+        facts: ``platform``, ``device`` and ``versions``. Empty if it did not start.
+        results: The result of each thing that it did.
+        reasons: The reason, in one sentence, for each thing that it did not do.
     """
 
     title: str
     facts: Mapping[str, Any]
     results: Mapping[str, Result]
     reasons: Mapping[str, str]
+
+
+def start(contender: Contender, *, python: str, cores: Sequence[int], cache: str) -> Worker:
+    """Starts a contender's process, which is idle until it is asked.
+
+    Args:
+        contender: The contender.
+        python: The interpreter.
+        cores: The cores that it may use.
+        cache: An empty folder for what its compiler keeps.
+
+    Raises:
+        WorkerError: If the interpreter does not start.
+    """
+    arguments = {
+        "cores": list(cores),
+        "file": str(contender.file),
+        "libraries": contender.libraries,
+        "options": dict(contender.options),
+    }
+    variables = environment(contender, len(cores), cache=cache, python=python)
+    return Worker(WORKER, "ContenderProcess", arguments, python=python, environment=variables)
+
+
+def environment(
+    contender: Contender, threads: int, *, cache: str, python: str = sys.executable
+) -> Mapping[str, str]:
+    """Returns the environment variables that libraries have to find when they start."""
+    variables = os.environ | {
+        # Beside the cores, which a worker chooses itself.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": str(threads),
+        # Threads that spin while they wait for work give up after 20 ms at most, so they are asleep
+        # while others run.
+        "KMP_BLOCKTIME": "20",
+        # All contenders share one accelerator.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+        # Nobody has compiled the first step before.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        **contender.environment,
+    }
+    if python == sys.executable:
+        # The package is found wherever this process has found it.
+        root = str(WORKER.parents[3])
+        variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, sys.path)])
+    return variables
 
 
 def race(
@@ -87,16 +145,16 @@ def race(
     """Times all contenders at each thing: prepares one after the other, then lets them take turns.
 
     Args:
-        contenders: by name; the first sets the platform for all.
-        task: what they do.
-        whats: of ``WHATS``.
-        repeats: turns of each.
-        steps: of a turn; None for as many as take about a second.
-        pythons: the interpreter of each.
-        on_phase: is told what goes on, a few words at a time.
+        contenders: The contenders by name. The first sets the platform for all.
+        task: What they do.
+        whats: The things to time, some of ``WHATS``.
+        repeats: The number of turns of each.
+        steps: The number of steps a turn. None means as many as take about a second.
+        pythons: The interpreter of each contender.
+        on_phase: Is told what goes on, a few words at a time.
 
     Returns:
-        An entry for each, in their order; what fails is one too.
+        An entry for each contender, in their order. One that fails has an entry too.
     """
     facts: dict[str, Mapping[str, Any]] = {name: {} for name in contenders}
     results: dict[str, dict[str, Result]] = {name: {} for name in contenders}
@@ -104,86 +162,68 @@ def race(
     cores = sorted(os.sched_getaffinity(0))[: task.threads]
     with contextlib.ExitStack() as stack:
         # Removed after the processes that write to it.
-        cache = tempfile.mkdtemp()
-        stack.callback(shutil.rmtree, cache, ignore_errors=True)
-        processes = {}
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        cache = stack.enter_context(folder)
+        workers: dict[str, Worker] = {}
         for name, contender in contenders.items():
             try:
                 if contender.name_of(task.model) is None:
-                    raise NotRun(f"it has no {task.model}")
+                    raise WorkerError(f"it has no {task.model}")
                 on_phase(f"{contender.title}: starting")
-                process = PeerProcess(
-                    contender, python=pythons[name], cores=cores, cache=f"{cache}/{name}"
+                worker = stack.enter_context(
+                    start(contender, python=pythons[name], cores=cores, cache=f"{cache}/{name}")
                 )
-                stack.enter_context(process)
-                facts[name] = process.ask("load")
+                facts[name] = worker.call("load")
                 _check_platform(facts, name)
-                processes[name] = process
-            except NotRun as error:
-                reasons[name] = {what: str(error) for what in whats}
+                workers[name] = worker
+            except WorkerError as error:
+                reasons[name] = dict.fromkeys(whats, _reason(error))
         for what in whats:
-            prepared = {}
-            for name, process in processes.items():
-                contender = contenders[name]
-                on_phase(f"{contender.title}: compiling {what}")
-                arguments = dataclasses.asdict(task) | {"model": contender.name_of(task.model)}
+            prepared: dict[str, dict[str, Any]] = {}
+            taken: dict[str, list[dict[str, float]]] = {}
+            for name, worker in workers.items():
+                on_phase(f"{contenders[name].title}: compiling {what}")
+                arguments = dataclasses.asdict(task) | {
+                    "model": contenders[name].name_of(task.model)
+                }
                 try:
-                    prepared[name] = process.ask("prepare", what=what, steps=steps, **arguments)
-                except NotRun as error:
-                    reasons[name][what] = str(error)
-            ready = {name: processes[name] for name in prepared}
-            outcomes = take_turns(
-                ready,
-                {name: found["steps"] for name, found in prepared.items()},
-                repeats=repeats,
-                on_turn=lambda name, number, what=what: on_phase(  # type: ignore[misc]
-                    f"{contenders[name].title}: {what}, turn {number + 1} of {repeats}"
-                ),
-            )
-            for name, outcome in outcomes.items():
-                if isinstance(outcome, str):
-                    reasons[name][what] = outcome
-                else:
-                    results[name][what] = _result(prepared[name], outcome)
+                    prepared[name] = worker.call("prepare", what=what, steps=steps, **arguments)
+                    taken[name] = []
+                except WorkerError as error:
+                    reasons[name][what] = _reason(error)
+            for number, name in turns(prepared, repeats):
+                if what in reasons[name]:
+                    continue
+                on_phase(f"{contenders[name].title}: {what}, turn {number + 1} of {repeats}")
+                time.sleep(SETTLE_SECONDS)
+                try:
+                    turn = workers[name].call("turn", steps=prepared[name]["steps"])
+                    taken[name].append(turn)
+                except WorkerError as error:
+                    reasons[name][what] = _reason(error)
+            for name, found in prepared.items():
+                if what not in reasons[name]:
+                    results[name][what] = _result(found, taken[name])
     return {
         name: Entry(contender.title, facts[name], results[name], reasons[name])
         for name, contender in contenders.items()
     }
 
 
-Turn = dict[str, float]
-
-
-def take_turns(
-    processes: Mapping[str, PeerProcess],
-    steps: Mapping[str, int],
-    *,
-    repeats: int,
-    on_turn: Callable[[str, int], None] = lambda name, number: None,
-) -> dict[str, list[Turn] | str]:
-    """The turns of each, all in the same weather; of one that fails, the reason."""
-    taken: dict[str, list[Turn]] = {name: [] for name in processes}
-    failed: dict[str, str] = {}
-    for number, name in turns(processes, repeats):
-        if name in failed:
-            continue
-        on_turn(name, number)
-        time.sleep(SETTLE_SECONDS)
-        try:
-            taken[name].append(processes[name].ask("turn", steps=steps[name]))
-        except NotRun as error:
-            failed[name] = str(error)
-    return {name: failed.get(name, taken[name]) for name in processes}
-
-
 def _check_platform(facts: Mapping[str, Mapping[str, Any]], name: str) -> None:
-    """Raises NotRun for one that would run on another kind of device than the first."""
+    """Raises WorkerError if a contender would run on another kind of device than the first."""
     first = next((found["platform"] for found in facts.values() if found), None)
     if facts[name]["platform"] != first:
-        raise NotRun(f"it finds no {first} here, only a {facts[name]['platform']}")
+        raise WorkerError(f"it finds no {first} here, only a {facts[name]['platform']}")
 
 
-def _result(prepared: Mapping[str, Any], taken: list[Turn]) -> Result:
+def _reason(error: WorkerError) -> str:
+    says_all = error.kind in (None, "ModuleNotFoundError") or error.kind == str(error)
+    text = str(error) if says_all else f"{error.kind}: {error}"
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
+
+
+def _result(prepared: Mapping[str, Any], taken: list[dict[str, float]]) -> Result:
     steps = prepared["steps"]
     return Result(
         way=prepared["way"],

@@ -1,33 +1,31 @@
-"""The ``peers`` benchmark's results as Markdown and as JSON."""
+"""Prints the results of the benchmark ``peers`` as Markdown and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effnetv2_jax.benchmarks.markdown import align
+from effnetv2_jax.benchmarks.markdown import NOTHING, table
 from effnetv2_jax.benchmarks.peers.contenders import OURS, Contender
 from effnetv2_jax.benchmarks.peers.race import Entry, Result, Task
 
 MAX_IDLE_SHARE = 0.02
-"""Of a core: above it, whoever waited was in the way of the others."""
-
-NOTHING = "–"
+"""The share of a core above which a waiting process was in the way of the others."""
 
 
 def images_per_second(result: Result, batch_size: int) -> dict[str, float]:
-    """``median``, ``low`` and ``high`` over the turns."""
+    """Returns the ``median``, ``low`` and ``high`` over the turns."""
     timing = result.timing
     seconds = {"median": timing.median, "low": timing.high, "high": timing.low}
     return {name: batch_size / value for name, value in seconds.items()}
 
 
 def ratio(entries: Mapping[str, Entry], name: str, what: str) -> float | None:
-    """Our images/s over somebody's, by the medians; None where one of them did not run."""
+    """Returns our images/s over a contender's, by the medians; None if one of them did not run."""
     ours, theirs = (entries[n].results.get(what) if n in entries else None for n in (OURS, name))
     return theirs.timing.median / ours.timing.median if ours and theirs else None
 
 
 def as_json(task: Task, entries: Mapping[str, Entry], whats: Sequence[str]) -> dict[str, Any]:
-    """All that was found, for JSON; seconds, and images/s."""
+    """Returns everything that was found, for JSON."""
 
     def done(name: str, entry: Entry, what: str) -> dict[str, Any]:
         if what in entry.reasons:
@@ -69,31 +67,32 @@ def as_markdown(
     repeats: int,
     environment: Mapping[str, str],
 ) -> str:
-    """What was done on what, a table with a row for each contender, and notes.
+    """Returns a heading, a table with a row for each contender, and notes.
 
     Args:
-        task: what all did.
-        entries: of ``race``.
-        contenders: by name, as the entries.
-        whats: that were done.
-        repeats: turns of each.
-        environment: variables that change times, as all contenders found them.
+        task: What all contenders did.
+        entries: The entries from ``race``.
+        contenders: The contenders by the same names.
+        whats: The things that were timed.
+        repeats: The number of turns of each.
+        environment: Environment variables that change times, as all contenders found them.
     """
-    rows = [_head(whats), *(_row(name, entries, task, whats) for name in entries)]
+    columns = ("{} images/s", "ours ÷ it", "first step s")
+    head = ["contender", *(column.format(what) for what in whats for column in columns)]
+    rows = [head, *(_row(name, entries, task, whats) for name in entries)]
+    # Ours comes first, and has the longest name for the device.
+    device = next((e.facts["device"] for e in entries.values() if e.facts), "no device")
+    found = [item for e in entries.values() for item in e.facts.get("versions", {}).items()]
+    versions = [f"{name} {version}" for name, version in dict.fromkeys(found)]
     heading = [
         f"{task.model}, {task.image_size} px, batch {task.batch_size}, {task.dtype}",
-        f"{_device(entries)}, {task.threads} {'thread' if task.threads == 1 else 'threads'} each; "
+        f"{device}, {task.threads} {'thread' if task.threads == 1 else 'threads'} each; "
         f"medians of {repeats} turns (low–high), in turn, one at a time",
-        "; ".join(_versions(entries)),
+        "; ".join(versions),
         *([", ".join(f"{k}={v}" for k, v in environment.items())] if environment else []),
     ]
     notes = _notes(entries, contenders, whats)
-    return "\n".join([*heading, "", align(rows), "", *notes])
-
-
-def _head(whats: Sequence[str]) -> list[str]:
-    columns = ("{} images/s", "ours ÷ it", "first step s")
-    return ["contender", *(column.format(what) for what in whats for column in columns)]
+    return "\n".join([*heading, "", table(rows), "", *notes])
 
 
 def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[str]) -> list[str]:
@@ -102,7 +101,7 @@ def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[st
     told = ""
     for what in whats:
         if what in entry.reasons:
-            # The same reason once.
+            # A reason is printed once.
             reason = entry.reasons[what]
             text = NOTHING if reason == told else f"not run: {reason}".replace("|", "\\|")
             told = reason
@@ -120,19 +119,8 @@ def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[st
 
 
 def _figure(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Returns three digits, or all digits in front of the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _device(entries: Mapping[str, Entry]) -> str:
-    # Ours comes first, and has the longest name for it.
-    return next((e.facts["device"] for e in entries.values() if e.facts), "no device")
-
-
-def _versions(entries: Mapping[str, Entry]) -> list[str]:
-    """Of all that ran; of a library once for each version."""
-    found = [item for e in entries.values() for item in e.facts.get("versions", {}).items()]
-    return [f"{name} {version}" for name, version in dict.fromkeys(found)]
 
 
 def _notes(
@@ -141,11 +129,10 @@ def _notes(
     ran = {name: entry for name, entry in entries.items() if entry.results}
     notes = []
     for name, entry in ran.items():
-        ways = [f"{what} by {entry.results[what].way}" for what in whats if what in entry.results]
-        does = [getattr(contenders[name], what) for what in whats if what in entry.results]
-        kinds = [what for what in whats if what in entry.results]
-        told = "; ".join(f"{what}: {text}" for what, text in zip(kinds, does, strict=True))
-        notes.append(f"- {entry.title}: {told} ({', '.join(ways)}).")
+        done = [what for what in whats if what in entry.results]
+        told = "; ".join(f"{what}: {getattr(contenders[name], what)}" for what in done)
+        ways = ", ".join(f"{what} by {entry.results[what].way}" for what in done)
+        notes.append(f"- {entry.title}: {told} ({ways}).")
     for entry in ran.values():
         for what, result in entry.results.items():
             if result.idle_share > MAX_IDLE_SHARE:

@@ -1,6 +1,6 @@
 """timm in PyTorch as a contender, eager or compiled; run by ``worker``.
 
-Stands in environments that have torch and timm and may have nothing of ours.
+It runs in environments that have torch and timm, and may not have this package.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo  # which the first optimiser would import, and takes seconds
+import torch._dynamo  # the first optimiser would import it, which takes seconds
 
 CLASSES = 1000
-# What timm's importing of torchvision asks for, and nothing here calls.
+# timm imports torchvision, which asks for these operations. Nothing here calls them.
 DETECTION = (
     "nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d",
 )  # fmt: skip
@@ -27,7 +27,7 @@ def _import_timm():
 
         return timm, None
     except RuntimeError:
-        # torchvision's compiled operations do not load beside a torch built for the CPU.
+        # torchvision's compiled operations do not load beside a torch that is built for the CPU.
         for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
             del sys.modules[name]
     library = torch.library.Library("torchvision", "DEF")
@@ -43,7 +43,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def facts() -> dict[str, Any]:
-    """What runs it."""
+    """Returns the platform, the device and the versions."""
     cuda = DEVICE == "cuda"
     return {
         "platform": "gpu" if cuda else "cpu",
@@ -62,10 +62,10 @@ def prepare(
     threads: int,
     compiled: bool,
 ) -> dict[str, Callable[[], Steps]]:
-    """Ways of running it: what prepares each, and gives what does some steps and waits for them."""
+    """Returns the ways of running it: functions that make a function that runs some steps."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
-    # As JAX and TensorFlow do without being asked.
+    # JAX and TensorFlow do this by default.
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     make = functools.partial(
@@ -77,7 +77,7 @@ def prepare(
     )
     layouts = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
     if compiled:
-        # Every compilation takes minutes on a CPU, and the compiler chooses layouts itself.
+        # Compiling takes minutes on a CPU, and the compiler chooses layouts itself.
         layouts.pop("contiguous")
     return {name: functools.partial(make, layout) for name, layout in layouts.items()}
 
@@ -90,7 +90,7 @@ def _training(
     images = torch.randn(shape, device=DEVICE).contiguous(memory_format=layout)
     labels = torch.randint(0, CLASSES, shape[:1], device=DEVICE)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    # Faster than timm's RMSpropTF, which goes through the parameters in Python.
+    # This is faster than timm's RMSpropTF, which loops over the parameters in Python.
     optimizer = torch.optim.RMSprop(
         network.parameters(), 1e-4, alpha=0.9, momentum=0.9, eps=1e-3, weight_decay=1e-5,
         foreach=True,

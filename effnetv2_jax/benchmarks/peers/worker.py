@@ -1,66 +1,44 @@
-"""The process in which one contender runs; ``process`` starts it and talks to it.
+"""Runs one contender in a process of its own; ``race`` starts it with ``runtime.workers``.
 
-Takes a line of JSON for every command and answers with lines of JSON. Knows the standard library
-alone, and is run by its path, so that interpreters without this package can run it too.
+Needs only the standard library, so that interpreters without this package can run it too.
 """
 
 import gc
 import importlib.util
-import json
 import os
-import queue
 import statistics
-import sys
-import threading
 import time
 from typing import Any
 
 TRIALS = 3
-"""Short turns of each way of running a contender before the fastest is taken."""
+"""The number of short turns of each way of running, before the fastest is taken."""
 
 TRIAL_SECONDS = 0.3
-"""About how long such a short turn takes."""
+"""The approximate time of such a short turn."""
 
 TURN_SECONDS = 1.0
-"""About how long a turn takes, where nobody says how many steps it has."""
+"""The approximate time of a turn, if nobody says how many steps it has."""
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    # Every thread that any library will start inherits it.
-    os.sched_setaffinity(0, arguments.pop("cores"))
-    # Libraries write to stdout too: from here on that is stderr, and answers go to a copy.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    contender = Contender(**arguments)
-    for line in _lines():
-        command, options = json.loads(line)
-        try:
-            answer = {"result": getattr(contender, command)(**options)}
-        except Exception as error:
-            answer = {"error": _sentence(error)}
-        print(json.dumps(answer), file=channel)
-
-
-class Contender:
-    """What one contender can be told to do.
+class ContenderProcess:
+    """A contender that can be told to load, to prepare and to take its turn.
 
     Args:
-        file: of the module that has ``facts`` and ``prepare``.
-        libraries: that it imports.
-        options: further arguments of ``prepare``.
+        cores: The cores that it may use.
+        file: The module that has ``facts`` and ``prepare``.
+        libraries: The libraries that the module imports.
+        options: Further arguments of ``prepare``.
     """
 
-    def __init__(self, file: str, libraries: list[str], options: dict[str, Any]):
+    def __init__(self, cores: list[int], file: str, libraries: list[str], options: dict[str, Any]):
+        # Every thread that a library starts inherits it.
+        os.sched_setaffinity(0, cores)
         self._file, self._libraries, self._options = file, libraries, options
         self._run: Any = None
         self._rest()
 
     def load(self) -> dict[str, Any]:
-        """Imports what it needs; returns its ``platform``, ``device`` and ``versions``."""
-        # Beside this file, where Python looks first for a script's imports, stand our own modules.
-        here = os.path.dirname(os.path.abspath(__file__))
-        sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
+        """Imports what it needs. Returns its ``platform``, ``device`` and ``versions``."""
         for library in self._libraries:
             if importlib.util.find_spec(library) is None:
                 raise ModuleNotFoundError(f"{library} is not installed", name=library)
@@ -71,14 +49,14 @@ class Contender:
         return self._module.facts()
 
     def prepare(self, steps: int | None, **task: Any) -> dict[str, Any]:
-        """Builds the network, compiles, and finds the fastest way to run it.
+        """Builds the network, compiles it, and finds the fastest way to run it.
 
         Args:
-            steps: of a turn; None for as many as take about a second.
-            **task: arguments of the module's ``prepare``.
+            steps: The number of steps a turn. None means as many as take about a second.
+            **task: Arguments of the module's ``prepare``.
 
         Returns:
-            ``first_seconds`` to the end of the first step, ``way`` and ``steps`` of a turn.
+            ``first_seconds`` to the end of the first step, ``way``, and ``steps`` a turn.
         """
         # What was prepared before makes room.
         self._run = None
@@ -102,11 +80,11 @@ class Contender:
         """Runs some steps.
 
         Returns:
-            ``seconds`` that they took; ``waited``, the seconds since it last ran, and
-            ``idle_cpu``, the seconds of a core that it took in them and should not have.
+            ``seconds`` that they took, ``waited``, the seconds since it last ran, and ``idle_cpu``,
+            the seconds of a core that it took while it waited and should not have taken.
         """
         waited, idle_cpu = time.perf_counter() - self._rested, time.process_time() - self._cpu
-        # Caches are full of what others did.
+        # The caches are full of other contenders' data.
         self._run(1)
         seconds = _seconds(self._run, steps)
         self._rest()
@@ -117,11 +95,11 @@ class Contender:
 
 
 def _step_seconds(runs: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a step of each; every ``run`` has done its first."""
+    """Returns the seconds of a step of each way. Every ``run`` has done its first step."""
     steps = {way: max(1, round(TRIAL_SECONDS / _seconds(run, 1))) for way, run in runs.items()}
     trials: dict[str, list[float]] = {way: [] for way in runs}
     for number in range(TRIALS):
-        # Whoever comes first is not always the same.
+        # None is always the first.
         for way in list(runs) if number % 2 else reversed(list(runs)):
             runs[way](1)
             trials[way].append(_seconds(runs[way], steps[way]) / steps[way])
@@ -132,30 +110,3 @@ def _seconds(run: Any, steps: int) -> float:
     started = time.perf_counter()
     run(steps)
     return time.perf_counter() - started
-
-
-def _lines():
-    """What is said to this process; it ends with the one who speaks, however that ends."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        # A compilation would go on for minutes.
-        os._exit(1)
-
-    threading.Thread(target=listen, daemon=True).start()
-    while True:
-        yield lines.get()
-
-
-def _sentence(error: Exception) -> str:
-    """What an exception says, in a line."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"{error.name} is not installed"
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-if __name__ == "__main__":
-    main()

@@ -1,62 +1,89 @@
-"""What a training step or an inference costs: on the devices that are there, or on absent TPUs.
+"""The cost of a training step or an inference: measured here, or estimated for absent TPUs.
 
-The tables ask either of them the same questions; what does not fit, or would take too long, is an
-answer.
+The tables ask both the same questions. It is an answer too that something does not fit, or that it
+would take too long.
 """
 
 import dataclasses
 import functools
 import importlib.util
+import pathlib
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 
-from effnetv2_jax.benchmarks.tables.comparison import ESTIMATE, MEASURED, NOT_RUN
 from effnetv2_jax.benchmarks.timing.measure import (
     device_name,
     local_devices,
     measured_peak_flops,
     peak_flops,
+    time_runs,
 )
+from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.timing.timed_model import (
     TRAINING_FLOPS,
-    Measurement,
-    Prepared,
-    measure,
-    prepare_inference,
-    prepare_train_step,
+    CompiledModel,
+    compile_inference,
 )
-from effnetv2_jax.benchmarks.tpu.compile import (
-    NotRecorded,
-    TpuCompilation,
-    compile_train_step,
-)
+from effnetv2_jax.benchmarks.timing.timed_model import compile_train_step as compile_here
+from effnetv2_jax.benchmarks.tpu.compile import NotRecorded, compile_train_step
+from effnetv2_jax.benchmarks.tpu.records import CompiledStep
 from effnetv2_jax.models import model_info
 from effnetv2_jax.runtime.errors import UsageError
+
+EXACT = "exact"
+ESTIMATE = "XLA estimate for TPU {}"
+MEASURED = "measured here ({})"
+NOT_RUN = "not run"
 
 LOCAL = "local"
 
 BN_GROUP_SIZE = 8
-"""Cores that share batch-norm statistics, as our recipes have it on 32 cores."""
+"""The number of cores that share batch norm's statistics; our recipes have 8 of 32."""
 
-# Of its peak, what a CPU reaches at such networks: only to tell minutes from hours beforehand.
+# The share of its peak that a CPU reaches at such networks, to tell minutes from hours beforehand.
 _CPU_EFFICIENCY = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What one run of something costs.
+class Ours:
+    """A figure of ours.
 
     Attributes:
-        how: it was found, ``not run`` among it.
-        batch_size: images a device and run.
-        seconds: a run; None where it does not fit or was not run.
-        fits: False where the memory is too small; None where that is not known.
-        detail: what was run: dtype and batch, MFU.
-        note: why it was not run, or what has to be known beside it.
-        low: seconds of the fastest repeat, where it was measured.
-        high: of the slowest.
+        value: The figure in the section's unit, or ``OUT_OF_MEMORY``. None if it was not run.
+        how: How it was found: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
+        detail: The details: image size, dtype, batch.
+        notes: What one has to know to read it, or why it was not run.
+        low: The lowest of a measurement's repeats, in the section's unit.
+        high: The highest of a measurement's repeats, in the section's unit.
+    """
+
+    value: float | str | None
+    how: str
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+def not_run(reason: str) -> Ours:
+    """Returns the figure of something that was not run."""
+    return Ours(None, NOT_RUN, notes=(reason,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one run of something.
+
+    Attributes:
+        how: How it was found, as in ``Ours``.
+        batch_size: The number of images a device and run.
+        seconds: The time of a run. None if it does not fit or was not run.
+        fits: False if the memory is too small. None if that is not known.
+        detail: What was run: dtype and batch, MFU.
+        note: Why it was not run, or what one has to know about it.
+        low: The seconds of the fastest repeat, if it was measured.
+        high: The seconds of the slowest repeat, if it was measured.
     """
 
     how: str
@@ -69,77 +96,61 @@ class Cost:
     high: float | None = None
 
 
-class Costs(Protocol):
-    """Where costs come from."""
-
-    @property
-    def name(self) -> str:
-        """As ``--device`` has it."""
-        ...
-
-    @property
-    def inference_dtypes(self) -> tuple[str, ...]:
-        """In which inference is asked for."""
-        ...
-
-    def train_step(
-        self, model: str, *, image_size: int, batch_size: int, parts: int = 1, mixing: bool = False
-    ) -> Cost:
-        """Of a training step.
-
-        Args:
-            model: a name of ``list_models()``.
-            image_size: side in px.
-            batch_size: images a device.
-            parts: of the batch, worked through one after the other.
-            mixing: with Mixup and CutMix.
-        """
-        ...
-
-    def inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
-        """Of an inference on one device."""
-        ...
-
-
 class TpuCosts:
-    """By the TPU's compiler, for chips that are not there; its estimate hardly counts collectives.
+    """Costs by the TPU's compiler, for chips that are not attached.
 
     Args:
-        topology: as ``compile_train_step`` takes it.
-        compile_anew: False answers only from what was compiled before, as it goes without libtpu.
-        on_phase: is told what goes on.
+        topology: A name that libtpu knows.
+        compile_new: Compiles what was not compiled before. Without libtpu, nothing is compiled.
+        records_file: The file of the user's records, as for ``compile_train_step``.
+        on_phase: Is told what goes on.
     """
-
-    inference_dtypes = ("float16",)
 
     def __init__(
         self,
         topology: str,
         *,
-        compile_anew: bool = True,
+        compile_new: bool = True,
+        records_file: pathlib.Path | None = None,
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
         self.name = f"tpu:{topology}"
+        self.inference_dtypes: tuple[str, ...] = ("float16",)
         self._topology = topology
+        self._records_file = records_file
         self._why_not = ""
-        if not compile_anew:
+        if not compile_new:
             self._why_not = "was not compiled for this TPU before"
         elif importlib.util.find_spec("libtpu") is None:
             self._why_not = "its compiler, libtpu, is missing: pip install 'effnetv2_jax[tpu]'"
         self._on_phase = on_phase
+        self.train_step = functools.cache(self._train_step)
 
-    def train_step(
+    def _train_step(
         self, model: str, *, image_size: int, batch_size: int, parts: int = 1, mixing: bool = False
     ) -> Cost:
+        """Returns the cost of a training step.
+
+        Args:
+            model: A name of ``list_models()``.
+            image_size: The side of the images in px.
+            batch_size: The number of images a device.
+            parts: The number of parts of the batch, which are worked through one after the other.
+            mixing: Compiles Mixup and CutMix into the step.
+        """
+        step = StepSpec(
+            model,
+            image_size,
+            bn_group_size=BN_GROUP_SIZE,
+            accumulation_steps=parts,
+            mixing=mixing,
+        )
         try:
             found = compile_train_step(
-                model,
-                image_size=image_size,
+                step,
                 topology=self._topology,
                 batch_per_core=batch_size,
-                bn_group_size=BN_GROUP_SIZE,
-                accumulation_steps=parts,
-                mixing=mixing,
+                records_file=self._records_file,
                 recorded_only=bool(self._why_not),
                 on_phase=self._on_phase,
             )
@@ -147,38 +158,34 @@ class TpuCosts:
             return Cost(NOT_RUN, batch_size, note=self._why_not)
         except RuntimeError as error:
             return Cost(NOT_RUN, batch_size, note=f"the compiler failed: {str(error)[-200:]}")
-        return _cost_on_tpu(found)
+        return cost_on_tpu(found)
 
     def inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
         return Cost(NOT_RUN, batch_size, note="inference is measured only (--device=local)")
 
 
-def _cost_on_tpu(found: TpuCompilation) -> Cost:
+def cost_on_tpu(found: CompiledStep) -> Cost:
+    """Returns the cost of a step that was compiled, with its versions and age as a note."""
     how = ESTIMATE.format(found.topology.partition(":")[0])
-    note = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    if found.outdated:
-        note += ", compiled before the code of the step changed"
+    versions = (f"{name} {version}" for name, version in found.versions.items())
+    note = ", ".join(filter(None, [*versions, found.remark]))
     if found.fits and found.seconds is None:
-        note = "XLA makes no estimate for this chip"
-        how = NOT_RUN
-    detail = f"{found.options['dtype']}, batch {found.batch_per_core}"
+        how, note = NOT_RUN, "XLA makes no estimate for this chip"
+    detail = f"{found.step.dtype}, batch {found.batch_per_core}"
     return Cost(how, found.batch_per_core, found.seconds, found.fits, detail, note)
 
 
 class LocalCosts:
-    """Measured on the devices that are there, by the median of some runs.
+    """Costs that are measured on the devices of this machine, by the median of some runs.
 
     Args:
-        batch_size: images a device instead of those asked for; None for those.
-        dtype: of training; None for bfloat16, and float32 on a CPU.
-        inference_dtypes: None for what suits the device.
-        repeats: runs that count.
-        row_seconds: what would take longer is not run; only on a CPU, where hours threaten. None
-            for no limit.
-        on_phase: is told what goes on.
+        batch_size: The number of images a device, instead of what is asked for.
+        dtype: The dtype of training. None means bfloat16, and float32 on a CPU.
+        inference_dtypes: The dtypes of inference. None means what suits the device.
+        repeats: The number of runs that are timed.
+        row_seconds: What would take a CPU longer is not run. None means no limit.
+        on_phase: Is told what goes on.
     """
-
-    name = LOCAL
 
     def __init__(
         self,
@@ -192,35 +199,36 @@ class LocalCosts:
     ):
         self._device = local_devices()[0]
         half = {"cpu": (), "gpu": ("float16",)}.get(self._device.platform, ("bfloat16",))
-        self.inference_dtypes = inference_dtypes or (*half, "float32")
+        self.name = LOCAL
+        self.inference_dtypes: tuple[str, ...] = inference_dtypes or (*half, "float32")
         self._dtype = dtype or ("bfloat16" if half else "float32")
         self._batch_size = batch_size
         self._repeats = repeats
         self._row_seconds = row_seconds
         self._on_phase = on_phase
+        self.train_step = functools.cache(self._train_step)
+        self.inference = functools.cache(self._inference)
 
-    def train_step(
+    def _train_step(
         self, model: str, *, image_size: int, batch_size: int, parts: int = 1, mixing: bool = False
     ) -> Cost:
-        # Parts are worked through one after the other, and a mixed image costs what another does.
+        # Parts are worked through one after the other, and mixing an image costs next to nothing.
         batch_size = min(self._batch_size or batch_size, batch_size // parts)
+        devices = jax.device_count()
+        step = StepSpec(
+            model, image_size, dtype=self._dtype, bn_group_size=min(BN_GROUP_SIZE, devices)
+        )
         return self._timed(
-            lambda: prepare_train_step(
-                model,
-                image_size=image_size,
-                batch_size=batch_size * jax.device_count(),
-                dtype=self._dtype,
-                bn_group_size=min(BN_GROUP_SIZE, jax.device_count()),
-            ),
+            lambda: compile_here(step, batch_size=batch_size * devices),
             batch_size=batch_size,
             dtype=self._dtype,
             multiply_adds=TRAINING_FLOPS * batch_size * _multiply_adds(model, image_size),
         )
 
-    def inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
+    def _inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
         batch_size = self._batch_size or batch_size
         return self._timed(
-            lambda: prepare_inference(
+            lambda: compile_inference(
                 model, image_size=image_size, batch_size=batch_size, dtype=dtype
             ),
             batch_size=batch_size,
@@ -229,58 +237,45 @@ class LocalCosts:
         )
 
     def _timed(
-        self, prepare: Callable[[], Prepared], *, batch_size: int, dtype: str, multiply_adds: float
+        self,
+        compile: Callable[[], CompiledModel],
+        *,
+        batch_size: int,
+        dtype: str,
+        multiply_adds: float,
     ) -> Cost:
-        seconds = self._seconds_to_expect(multiply_adds)
-        if self._row_seconds is not None and seconds > self._row_seconds:
-            return Cost(
-                NOT_RUN,
-                batch_size,
-                note=f"would take more than the {self._row_seconds:g} s of --row_seconds here",
-            )
-        self._on_phase("compiling")
-        prepared = prepare()
-        self._on_phase("timing")
-        found = measure(prepared, repeats=self._repeats)
-        return self._cost(found, batch_size=batch_size, dtype=dtype)
-
-    def _seconds_to_expect(self, multiply_adds: float) -> float:
-        if self._device.platform != "cpu":
-            return 0.0
-        runs = self._repeats + 3
-        return runs * 2 * multiply_adds / (_CPU_EFFICIENCY * measured_peak_flops())
-
-    def _cost(self, found: Measurement, *, batch_size: int, dtype: str) -> Cost:
         on_cpu = self._device.platform == "cpu"
+        if on_cpu and self._row_seconds is not None:
+            runs = self._repeats + 3
+            seconds = runs * 2 * multiply_adds / (_CPU_EFFICIENCY * measured_peak_flops())
+            if seconds > self._row_seconds:
+                limit = f"the {self._row_seconds:g} s of --row_seconds"
+                return Cost(NOT_RUN, batch_size, note=f"would take more than {limit} here")
+        self._on_phase("compiling")
+        compiled = compile()
         how = MEASURED.format("CPU" if on_cpu else device_name(self._device))
         detail = f"{dtype}, batch {batch_size}"
-        if found.timing is None:
+        if compiled.run is None:
             return Cost(how, batch_size, None, False, detail)
-        if found.mfu is not None and peak_flops(self._device.device_kind):
-            detail += f", MFU {100 * found.mfu:.0f} %"
-        timing = found.timing
+        self._on_phase("timing")
+        timing = time_runs(compiled.run, repeats=self._repeats)
+        if peak_flops(self._device.device_kind):
+            detail += f", MFU {100 * compiled.mfu(timing):.0f} %"
         return Cost(how, batch_size, timing.median, True, detail, low=timing.low, high=timing.high)
+
+
+Costs = TpuCosts | LocalCosts
 
 
 def _multiply_adds(model: str, image_size: int) -> int:
     return model_info(model, image_size=image_size).multiply_adds
 
 
-class Remembered:
-    """Costs of which the same question is asked once."""
-
-    def __init__(self, costs: Costs):
-        self.name = costs.name
-        self.inference_dtypes = costs.inference_dtypes
-        self.train_step = functools.cache(costs.train_step)
-        self.inference = functools.cache(costs.inference)
-
-
 def topology_of(device: str) -> str | None:
-    """The topology that ``--device`` names after ``tpu:``; None for ``local``.
+    """Returns the topology that ``--device`` names after ``tpu:``, or None for ``local``.
 
     Raises:
-        UsageError: for another device.
+        UsageError: For another device.
     """
     if device == LOCAL:
         return None

@@ -1,25 +1,25 @@
-"""What the paper's Figures 1, 3 and 5 show, as points: from the tables that were written."""
+"""The points of the paper's Figures 1, 3 and 5, from tables that were written before."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effnetv2_jax.benchmarks.tables.comparison import MEASURED
+from effnetv2_jax.benchmarks.tables.costs import MEASURED
 from effnetv2_jax.benchmarks.tables.paper import TABLES
 from effnetv2_jax.runtime.errors import UsageError
 
 Section = Mapping[str, Any]
-"""Of a table's JSON."""
+"""A section in a table's JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Of a network.
+    """A network.
 
     Attributes:
-        label: within its family, such as ``B3`` or ``S``.
-        x: as the panel has it.
-        top1: published, %.
+        label: Its name within its family, such as ``B3`` or ``S``.
+        x: The place on the panel's x axis.
+        top1: The published accuracy, in %.
     """
 
     label: str
@@ -32,9 +32,9 @@ class Series:
     """A family of networks.
 
     Attributes:
-        family: such as ``EfficientNetV2``.
-        ours: whether x is ours, not the published.
-        points: from small to large.
+        family: The name of the family, such as ``EfficientNetV2``.
+        ours: True if x is our figure, False if it is the published one.
+        points: The points from small to large.
     """
 
     family: str
@@ -44,12 +44,12 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Published accuracy over something.
+    """A diagram of published accuracies over another quantity.
 
     Attributes:
-        x_label: what, and its unit.
-        ours: how ours was obtained; empty where the panel has none.
-        series: published and ours.
+        x_label: The quantity and its unit.
+        ours: How our figures were found. Empty if the panel has none.
+        series: The published series and ours.
     """
 
     x_label: str
@@ -62,8 +62,9 @@ class FigurePlan:
     """A figure.
 
     Attributes:
-        title: what it shows.
-        panels: table, beginning of the section's title, and label of the axis, of each.
+        title: What it shows.
+        panels: The table, the beginning of the section's title, and the label of the x axis, for
+            each panel.
     """
 
     title: str
@@ -98,25 +99,25 @@ FAMILIES = (
     "DeiT",
     "ViT (21k)",
 )
-"""Of Table 7's, those that are drawn: about the paper's choice."""
+"""The families of Table 7 that are drawn, which is about the paper's choice."""
 
 
 def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Panel, ...]:
-    """The panels of a figure.
+    """Returns the panels of a figure.
 
     Args:
-        figure: a name in ``FIGURES``.
-        tables: by name, as ``benchmark tables --json`` writes them.
+        figure: A name in ``FIGURES``.
+        tables: The tables by name, as ``benchmark tables --json`` writes them.
 
     Raises:
-        UsageError: where a table is missing.
+        UsageError: If a table is missing.
     """
     panels: list[Panel] = []
     for table, title, x_label in FIGURES[figure].panels:
         if table not in tables:
             raise UsageError(f"{figure} needs table {table}, which the file does not hold")
         sections = [s for s in tables[table]["sections"] if s["title"].startswith(title)]
-        # One that was asked of several devices says most where it was run.
+        # Of the same section for several devices, the one with the most figures is drawn.
         sections.sort(key=lambda section: -len(_points(section, ours=True)))
         if sections:
             panels += _panels(sections[0], x_label)
@@ -124,7 +125,7 @@ def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Pan
 
 
 def _panels(section: Section, x_label: str) -> list[Panel]:
-    """One; two where ours was measured on another device than the published."""
+    """Returns one panel, or two if ours was measured on another device than the published."""
     published, ours = (_series(section, ours=ours) for ours in (False, True))
     how = sorted({row["ours"]["how"] for row in section["rows"] if _is_number(row["ours"])})
     here = [text for text in how if text.startswith(MEASURED.partition("{")[0])]
@@ -163,9 +164,13 @@ def _is_number(figure: Mapping[str, Any] | None) -> bool:
 
 
 def family_of(label: str) -> tuple[str, str]:
-    """Family and name within it: ``EfficientNetV2 (21k)``, ``S`` of ``EfficientNetV2-S (21k)``."""
+    """Returns the family of a label, and the name within it.
+
+    >>> family_of("EfficientNetV2-S (21k)")
+    ('EfficientNetV2 (21k)', 'S')
+    """
     base, _, remark = label.partition(" (")
     family, _, short = base.partition("-")
-    if base == "EfficientNet-X":  # somebody else's network, no larger EfficientNet
+    if base == "EfficientNet-X":  # a network of another paper, not a larger EfficientNet
         family, short = base, ""
     return (f"{family} (21k)" if remark == "21k)" else family), short

@@ -1,8 +1,8 @@
-"""What the paper printed (Tan & Le 2021, arXiv 2104.00298), as data.
+"""The figures that the paper printed (Tan & Le 2021, arXiv 2104.00298), as data.
 
-Figures are the paper's own roundings. ``attested`` counts the sources in which one was found: of
-those with 1, only our memory of the paper speaks, so they are there to be printed beside ours and
-no test holds our code to them.
+Figures are rounded as in the paper. ``attested`` is the number of sources in which one was found.
+Those with 1 rest only on our memory of the paper, so they are printed beside ours, and no test
+compares our code with them.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from effnetv2_jax.runtime.errors import unknown_name
 OUT_OF_MEMORY = "out of memory"
 
 Value = float | str | None
-"""None where the paper has no figure; the only string is ``OUT_OF_MEMORY``."""
+"""A figure, or None if the paper has none. The only string is ``OUT_OF_MEMORY``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Figure:
     """One figure.
 
     Attributes:
-        value: as printed, in ``unit``.
-        unit: of it.
-        attested: sources in which it was found, 1 or 2.
-        spread: its standard deviation over runs, where it was printed with one.
+        value: The figure as printed, in ``unit``.
+        unit: The unit.
+        attested: The number of sources in which it was found, 1 or 2.
+        spread: The standard deviation over runs, if the paper has one.
     """
 
     value: float | str
@@ -38,9 +38,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: by which ``Table.figure`` finds it.
-        unit: of its figures.
-        attested: sources of its figures, but for the rows that say otherwise.
+        name: The name by which ``Table.figure`` finds it.
+        unit: The unit of its figures.
+        attested: The number of sources of its figures, unless a row has another number.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Row:
     """A row of a table.
 
     Attributes:
-        label: as the paper names it.
-        values: one a column.
-        model: its name in ``list_models()``; None where it is not in the zoo.
-        spreads: one a column, or none at all.
-        attested: sources by the name of a column, where other than the column's.
+        label: Its name in the paper.
+        values: One figure a column.
+        model: Its name in ``list_models()``. None if it is not in the zoo.
+        spreads: One standard deviation a column, or none at all.
+        attested: The number of sources by the name of a column, if it is not the column's.
     """
 
     label: str
@@ -73,9 +73,9 @@ class Table:
 
     Attributes:
         name: ``2`` for Table 2, ``figure1`` for Figure 1.
-        title: what it shows.
-        columns: of figures.
-        rows: in the paper's order.
+        title: What it shows.
+        columns: The columns of figures.
+        rows: The rows in the paper's order.
     """
 
     name: str
@@ -89,17 +89,17 @@ class Table:
                 raise ValueError(f"row {row.label!r} of table {self.name} has another length")
 
     def row(self, label: str) -> Row:
-        """The row of a label; raises UsageError for one that is not there."""
+        """Returns the row of a label; raises UsageError for an unknown one."""
         rows = {row.label: row for row in self.rows}
         if label not in rows:
             raise unknown_name(f"row of table {self.name}", label, rows)
         return rows[label]
 
     def figure(self, label: str, column: str) -> Figure | None:
-        """The figure of a row in a column, None where the paper has none.
+        """Returns the figure of a row in a column, or None if the paper has none.
 
         Raises:
-            UsageError: for a row or column that is not there.
+            UsageError: For an unknown row or column.
         """
         row = self.row(label)
         names = [known.name for known in self.columns]
@@ -117,12 +117,7 @@ class Table:
 TOP1 = Column("top-1", "%")
 PARAMETERS = Column("parameters", "M")
 FLOPS = Column("FLOPs", "B")
-"""Multiply-adds: the paper counts one multiply-add as one FLOP."""
-
-
-def _twice(*names: str) -> dict[str, int]:
-    """Found in two sources: figures of these columns."""
-    return dict.fromkeys(names, 2)
+"""Multiply-adds. The paper counts one multiply-add as one FLOP."""
 
 
 _TABLES: Sequence[Table] = (
@@ -228,7 +223,7 @@ _TABLES: Sequence[Table] = (
             Row("ViT-B/16 (21k)", (84.6, 87, 56, 68, None), "vit-b-16"),
             Row("ViT-L/16 (21k)", (85.3, 304, 192, 195, 172), "vit-l-16"),
             *(
-                Row(label, values, model, attested=_twice("top-1"))
+                Row(label, values, model, attested={"top-1": 2})
                 for label, values, model in (
                     ("EfficientNetV2-S", (83.9, 22, 8.8, 24, 7.1), "efficientnetv2-s"),
                     ("EfficientNetV2-M", (85.1, 54, 24, 57, 13), "efficientnetv2-m"),
@@ -345,26 +340,16 @@ _TABLES: Sequence[Table] = (
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 
-FIXRES_SPEEDUP = Figure(2.2, "×", attested=1)
-"""Faster training of EfficientNet-B6 by a smaller training size (section 3.2, Table 2)."""
-
-PROGRESSIVE_SPEEDUPS: dict[str, Figure] = {
-    "ResNet50 (224)": Figure(1.4, "×", attested=2),
-    "ResNet152 (380)": Figure(2.1, "×", attested=2),
-    "EfficientNet-B4": Figure(2.2, "×", attested=2),
-}
-"""Of Table 12, as the paper's text has them; which row is whose follows from the hours."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How the paper trains on ImageNet (section 5.1); attested twice.
+    """The paper's training on ImageNet (section 5.1), found in two sources.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: over all cores.
-        cores: of TPUv3.
-        images: of ImageNet's training set.
+        epochs: The number of passes over the training images.
+        batch_size: The number of images a step, over all cores.
+        cores: The number of TPUv3 cores.
+        images: The number of images in ImageNet's training set.
         num_stages: M of Algorithm 1.
     """
 
@@ -376,7 +361,7 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """The number of steps of the whole run."""
         return self.epochs * self.images // self.batch_size
 
 

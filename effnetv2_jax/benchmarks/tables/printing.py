@@ -4,33 +4,29 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from effnetv2_jax.benchmarks.markdown import align
+from effnetv2_jax.benchmarks.markdown import NOTHING, table
 from effnetv2_jax.benchmarks.tables.comparison import ComparedTable, Comparison, Section
 
-NOTHING = "–"
+
+def as_markdown(compared: ComparedTable) -> str:
+    """Returns a heading, and for each quantity a table, its verdict and its notes."""
+    title = compared.title
+    # Figures and the zoo have their names in their titles.
+    if compared.name[0].isdigit():
+        title = f"Table {compared.name}. {title}"
+    return "\n\n".join([f"## {title}", *map(_section, compared.sections)])
 
 
-def as_markdown(table: ComparedTable) -> str:
-    """A heading, and for each quantity a table, its verdict and its notes."""
-    parts = [f"## {heading(table)}", *(_section(section) for section in table.sections)]
-    return "\n\n".join(parts)
-
-
-def heading(table: ComparedTable) -> str:
-    """``Table 3. What it shows``; figures and the zoo name themselves."""
-    return f"Table {table.name}. {table.title}" if table.name[0].isdigit() else table.title
-
-
-def as_json(table: ComparedTable) -> dict[str, Any]:
-    """All that is known, for JSON."""
+def as_json(compared: ComparedTable) -> dict[str, Any]:
+    """Returns everything that is known, for JSON."""
 
     def row(section: Section, row: Comparison) -> dict[str, Any]:
         fields = dataclasses.asdict(row)
         return fields | {"ratio": row.ratio, "relative": section.relative(row)}
 
     return {
-        "table": table.name,
-        "title": table.title,
+        "table": compared.name,
+        "title": compared.title,
         "sections": [
             {
                 "title": section.title,
@@ -39,46 +35,33 @@ def as_json(table: ComparedTable) -> dict[str, Any]:
                 "rank_correlation": section.rank_correlation,
                 "verdicts": section.verdicts,
             }
-            for section in table.sections
+            for section in compared.sections
         ],
     }
 
 
 def _section(section: Section) -> str:
-    notes = _Notes()
+    numbers: dict[str, int] = {}
     ranked = section.tolerance is None and len(section.pairs) > 1
     head = ["", "published", "sources", "ours", "ours ÷ published"]
     if ranked:
         head += ["published, relative", "ours, relative"]
     head.append("how")
-    rows = [head, *(_row(section, row, notes, ranked) for row in section.rows)]
+    rows = [head, *(_row(section, row, numbers, ranked) for row in section.rows)]
     title = f"### {section.title[:1].upper()}{section.title[1:]}, {section.unit}"
-    return "\n\n".join(filter(None, (title, align(rows), _verdict(section), notes.text())))
+    notes = "\n".join(f"- [{number}] {note}" for note, number in numbers.items())
+    return "\n\n".join(filter(None, (title, table(rows), _verdict(section), notes)))
 
 
-class _Notes:
-    """Notes below a table, each once."""
-
-    def __init__(self):
-        self._numbers: dict[str, int] = {}
-
-    def marks(self, notes: Sequence[str]) -> str:
-        """`` [2]`` for a note; nothing for none."""
-        numbers = [self._numbers.setdefault(note, len(self._numbers) + 1) for note in notes]
-        return "".join(f" [{number}]" for number in numbers)
-
-    def text(self) -> str:
-        return "\n".join(f"- [{n}] {note}" for note, n in self._numbers.items())
-
-
-def _row(section: Section, row: Comparison, notes: _Notes, ranked: bool) -> list[str]:
+def _row(section: Section, row: Comparison, numbers: dict[str, int], ranked: bool) -> list[str]:
+    """Returns the cells of a row, and adds its notes to ``numbers``, each once."""
     published, ours = row.published, row.ours
-    cells = [row.label, NOTHING, NOTHING, figure(ours.value), NOTHING]
+    cells = [row.label, NOTHING, NOTHING, _figure(ours.value), NOTHING]
     if published is not None:
         spread = f" ± {published.spread:.2f}" if published.spread is not None else ""
         cells[1:3] = [f"{published.value}{spread}", str(published.attested)]
     if ours.low is not None and ours.high is not None:
-        cells[3] += f" ({figure(ours.low)}–{figure(ours.high)})"
+        cells[3] += f" ({_figure(ours.low)}–{_figure(ours.high)})"
     if row.ratio is not None:
         cells[4] = f"{row.ratio:.3f}"
         if section.tolerance is not None and abs(row.ratio - 1) > section.tolerance:
@@ -86,11 +69,12 @@ def _row(section: Section, row: Comparison, notes: _Notes, ranked: bool) -> list
     if ranked:
         relative = section.relative(row)
         cells += [f"{value:.2f}" for value in relative] if relative else [NOTHING, NOTHING]
-    return [*cells, ", ".join(filter(None, (ours.how, ours.detail))) + notes.marks(ours.notes)]
+    marks = [f" [{numbers.setdefault(note, len(numbers) + 1)}]" for note in ours.notes]
+    return [*cells, ", ".join(filter(None, (ours.how, ours.detail))) + "".join(marks)]
 
 
-def figure(value: float | str | None) -> str:
-    """Four digits, or all before the point; words as they are."""
+def _figure(value: float | str | None) -> str:
+    """Returns four digits, or all digits in front of the point; words as they are."""
     if value is None:
         return NOTHING
     if isinstance(value, str):
@@ -99,14 +83,15 @@ def figure(value: float | str | None) -> str:
 
 
 def _verdict(section: Section) -> str:
-    said = []
+    said: Sequence[str] = []
     if section.verdicts is not None and section.verdicts[1]:
         same, rows = section.verdicts
-        said.append(f"What fits is as published in {same} of {rows} rows.")
+        said = [f"What fits is as published in {same} of {rows} rows."]
     correlation = section.rank_correlation if section.tolerance is None else None
     if correlation is not None:
-        said.append(
+        said = [
+            *said,
             f"Spearman's rank correlation of ours and the published: {correlation:.2f} "
-            f"({len(section.pairs)} rows)."
-        )
+            f"({len(section.pairs)} rows).",
+        ]
     return " ".join(said)

@@ -1,10 +1,9 @@
-"""How long a whole run of the paper takes on 32 cores: seconds a step of each stage × its steps."""
+"""The time of the paper's whole runs on 32 cores: each stage's seconds a step × its steps."""
 
 import dataclasses
 from collections.abc import Mapping
 
-from effnetv2_jax.benchmarks.tables.comparison import NOT_RUN, Ours, not_run
-from effnetv2_jax.benchmarks.tables.costs import Cost, Costs
+from effnetv2_jax.benchmarks.tables.costs import NOT_RUN, Cost, Costs, Ours, not_run
 from effnetv2_jax.benchmarks.tables.paper import TABLES, TRAINING
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.progressive import Stage, make_stages
@@ -12,13 +11,13 @@ from effnetv2_jax.progressive import Stage, make_stages
 IMAGES_A_CORE = TRAINING.batch_size // TRAINING.cores
 
 _FIRST_SIZE = 128
-"""px, of every progressive run (Table 6)."""
+"""The first image size of every progressive run (Table 6), in px."""
 
 PROGRESSIVE = ("efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l", "efficientnetv2-xl")
-"""What Table 7 has trained progressively."""
+"""The models that Table 7 has trained progressively."""
 
-# Where a core's 128 images do not fit into 15.5 GiB at once, in how many parts they do: found by
-# compiling. Fewer images of other devices may need more; what is refused is halved once more.
+# The number of parts in which a core's 128 images fit into 15.5 GiB, by model and image size, if
+# they do not fit at once. It was found by compiling. What does not fit in these is halved again.
 PARTS: Mapping[str, Mapping[int, int]] = {
     "efficientnet-b5": {456: 2},
     "efficientnet-b6": {528: 4},
@@ -30,22 +29,20 @@ PARTS: Mapping[str, Mapping[int, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RunTime:
-    """Of a run.
+    """The time of a run.
 
     Attributes:
-        stages: of it.
-        costs: of a step of each, of all of a core's images; of the last stages alone where one
-            cannot be told.
-        cores: that share the batch.
+        stages: The stages of the run.
+        costs: The cost of a step of each stage, for all of a core's images. If one is not known,
+            the costs of that stage and those after it.
     """
 
     stages: tuple[Stage, ...]
     costs: tuple[Cost, ...]
-    cores: int = TRAINING.cores
 
     @property
     def hours(self) -> float | None:
-        """None where a stage's step was not run, or does not fit even image by image."""
+        """The hours. None if a stage's step was not run, or does not fit even image by image."""
         seconds = [cost.seconds for cost in self.costs]
         if len(seconds) < len(self.stages) or None in seconds:
             return None
@@ -53,7 +50,7 @@ class RunTime:
         return sum(n * s for n, s in zip(steps, seconds, strict=True) if s) / 3600
 
     def as_ours(self) -> Ours:
-        """In hours; the note has the stages."""
+        """Returns the hours, with the stages in a note."""
         last, first = self.costs[-1], self.costs[0]
         if self.hours is None:
             size = self.stages[-len(self.costs)].image_size
@@ -64,33 +61,34 @@ class RunTime:
         )
         steps = sum(stage.num_steps for stage in self.stages)
         note = f"{steps:,} steps of {IMAGES_A_CORE} images a core; ms a step: {stages}"
-        return Ours(self.hours, last.how, last.detail, (note,))
+        return Ours(self.hours, last.how, last.detail, (note, *self.notes))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes on the costs, such as the age of an estimate, each once."""
+        return tuple(dict.fromkeys(cost.note for cost in self.costs if cost.note))
 
 
 def progressive_run(costs: Costs, model: str) -> RunTime:
-    """The run in four stages, from 128 px to the model's training size of Table 6."""
+    """Returns the run in four stages, from 128 px to the model's training size in Table 6."""
     return _run(costs, model, first_size=_FIRST_SIZE, num_stages=TRAINING.num_stages)
 
 
 def fixed_run(costs: Costs, model: str) -> RunTime:
-    """The run at the last size alone."""
+    """Returns the run that has only the last size."""
     return _run(costs, model, first_size=last_size(model), num_stages=1)
 
 
 def last_size(model: str) -> int:
-    """Side in px at which the paper's training ends: Table 6's, else that of evaluation."""
-    sizes = {
-        row.model: TABLES["6"].figure(row.label, "image size, last") for row in TABLES["6"].rows
-    }
-    found = sizes.get(model)
-    return int(found.value) if found else get_spec(model).eval_size
+    """Returns the last image size of training in px: Table 6's, or else that of evaluation."""
+    return int(_in_table_6(model, "image size, last") or get_spec(model).eval_size)
 
 
-def uses_mixing(model: str) -> bool:
-    """Whether Table 6 has Mixup for the model; it is compiled into every stage then."""
-    alphas = {row.model: TABLES["6"].figure(row.label, "Mixup, last") for row in TABLES["6"].rows}
-    found = alphas.get(model)
-    return bool(found and found.value)
+def _in_table_6(model: str, column: str) -> float:
+    """Returns a figure of Table 6, or 0 if it does not have the model."""
+    figures = {row.model: TABLES["6"].figure(row.label, column) for row in TABLES["6"].rows}
+    found = figures.get(model)
+    return float(found.value) if found else 0.0
 
 
 def _run(costs: Costs, model: str, *, first_size: int, num_stages: int) -> RunTime:
@@ -102,7 +100,7 @@ def _run(costs: Costs, model: str, *, first_size: int, num_stages: int) -> RunTi
         image_size=(first_size, last_size(model)),
     )
     found: list[Cost] = []
-    # The dearest first: where it cannot be told, nothing else has to be found.
+    # The most expensive stage is the first. If it is not known, the others need not be found.
     for stage in reversed(stages):
         found.insert(0, step_cost(costs, model, stage.image_size))
         if found[0].seconds is None:
@@ -111,7 +109,7 @@ def _run(costs: Costs, model: str, *, first_size: int, num_stages: int) -> RunTi
 
 
 def step_cost(costs: Costs, model: str, image_size: int) -> Cost:
-    """Of a step of 128 images a core, in as many parts as its memory asks for."""
+    """Returns the cost of a step of 128 images a core, in as many parts as it needs to fit."""
     parts = PARTS.get(model, {}).get(image_size, 1)
     while True:
         cost = costs.train_step(
@@ -119,14 +117,15 @@ def step_cost(costs: Costs, model: str, image_size: int) -> Cost:
             image_size=image_size,
             batch_size=IMAGES_A_CORE,
             parts=parts,
-            mixing=uses_mixing(model),
+            # Mixup is compiled into every stage if the last one uses it.
+            mixing=_in_table_6(model, "Mixup, last") > 0,
         )
         if cost.fits is not False or parts == IMAGES_A_CORE:
             break
         parts *= 2
     if cost.seconds is None:
         return cost
-    # Fewer images were timed at once where they do not fit: the rest takes as long again.
+    # If fewer images were timed at once, the rest takes as long again.
     times = IMAGES_A_CORE / cost.batch_size
     return dataclasses.replace(
         cost,

@@ -1,4 +1,4 @@
-"""What the steps of an image cost one core, each timed with those before it."""
+"""Times the steps from a file to a training image on one core."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
 
 STEPS = ("read", "entropy", "decode", "resize", "augment")
-"""``entropy`` decodes the last row of the crop alone: of a JPEG, that is Huffman decoding."""
+"""``entropy`` decodes only the last row of the crop. For a JPEG, that is Huffman decoding."""
 
 
 def make_step_timers(
@@ -29,20 +29,20 @@ def make_step_timers(
     """Makes a timer for each of ``STEPS``.
 
     Args:
-        split: of a source.
-        stage: its image size, magnitude and batch size are used.
-        num_batches: that a timer reads, at least 2; the first is not counted.
-        seed: of the run.
-        preprocessing: the input family.
-        augmentation: what is done to the images.
+        split: The split of a source.
+        stage: The stage, of which image size, magnitude and batch size are used.
+        num_batches: The number of batches that a timer reads, at least 2. The first is not timed.
+        seed: The seed of the run.
+        preprocessing: The input family.
+        augmentation: The augmentation.
 
     Returns:
-        Functions of () → µs of one core an image, up to and including the step.
+        Functions of () → µs of one core an image, for the step and those before it.
     """
     elements, fetch = Order(split, seed).read(0)
 
     def last_pixel(example: Example) -> tf.Tensor:
-        # Of the crop's last row: a decoder has to read all of the file before it.
+        # In the crop's last row: a decoder has to read all of the file before it.
         def choose_box(shape: tf.Tensor) -> preprocess.Box:
             box = images.crop_box(shape, example["seed"], preprocessing, augmentation)
             return tf.stack([box[0] + box[2] - 1, box[1], 1, 1])
@@ -76,7 +76,7 @@ def make_step_timers(
         options.threading.private_threadpool_size = 1
         options.threading.max_intra_op_parallelism = 1
         options.autotune.enabled = False
-        # Nothing may be done ahead of time, in the time of another measurement.
+        # Nothing may be done ahead of time, while something else is measured.
         options.experimental_optimization.apply_default_optimizations = False
         dataset = (
             elements.map(tf.autograph.experimental.do_not_convert(prepare))

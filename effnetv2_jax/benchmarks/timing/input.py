@@ -1,12 +1,13 @@
-"""Measures the input pipeline: ``python -m effnetv2_jax.benchmark input --sizes=128,171,300``.
+"""Time the input pipeline: ``python -m effnetv2_jax.benchmark input --sizes=128,171,300``.
 
-For every image size, as a stage of progressive learning has it: images/s of the whole pipeline with
-and without augmentation, and what an image costs one core, step by step. Without ``--dataset`` it
-makes JPEGs of its own. ``--preview=FILE`` draws what each stage trains on instead.
+Every image size is a stage of progressive learning. For each, prints the images/s of the whole
+pipeline with and without augmentation, and what an image costs one core, step by step. Without
+``--dataset`` it makes JPEGs of its own. ``--preview=FILE`` draws what each stage trains on instead.
 """
 
 import functools
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from importlib import metadata
 import numpy as np
 from absl import flags
 
+from effnetv2_jax.benchmarks.markdown import row, rule
 from effnetv2_jax.benchmarks.timing.image_costs import STEPS, make_step_timers
 from effnetv2_jax.benchmarks.timing.photographs import photographs
-from effnetv2_jax.benchmarks.timing.preview import write_preview
 from effnetv2_jax.data import images, pipeline
 from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.preprocessing import get_preprocessing
@@ -26,23 +27,29 @@ from effnetv2_jax.runtime.bars import track
 from effnetv2_jax.runtime.errors import UsageError
 
 DATASET = flags.DEFINE_string(
-    "dataset", None, "As a config's data.name, e.g. folder:PATH; JPEGs made on the spot by default."
+    "dataset", None, "Data set, as a config's data.name, e.g. folder:PATH. Default: made-up JPEGs."
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "As a config's data.dir.")
-SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
-JPEG_SIZE = flags.DEFINE_list("jpeg_size", ["500", "375"], "Width and height of those JPEGs in px.")
-SIZES = flags.DEFINE_list("sizes", ["128", "171", "214", "257", "300"], "Of the stages, in px.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets, as a config's data.dir.")
+SPLIT = flags.DEFINE_string("split", "train", "Split of the data set.")
+JPEG_SIZE = flags.DEFINE_list(
+    "jpeg_size", ["500", "375"], "Width and height in px of the made-up JPEGs."
+)
+SIZES = flags.DEFINE_list(
+    "sizes", ["128", "171", "214", "257", "300"], "Image sizes of the stages, in px."
+)
 MAGNITUDES = flags.DEFINE_list(
-    "magnitudes", ["5", "10"], "RandAugment's in the first and the last stage."
+    "magnitudes", ["5", "10"], "RandAugment's magnitude in the first and the last stage."
 )
-AUGMENTATION = flags.DEFINE_string("augmentation", "randaugment", "As a config's.")
-LAYERS = flags.DEFINE_integer("randaugment_layers", 2, "Operations in a row.", lower_bound=1)
-PREPROCESSING = flags.DEFINE_string("preprocessing", "v2", "The input family.")
+AUGMENTATION = flags.DEFINE_string("augmentation", "randaugment", "Augmentation, as in a config.")
+LAYERS = flags.DEFINE_integer(
+    "randaugment_layers", 2, "Operations of RandAugment an image.", lower_bound=1
+)
+PREPROCESSING = flags.DEFINE_string("preprocessing", "v2", "Input family.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a batch.", lower_bound=1)
 NUM_BATCHES = flags.DEFINE_integer("num_batches", 16, "Batches a measurement.", lower_bound=2)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements, of which the median counts.", 5)
-THREADS = flags.DEFINE_integer("threads", None, "One a core by default.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of order, crops and augmentation.")
+THREADS = flags.DEFINE_integer("threads", None, "Threads. Default: one a core.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of order, crops and augmentation.")
 PREVIEW = flags.DEFINE_string("preview", None, "Write a contact sheet to this file, and end.")
 COLUMNS = flags.DEFINE_integer("columns", 8, "Images in a row of the preview.", lower_bound=1)
 
@@ -73,7 +80,7 @@ def main() -> None:
 
     if PREVIEW.value:
         rows = [(_name(stage), next(batches(stage, augmentation))["image"]) for stage in stages]
-        write_preview(PREVIEW.value, f"{source.name}, {augmentation.name}", rows)
+        _write_preview(pathlib.Path(PREVIEW.value), f"{source.name}, {augmentation.name}", rows)
         print(f"preview: {PREVIEW.value}")
         return
     threads = THREADS.value or os.cpu_count()
@@ -81,9 +88,9 @@ def main() -> None:
         f"{source.name}, {family.name}, TensorFlow {metadata.version('tensorflow-cpu')}, "
         f"{threads} threads; medians of {REPEATS.value} and their range, µs of one core an image\n"
     )
-    print(f"| px | magnitude | {augmentation.name}, images/s | without | "
-          f"{' | '.join(STEPS)} | together |")  # fmt: skip
-    print("|---:" * (5 + len(STEPS)) + "|", flush=True)
+    head = ["px", "magnitude", f"{augmentation.name}, images/s", "without", *STEPS, "together"]
+    widths = [max(12, len(title)) for title in head]
+    print(f"{row(head, widths)}\n{rule(widths)}", flush=True)
     plain = images.Augmentation("none")
     for stage in stages:
         pipelines = [functools.partial(batches, stage, a) for a in (augmentation, plain)]
@@ -101,14 +108,13 @@ def main() -> None:
         )
         costs = np.median(_interleaved(timers, f"{stage.image_size} px, steps"), axis=1)
         parts = np.diff(costs, prepend=0)
-        print(
-            f"| {stage.image_size} | {stage.randaugment_magnitude:.3g} | "
-            + " | ".join(_with_range(values) for values in speeds)
-            + " | "
-            + " | ".join(f"{part:.0f} ({part / costs[-1]:.0%})" for part in parts)
-            + f" | {costs[-1]:.0f} |",
-            flush=True,
-        )
+        cells = [
+            *(str(stage.image_size), f"{stage.randaugment_magnitude:.3g}"),
+            *map(_with_range, speeds),
+            *(f"{part:.0f} ({part / costs[-1]:.0%})" for part in parts),
+            f"{costs[-1]:.0f}",
+        ]
+        print(row(cells, widths), flush=True)
 
 
 def _stages(batch_size: int) -> list[Stage]:
@@ -150,7 +156,7 @@ def _name(stage: Stage) -> str:
 
 
 def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
-    """Images/s after the first batch, in whose time the stage's program is compiled."""
+    """Returns the images/s after the first batch, while which the stage's graph is built."""
     batches = make_batches()
     next(batches)
     started = time.perf_counter()
@@ -159,10 +165,45 @@ def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
 
 
 def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarray:
-    """Alternates between measurements; float [measurements, repeats]."""
+    """Alternates between measurements; returns float [measurements, repeats]."""
     rounds = track(range(REPEATS.value), text, REPEATS.value)
     return np.array([[measure() for measure in measurements] for _ in rounds]).T
 
 
 def _with_range(values: np.ndarray) -> str:
     return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
+
+
+_CELL_INCHES = _LABEL_INCHES = 1.2
+_TITLE_INCHES = 0.4
+
+
+def _write_preview(path: pathlib.Path, title: str, rows: list[tuple[str, np.ndarray]]) -> None:
+    """Draws a row of images for each stage, all of one size on paper.
+
+    Args:
+        path: The picture, with an ending that matplotlib knows, such as ``.png``.
+        title: The title above the rows.
+        rows: Names and images, uint8 [columns, height, width, 3].
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(len(pictures) for _, pictures in rows)
+    width = _LABEL_INCHES + _CELL_INCHES * columns
+    height = _TITLE_INCHES + _CELL_INCHES * len(rows)
+    figure = Figure(figsize=(width, height), dpi=150)
+    figure.text(0.01, 1 - _TITLE_INCHES / 2 / height, title, va="center", weight="bold")
+    for i, (name, pictures) in enumerate(rows):
+        bottom = 1 - (_TITLE_INCHES + _CELL_INCHES * (i + 1)) / height
+        figure.text(0.01, bottom + _CELL_INCHES / 2 / height, name, va="center", size=9)
+        for j, picture in enumerate(pictures):
+            left = (_LABEL_INCHES + _CELL_INCHES * j) / width
+            cell = (left, bottom, 0.96 * _CELL_INCHES / width, 0.96 * _CELL_INCHES / height)
+            axes = figure.add_axes(cell)
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_axis_off()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"preview {str(path)!r} cannot be written: {error}") from error

@@ -1,6 +1,6 @@
-"""Timing done right, and what has to be printed beside a time: device, dtype, versions, peak.
+"""Times, and what has to be printed beside a time: device, versions, peak.
 
-Needs JAX alone, so that it runs on a bare accelerator machine.
+Needs only JAX, so that it runs on a bare accelerator machine.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +24,7 @@ WARM_UP = 2
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of some runs of one thing, in order; at least one."""
+    """The seconds of some runs of one thing, in order; at least one."""
 
     seconds: tuple[float, ...]
 
@@ -47,50 +47,30 @@ class Timing:
         )
 
 
-def time_once(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds until all that ``run`` returns is there, and what it returns."""
-    started = time.perf_counter()
-    result = jax.block_until_ready(run())
-    return time.perf_counter() - started, result
-
-
 def time_runs(run: Callable[[], Any], *, repeats: int, warm_up: int = WARM_UP) -> Timing:
     """Times one thing.
 
     Args:
-        run: does it once; what it returns is waited for.
-        repeats: runs that count.
-        warm_up: runs before them.
+        run: Does it once. The arrays that it returns are waited for.
+        repeats: The number of runs that are timed.
+        warm_up: The number of runs before them.
     """
-    return interleave({"": run}, repeats=repeats, warm_up=warm_up)[""]
-
-
-def interleave(
-    runs: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = WARM_UP
-) -> dict[str, Timing]:
-    """Times several things in turn, so that all of them meet the same weather.
-
-    On a shared machine only ratios of such times count.
-
-    Args:
-        runs: by name; each does its thing once.
-        repeats: runs of each that count.
-        warm_up: runs of each before them.
-    """
-    for _ in range(warm_up):
-        for run in runs.values():
-            time_once(run)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _, name in turns(runs, repeats):
-        seconds[name].append(time_once(runs[name])[0])
-    return {name: Timing(tuple(seconds[name])) for name in runs}
+    seconds = []
+    for _ in range(warm_up + repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - started)
+    return Timing(tuple(seconds[warm_up:]))
 
 
 def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Who is next: ``repeats`` rounds of all names, in which none is always first.
+    """Goes through all names again and again, in an order in which none is always first.
+
+    Several things that take turns meet the same conditions. On a shared machine only ratios of
+    such times count.
 
     Yields:
-        (round, name).
+        The number of the round, and a name.
     """
     names = list(names)
     for number in range(repeats):
@@ -99,10 +79,10 @@ def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
 
 
 def local_devices() -> list[jax.Device]:
-    """The devices that are there, all of one kind; at least one.
+    """Returns the devices of this machine, which are of one kind; at least one.
 
     Raises:
-        UsageError: where JAX finds none of the kind that it is told to use.
+        UsageError: If JAX finds none of the kind that it is told to use.
     """
     try:
         return jax.devices()
@@ -113,7 +93,7 @@ def local_devices() -> list[jax.Device]:
 
 
 def environment() -> dict[str, str]:
-    """What every published time needs beside it: device, threads, versions."""
+    """Returns what every published time needs beside it: device, threads, versions."""
     device = local_devices()[0]
     facts = {
         "device": f"{jax.device_count()} × {device_name(device)}",
@@ -124,8 +104,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
+def environment_text() -> str:
+    """Returns ``environment`` in one line."""
+    return ", ".join(f"{name} {value}" for name, value in environment().items())
+
+
 def device_name(device: jax.Device) -> str:
-    """The kind of a device; of a CPU, its vendor's name where Linux tells it."""
+    """Returns the kind of a device. For a CPU, it has the vendor's name if Linux tells it."""
     if device.platform != "cpu":
         return device.device_kind
     try:
@@ -136,8 +121,8 @@ def device_name(device: jax.Device) -> str:
     return f"CPU ({', '.join(sorted(names)) or platform.machine()})"
 
 
-# FLOP/s of one JAX device at matrix products in bfloat16 (float16 on V100), as its maker says. A
-# device is a core for v2 and v3, and a chip, or a card, for the others.
+# The FLOP/s of one JAX device at matrix products in bfloat16 (float16 on V100), as its maker says.
+# A device is a core for TPU v2 and v3, and a chip or a card for the others.
 _PEAKS: dict[str, float] = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -158,17 +143,17 @@ _PEAKS: dict[str, float] = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s of a device at bfloat16 matrix products; None for one that is not in our table."""
-    # The longest name that it begins with: "TPU v5 lite" is no "TPU v5".
+    """Returns a device's FLOP/s at bfloat16 matrix products, or None if we do not know them."""
+    # The longest name counts: a "TPU v5 lite" is not a "TPU v5".
     names = [name for name in _PEAKS if device_kind.startswith(name)]
     return _PEAKS[max(names, key=len)] if names else None
 
 
 @functools.cache
 def measured_peak_flops(dtype: str = "float32", side: int = 2048, repeats: int = 7) -> float:
-    """FLOP/s that a square matrix product reaches on the first device, the fastest of some.
+    """Returns the FLOP/s that a square matrix product reaches on the first device, at its fastest.
 
-    What stands in for a maker's figure where there is none, as on a CPU.
+    It stands in for the maker's figure if there is none, as for a CPU.
     """
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.standard_normal((side, side)), jnp.dtype(dtype)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""JPEGs of any size to measure with, where no data set is at hand: parts of two photographs."""
+"""JPEGs of any size to measure with, if no data set is at hand: parts of two photographs."""
 
 import io
 
@@ -11,16 +11,18 @@ from effnetv2_jax.data.sources.base import Source, Split
 
 NUM_PHOTOGRAPHS = 128
 QUALITY = 92
-# Parts of photographs that are enlarged lack the grain of cameras, and would be small files.
+# Enlarged parts of photographs lack a camera's grain. Without it, the files would be too small.
 _GRAIN = 2.2
 
 
 def photographs(width: int, height: int) -> Source:
-    """Random parts of scikit-learn's two photographs, resized, with some grain, the same each time.
+    """Makes random parts of scikit-learn's two photographs, resized and with some grain.
+
+    They are the same in every call.
 
     Args:
-        width: in px.
-        height: in px.
+        width: The width in px.
+        height: The height in px.
 
     Returns:
         A source with one split, ``train``, of NUM_PHOTOGRAPHS JPEGs of quality QUALITY in memory.

@@ -1,6 +1,6 @@
-"""Counts what crosses devices in a compiled program, out of its HLO text.
+"""Counts what crosses devices in a compiled program, from its HLO text.
 
-XLA's own cost analysis says nothing of it, and its estimate of a step's time hardly counts it.
+XLA's own cost analysis does not report it, and its estimate of a step's time hardly counts it.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Collectives:
     """All collectives of one kind that one device takes part in when the program runs once.
 
     Attributes:
-        count: how many run; one of several operands is one.
-        bytes: of the whole arrays that are exchanged: what each device brings to an all-reduce or
-            a reduce-scatter, what it has after an all-gather.
+        count: The number that run. One with several operands is one.
+        bytes: The bytes of the whole arrays that are exchanged: what each device brings to an
+            all-reduce or a reduce-scatter, and what it has after an all-gather.
     """
 
     count: int = 0
@@ -50,14 +50,14 @@ class _Instruction:
     rest: str
 
 
-# `%region_0.2 (param: (s32[], f32[8])) -> f32[8] {`; ENTRY stands before the program itself.
+# `%region_0.2 (param: (s32[], f32[8])) -> f32[8] {`. ENTRY stands in front of the program itself.
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
-# A type may be a tuple and hold brackets of every kind, but no word straight before one.
+# A type may be a tuple and hold brackets of every kind, but no word directly in front of one.
 _INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<type>.*?) (?P<opcode>[a-z][a-z0-9-]*)\((?P<rest>.*)$"
 )
 _SHAPE = re.compile(r"\b(?P<dtype>pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<dimensions>[\d,<=]*)\]")
-# What an instruction runs; ``to_apply`` only adds two numbers, or is the target of a call.
+# The computations that an instruction runs. ``to_apply`` only adds two numbers, or is called.
 _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
 )
@@ -68,16 +68,17 @@ _NAME = re.compile(r"%([\w.-]+)")
 
 
 def collectives_of(hlo_text: str) -> dict[str, Collectives]:
-    """The collectives of a compiled program, for CPU as for TPU.
+    """Returns the collectives of a compiled program, for CPU or TPU.
 
-    A collective in the body of a loop counts as often as the loop runs, where the text tells (it
-    does for ``lax.scan``), else once. The two halves of an asynchronous one count as one.
+    A collective in the body of a loop counts as often as the loop runs. The text tells how often
+    for ``lax.scan``; for other loops it counts once. The two halves of an asynchronous collective
+    count as one.
 
     Args:
         hlo_text: ``compiled.as_text()``.
 
     Returns:
-        By kind, a name in ``KINDS``; kinds that do not occur are left out.
+        The collectives by kind, a name in ``KINDS``. Kinds that do not occur are left out.
     """
     computations, entry = _parse(hlo_text)
     found: defaultdict[str, Collectives] = defaultdict(Collectives)
@@ -91,7 +92,7 @@ def collectives_of(hlo_text: str) -> dict[str, Collectives]:
 
 
 def _parse(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Instructions by computation, and which computation is the program."""
+    """Returns the instructions by computation, and the name of the program's computation."""
     computations: dict[str, list[_Instruction]] = {}
     entry = name = ""
     for line in hlo_text.splitlines():
@@ -105,7 +106,7 @@ def _parse(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _runs(computations: dict[str, list[_Instruction]], entry: str) -> Counter[str]:
-    """How often each computation runs when the program runs once."""
+    """Counts how often each computation runs when the program runs once."""
     runs: Counter[str] = Counter()
 
     def run(name: str, times: int) -> None:
@@ -119,12 +120,12 @@ def _runs(computations: dict[str, list[_Instruction]], entry: str) -> Counter[st
 
 
 def _trips(instruction: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """How often a loop runs; 1 for what is no loop."""
+    """Returns how often a loop runs, and 1 for any other instruction."""
     if instruction.opcode != "while":
         return 1
     if known := _TRIP_COUNT.search(instruction.rest):
         return int(known[1])
-    # For TPUs it is left out; a loop from 0 on ends at the one number its condition knows.
+    # For TPUs it is left out. A loop that starts at 0 ends at the only number in its condition.
     condition = _CONDITION.search(instruction.rest)
     bounds = [
         int(bound[0])
@@ -135,7 +136,7 @@ def _trips(instruction: _Instruction, computations: dict[str, list[_Instruction]
 
 
 def _called(instruction: _Instruction) -> Iterator[str]:
-    # The other parts of an asynchronous call repeat the name of what its start runs.
+    # The later parts of an asynchronous call repeat the name of what its start runs.
     if instruction.opcode.endswith(("-done", "-update")):
         return
     yield from _CALLED.findall(instruction.rest)
@@ -148,12 +149,12 @@ def _bytes_exchanged(instruction: _Instruction, kind: str, types: dict[str, str]
     if kind != "all-gather":
         return operands
     result = _bytes_of(instruction.type)
-    # The start of an asynchronous one gives its operands back beside its result.
+    # The start of an asynchronous collective returns its operands beside its result.
     return result - operands if instruction.opcode.endswith("-start") else result
 
 
 def _arguments(rest: str) -> str:
-    """What stands before the bracket that closes the arguments; layouts have brackets of theirs."""
+    """Returns the text up to the bracket that closes the arguments; layouts have brackets too."""
     depth = 1
     for end, character in enumerate(rest):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -163,7 +164,7 @@ def _arguments(rest: str) -> str:
 
 
 def _bytes_of(type_text: str) -> int:
-    """Bytes of all arrays in a type, without the padding of a TPU's tiles."""
+    """Returns the bytes of all arrays in a type, without the padding of a TPU's tiles."""
     bits = 0
     for shape in _SHAPE.finditer(type_text):
         dimensions = [int(size.lstrip("<=")) for size in shape["dimensions"].split(",") if size]

@@ -1,8 +1,9 @@
-"""What a compiler says of a program: whether it fits, its memory, work and collectives."""
+"""The compiler's figures of a program: if it fits, its memory, its work and its collectives."""
 
 import dataclasses
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,45 +13,49 @@ from effnetv2_jax.benchmarks.tpu.collectives import Collectives, collectives_of
 
 @dataclasses.dataclass(frozen=True)
 class ProgramFigures:
-    """Of one program on one device.
+    """The figures of one program on one device.
 
     Attributes:
-        refused: the compiler found that it does not fit; memory is what it says all of the program
-            would take, and nothing else is known.
-        arguments: bytes of its arguments in the device's memory.
-        memory: bytes in all: arguments, results that take no argument's place, temporaries and
-            the program itself.
-        memory_limit: bytes a program may use, which a compiler tells only where it refuses.
-        flops: floating-point operations, two a multiply-add.
-        bytes_accessed: read and written, as XLA counts them.
-        seconds: XLA's estimate of the time; None where it makes none.
-        collectives: by kind.
-        compile_seconds: how long it took to compile.
+        memory: Bytes in all: arguments, results that do not take the place of an argument,
+            temporaries, and the program itself.
+        compile_seconds: The time that compiling took.
+        arguments: Bytes of the arguments.
+        beside: Bytes in the device's memory that the program does not see, such as the optimizer's
+            slots while gradients are taken.
+        flops: Floating-point operations, two for a multiply-add.
+        bytes_accessed: Bytes read and written, as XLA counts them.
+        seconds: The time that XLA estimates. None if it makes no estimate.
+        collectives: What crosses devices, by kind.
+        refused: The compiler refused the program because it does not fit. Then ``memory`` is what
+            it would take, and the other figures are not known.
+        memory_limit: Bytes that a program may use. The compiler tells only if it refuses.
     """
 
-    refused: bool
-    arguments: int
     memory: int
-    memory_limit: int | None
-    flops: float
-    bytes_accessed: float
-    seconds: float | None
-    collectives: dict[str, Collectives]
     compile_seconds: float
+    arguments: int = 0
+    beside: int = 0
+    flops: float = 0.0
+    bytes_accessed: float = 0.0
+    seconds: float | None = None
+    collectives: Mapping[str, Collectives] = dataclasses.field(default_factory=dict)
+    refused: bool = False
+    memory_limit: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For ``from_json``."""
-        return dataclasses.asdict(self)
+        """Returns the fields that say something, for ``from_json``."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "ProgramFigures":
-        """From what ``as_json`` gives; raises TypeError, KeyError or AttributeError for another."""
-        collectives = {kind: Collectives(**c) for kind, c in fields["collectives"].items()}
+    def from_json(cls, fields: Mapping[str, Any]) -> "ProgramFigures":
+        """Returns the figures that ``as_json`` made these fields of."""
+        found = fields.get("collectives", {})
+        collectives = {kind: Collectives(**counted) for kind, counted in found.items()}
         return cls(**{**fields, "collectives": collectives})
 
 
 def compile_and_measure(lowered: jax.stages.Lowered) -> ProgramFigures:
-    """Compiles a program; one that does not fit into the device's memory is a result as well."""
+    """Compiles a program. One that does not fit into the device's memory is a result as well."""
     started = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -58,37 +63,26 @@ def compile_and_measure(lowered: jax.stages.Lowered) -> ProgramFigures:
         sizes = refused_sizes(str(error))
         if sizes is None:
             raise
-        return ProgramFigures(
-            refused=True,
-            arguments=0,
-            memory=sizes[0],
-            memory_limit=sizes[1],
-            flops=0.0,
-            bytes_accessed=0.0,
-            seconds=None,
-            collectives={},
-            compile_seconds=time.perf_counter() - started,
-        )
+        seconds = time.perf_counter() - started
+        return ProgramFigures(sizes[0], seconds, refused=True, memory_limit=sizes[1])
     seconds = time.perf_counter() - started
-    # Optional as JAX declares them; CPU's and TPU's compilers have them all.
+    # JAX declares these as optional. The compilers for CPU and TPU have them all.
     memory: Any = compiled.memory_analysis()
     cost: dict[str, float] = compiled.cost_analysis() or {}
     text = compiled.as_text() or ""
     return ProgramFigures(
-        refused=False,
-        arguments=memory.argument_size_in_bytes,
         memory=memory_of(compiled),
-        memory_limit=None,
+        compile_seconds=seconds,
+        arguments=memory.argument_size_in_bytes,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
         seconds=_estimated_seconds(cost, text),
         collectives=collectives_of(text),
-        compile_seconds=seconds,
     )
 
 
 def memory_of(compiled: jax.stages.Compiled) -> int:
-    """Bytes on a device: arguments, results that take no argument's place, temporaries, code."""
+    """Returns the bytes that a program takes on a device, as in ``ProgramFigures.memory``."""
     memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -118,10 +112,11 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def refused_sizes(message: str) -> tuple[int, int] | None:
-    """Bytes that a refused program would use and may use, out of the compiler's message.
+    """Reads the compiler's message about a program that does not fit.
 
     Returns:
-        None where the message is about something else.
+        The bytes that the program would use, and those that it may use. None if the message is
+        about something else.
     """
     for pattern in _REFUSALS:
         if "RESOURCE_EXHAUSTED" in message and (sizes := pattern.search(message)):

@@ -1,15 +1,12 @@
-"""The process that compiles for a TPU; ``tpu_compile`` starts it and reads the lines it prints.
+"""The process that compiles for a TPU; ``compile`` starts it.
 
-A process of its own: what libtpu wants has to be set before JAX starts, errors may end it, and with
-it libtpu's lock goes.
+It is a process of its own because libtpu's environment has to be set before JAX starts, because
+errors may end it, and because libtpu's lock is free again when it has ended.
 """
 
-import json
-import os
-import pathlib
-import sys
-import threading
-from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,12 +16,13 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnetv2_jax.benchmarks.tpu import figures_cache, step_records
-from effnetv2_jax.benchmarks.tpu.figures import ProgramFigures, compile_and_measure
-from effnetv2_jax.benchmarks.tpu.programs import lower_train_step
+from effnetv2_jax.benchmarks.timing.steps import StepSpec
+from effnetv2_jax.benchmarks.tpu.figures import compile_and_measure
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.workers import Tell
+from effnetv2_jax.training.build import stage_scalars
+from effnetv2_jax.training.mesh import check_batch_size
 
-# What exists, besides smaller and larger ones of the same kinds.
 TOPOLOGIES = (
     "v2:2x2",
     "v3:2x2",
@@ -35,76 +33,118 @@ TOPOLOGIES = (
     "v5p:2x4x4",
     "v6e:4x8",
 )
-
-Say = Callable[[str, Any], None]
-"""Tells the waiting process something: a kind and a value that JSON knows."""
+"""Some topologies that libtpu knows. There are smaller and larger ones of the same kinds."""
 
 
-def main() -> None:
-    threading.Thread(target=_end_with_the_one_who_waits, daemon=True).start()
-    # libtpu writes to stdout too: from here on that is stderr, and what we say goes to a copy.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+@dataclasses.dataclass(frozen=True)
+class LoweredProgram:
+    """One of the two programs of a training step.
 
-    def say(kind: str, value: Any) -> None:
-        print(json.dumps({kind: value}), file=channel)
+    Attributes:
+        program: The program.
+        beside: A program that does nothing with what lies in the device's memory meanwhile without
+            being an argument. Only the compiler knows how much an array takes there, as it pads.
+    """
 
-    try:
-        say("result", compile_for_tpu(say=say, **json.loads(sys.argv[1])))
-    except UsageError as error:
-        say("error", str(error))
-
-
-def _end_with_the_one_who_waits() -> None:
-    # However it ends, its end of this pipe is closed; a compilation would go on for minutes.
-    sys.stdin.read()
-    os._exit(1)
+    program: jax.stages.Lowered
+    beside: jax.stages.Lowered
 
 
-def compile_for_tpu(
-    *, say: Say, topology: str, cache: str | None, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Compiles the programs of the training step.
+def lower_train_step(
+    devices: Sequence[jax.Device], step: StepSpec, *, batch_per_core: int
+) -> dict[str, LoweredProgram]:
+    """Lowers a training step without making an array.
 
     Args:
-        say: is told the ``phase``, a few words.
-        topology: a name libtpu knows.
-        cache: folder of figures; None for none.
-        arguments: of ``lower_train_step``.
+        devices: The devices, which need not be attached.
+        step: The step.
+        batch_per_core: The number of images a device and step.
 
     Returns:
-        What ``tpu_compile.combine`` takes, for JSON.
+        The programs ``gradients`` and ``update``.
+
+    Raises:
+        UsageError: For the first argument that cannot be used.
     """
-    say("phase", "starting libtpu")
-    devices = _devices(topology)
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-    compiler = (topology, *versions.values(), os.environ.get("LIBTPU_INIT_ARGS", ""))
+    training = step.build(devices)
+    mesh = training.mesh
+    batch_size = batch_per_core * mesh.size
+    check_batch_size("batch_per_core × cores", batch_size, mesh, step.accumulation_steps)
+    state, batch = training.abstract_state(), step.abstract_batch(batch_size, mesh)
 
-    def figures_of(lowered: jax.stages.Lowered) -> ProgramFigures:
-        return _cached_figures(lowered, compiler, pathlib.Path(cache) if cache else None)
+    def nothing_with(*trees) -> jax.stages.Lowered:
+        return jax.jit(lambda *trees: (), keep_unused=True).lower(*trees)
 
-    say("phase", "tracing the step")
-    programs = lower_train_step(devices, **arguments)
-    figures, beside = {}, {}
-    for name, program in programs.items():
-        say("phase", f"compiling the {name}")
-        figures[name] = figures_of(program.lowered).as_json()
-        beside[name] = figures_of(program.beside).arguments
     return {
-        "device_kind": devices[0].device_kind,
-        "cores": len(devices),
-        "versions": versions,
-        "memory_limit": figures_of(_too_large(devices)).memory_limit,
-        "figures": figures,
-        "beside": beside,
-        "loop_runs": {name: program.loop_runs for name, program in programs.items()},
-        "modules": step_records.loaded_modules(),
+        "gradients": LoweredProgram(
+            training.train_step.lower_gradients(state, batch, stage_scalars()),
+            nothing_with(state.opt_state, state.ema_params, state.ema_batch_stats),
+        ),
+        "update": LoweredProgram(training.train_step.lower_update(state), nothing_with(batch)),
     }
+
+
+def digest_of(programs: Iterable[LoweredProgram]) -> str:
+    """Returns a digest of the programs' StableHLO, which holds no places in source files."""
+    texts = [lowered.program.as_text(debug_info=False) for lowered in programs]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+class TpuCompiler:
+    """Compiles training steps for a TPU that need not be attached.
+
+    Args:
+        topology: A name that libtpu knows.
+        tell: Is told what goes on, a few words at a time.
+
+    Raises:
+        UsageError: If libtpu does not know the topology, or does not start.
+    """
+
+    def __init__(self, topology: str, tell: Tell):
+        self._tell = tell
+        tell("starting libtpu")
+        self._devices = _devices(topology)
+
+    def compile(
+        self, step: dict[str, Any], batch_per_core: int, known: list[Any]
+    ) -> dict[str, Any] | None:
+        """Compiles both programs of a step.
+
+        Args:
+            step: The fields of a ``StepSpec``.
+            batch_per_core: The number of images a core and step.
+            known: The digest of programs that need not be compiled again, and the versions that
+                compiled them.
+
+        Returns:
+            Fields of a ``CompiledStep``. None if the programs and the versions are the known ones.
+        """
+        versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
+        self._tell("tracing the step")
+        programs = lower_train_step(self._devices, StepSpec(**step), batch_per_core=batch_per_core)
+        digest = digest_of(programs.values())
+        if known == [digest, versions]:
+            return None
+        figures: dict[str, Mapping[str, Any]] = {}
+        for name, lowered in programs.items():
+            self._tell(f"compiling the {name}")
+            beside = compile_and_measure(lowered.beside).arguments
+            found = compile_and_measure(lowered.program)
+            figures[name] = dataclasses.replace(found, beside=beside).as_json()
+        return {
+            "device_kind": self._devices[0].device_kind,
+            "cores": len(self._devices),
+            "memory_limit": compile_and_measure(_too_large(self._devices)).memory_limit,
+            **figures,
+            "versions": versions,
+            "program": digest,
+        }
 
 
 def _devices(topology: str) -> Sequence[jax.Device]:
     known = f"there are {', '.join(TOPOLOGIES)} and other sizes of these"
-    if not topology:  # for which libtpu has one of its own
+    if not topology:  # libtpu would choose one
         raise UsageError(f"unknown topology {topology!r}: {known}")
     try:
         return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
@@ -117,25 +157,8 @@ def _devices(topology: str) -> Sequence[jax.Device]:
         raise UsageError(f"unknown topology {topology!r} (libtpu: {reason}): {known}") from error
 
 
-def _cached_figures(
-    lowered: jax.stages.Lowered, compiler: Sequence[str], folder: pathlib.Path | None
-) -> ProgramFigures:
-    if folder is None:
-        return compile_and_measure(lowered)
-    key = figures_cache.key_of(lowered.as_text(), *compiler)
-    figures = figures_cache.read(folder, key)
-    if figures is None:
-        figures = compile_and_measure(lowered)
-        figures_cache.write(folder, key, figures)
-    return figures
-
-
 def _too_large(devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """A program that fits nowhere: the compiler's refusal has the chip's limit, in a second."""
+    """Lowers a program that fits nowhere. The compiler refuses it, and names the chip's limit."""
     everywhere = NamedSharding(Mesh(np.asarray(devices), ("all",)), PartitionSpec())
     array = jax.ShapeDtypeStruct((1 << 40,), jnp.float32, sharding=everywhere)
     return jax.jit(lambda x: x + 1).lower(array)
-
-
-if __name__ == "__main__":
-    main()

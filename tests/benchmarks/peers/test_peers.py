@@ -3,21 +3,19 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from effnetv2_jax.benchmarks.peers import contenders as peer_contenders
 from effnetv2_jax.benchmarks.peers import race as peer_race
 from effnetv2_jax.benchmarks.peers.contenders import CONTENDERS, OURS, Contender
-from effnetv2_jax.benchmarks.peers.process import NotRun, PeerProcess
 from effnetv2_jax.benchmarks.peers.race import Entry, Result, Task, race
 from effnetv2_jax.benchmarks.peers.table import as_json, as_markdown
 from effnetv2_jax.benchmarks.timing.measure import Timing
 from effnetv2_jax.models import list_models
+from tests.benchmarks.commands import refusals, run
 
 FAKE = pathlib.Path(__file__).with_name("fake_contender.py")
 TASK = Task("efficientnetv2-tiny", image_size=16, batch_size=8, dtype="float32", threads=1)
@@ -125,64 +123,6 @@ def test_who_runs_while_others_do_is_told(tmp_path):
     assert text.count("Beware") == 1 and "Beware: A, training: its process took" in text
 
 
-def is_alive(pid):
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_until_dead(pid, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_alive(pid)
-
-
-def test_leaving_ends_the_process_and_what_it_has_started(tmp_path):
-    contender = fake(tmp_path, "a", child="600")
-    with PeerProcess(contender, python=sys.executable, cores=[0], cache="") as process:
-        assert process.ask("load")["device"] == "a fake"
-        process.ask("prepare", what="training", steps=1, model="", threads=1)
-        pid = process._process.pid
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        assert len(children) == 1 and all(map(is_alive, [pid, *children]))
-    assert all(wait_until_dead(number, 1) for number in [pid, *children])
-
-
-def test_a_worker_ends_with_the_one_who_waits_for_it(tmp_path):
-    code = (
-        "import sys; from tests.benchmarks.peers.test_peers import fake, PeerProcess, pathlib\n"
-        f"contender = fake(pathlib.Path({str(tmp_path)!r}), 'a')\n"
-        "process = PeerProcess(contender, python=sys.executable, cores=[0], cache='')\n"
-        "process.ask('load')\n"
-        "print(process._process.pid, flush=True)\n"
-        # A turn that would take a quarter of an hour.
-        "process.ask('prepare', what='training', steps=1, model='', threads=1)\n"
-        "process.ask('turn', steps=200_000)\n"
-    )
-    root = str(pathlib.Path(__file__).resolve().parents[3])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root
-    )
-    with parent:
-        pid = int(parent.stdout.readline())
-        time.sleep(0.5)
-        assert is_alive(pid)
-        parent.kill()
-    assert wait_until_dead(pid)
-
-
-def test_a_dead_process_cannot_be_asked(tmp_path):
-    with PeerProcess(fake(tmp_path, "a"), python=sys.executable, cores=[0], cache="") as process:
-        process.ask("load")
-        os.kill(process._process.pid, signal.SIGTERM)
-        for _ in range(2):
-            with pytest.raises(NotRun, match=r"its process ended \(SIGTERM\)"):
-                process.ask("load")
-
-
 def test_the_table():
     facts = {"platform": "cpu", "device": "1 × CPU", "versions": {"jax": "1.0"}}
     entries = {
@@ -258,27 +198,6 @@ REFUSED = [
     ({"torch_python": "/nowhere"}, "--torch_python must be a program, got '/nowhere'"),
 ]
 
-# A process of its own: flags of two benchmarks do not go together.
-REFUSE = """
-import json, sys
-from absl import flags
-from absl.testing import flagsaver
-from effnetv2_jax.benchmarks import peers
-from effnetv2_jax.errors import UsageError
-
-peers.race = None  # whoever began would fail with another error
-flags.FLAGS.mark_as_parsed()
-sentences = []
-for values in json.loads(sys.argv[1]):
-    with flagsaver.as_parsed(**values):
-        try:
-            peers.main()
-        except UsageError as error:
-            sentences.append(str(error))
-print(json.dumps(sentences))
-"""
-
-
 STANDS_FOR_TORCH = """
 defined = []
 dtype = object
@@ -322,50 +241,37 @@ def test_timm_is_imported_with_and_without_torchvisions_compiled_operations(tmp_
 
 
 def test_what_cannot_be_used_is_named():
-    values = json.dumps([values for values, _ in REFUSED])
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSE, values], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    for sentence, (_, message) in zip(json.loads(done.stdout), REFUSED, strict=True):
+    sentences = refusals("peers.peers", [values for values, _ in REFUSED])
+    for sentence, (_, message) in zip(sentences, REFUSED, strict=True):
         assert message in sentence
 
 
-def run_command(*arguments, **variables):
+def run_command(*arguments):
     # Neither the program nor what it times of ours needs any of these.
-    code = (
-        "import runpy, sys; sys.modules.update(dict.fromkeys("
-        "['tensorflow', 'tensorflow_datasets', 'clu', 'keras', 'torch', 'timm'])); "
-        "runpy.run_module('effnetv2_jax.benchmark', run_name='__main__', alter_sys=True)"
-    )
-    flags_for_speed = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device" not in f)
-    done = subprocess.run(
-        [sys.executable, "-c", code, "peers", "--image_size=16", "--batch_size=2", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"XLA_FLAGS": flags_for_speed} | variables,
-    )
+    without = ("tensorflow", "tensorflow_datasets", "clu", "keras", "torch", "timm")
+    xla_flags = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device" not in f)
+    size = ("--image_size=16", "--batch_size=2", "--json", "--steps=1")
+    done = run("peers", *size, *arguments, without=without, XLA_FLAGS=xla_flags)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    (found,) = json.loads(done.stdout)["runs"]
+    return found["contenders"]
 
 
-def test_ours_is_timed_and_who_has_no_such_model_is_told():
-    text = run_command("--model=efficientnetv2-tiny", "--peers=keras-jax", "--json", "--steps=1")
-    (run,) = json.loads(text)["runs"]
-    ours, keras = run["contenders"].values()
-    for what in WHATS:
-        assert ours[what]["images_per_second"]["median"] > 0
-        assert ours[what]["ours_over_theirs"] == 1
-        assert len(ours[what]["step_seconds"]) == 5
-        assert keras[what] == {"not_run": "it has no efficientnetv2-tiny"}
+# A training step takes three times as long to compile, and `step` times one in test_benchmarks.
+@pytest.mark.parametrize("what", [pytest.param("training", marks=pytest.mark.slow), "inference"])
+def test_ours_is_timed_and_who_has_no_such_model_is_told(what):
+    found = run_command("--model=efficientnetv2-tiny", "--peers=keras-jax", f"--what={what}")
+    ours, keras = found.values()
+    assert ours[what]["images_per_second"]["median"] > 0
+    assert ours[what]["ours_over_theirs"] == 1
+    assert len(ours[what]["step_seconds"]) == 5
+    assert keras[what] == {"not_run": "it has no efficientnetv2-tiny"}
     assert set(ours["versions"]) == {"jax", "jaxlib", "flax"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["keras-tensorflow", "keras-jax"])
 def test_keras_is_timed(peer):
-    text = run_command(f"--peers={peer}", "--image_size=32", "--json", "--steps=1")
-    (run,) = json.loads(text)["runs"]
+    found = run_command(f"--peers={peer}", "--image_size=32")
     for what in WHATS:
-        assert run["contenders"][peer][what]["ours_over_theirs"] > 0
+        assert found[peer][what]["ours_over_theirs"] > 0

@@ -16,19 +16,18 @@ def test_a_timing_is_its_median_with_the_extremes():
 
 
 def test_things_take_turns_and_none_is_always_first():
-    calls = []
-    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timings = measure.interleave(runs, repeats=3, warm_up=1)
-    assert "".join(calls) == "ab" + "ba" + "ab" + "ba"
-    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 3, "b": 3}
+    assert "".join(name for _, name in measure.turns("ab", 3)) == "ba" + "ab" + "ba"
+    assert [number for number, _ in measure.turns("ab", 3)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_run_is_waited_for():
+def test_a_run_is_waited_for_and_the_first_ones_do_not_count():
     slow = jax.jit(lambda x: jax.lax.fori_loop(0, 40, lambda i, y: jnp.tanh(y @ y), x))
     x = jnp.ones((400, 400))
     jax.block_until_ready(slow(x))
-    seconds, result = measure.time_once(lambda: slow(x))
-    assert result.is_ready() and seconds > 1e-3
+    results = []
+    timing = measure.time_runs(lambda: results.append(slow(x)) or results, repeats=3, warm_up=2)
+    assert len(results) == 5 and len(timing.seconds) == 3
+    assert results[-1].is_ready() and timing.low > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -45,24 +44,22 @@ def test_a_peak_is_that_of_the_longest_name_that_fits(kind, peak):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inference_is_timed(dtype):
-    prepared = timed_model.prepare_inference(
+def test_inference_is_compiled_to_be_timed(dtype):
+    compiled = timed_model.compile_inference(
         "efficientnetv2-tiny", image_size=32, batch_size=2, dtype=dtype
     )
-    found = timed_model.measure(prepared, repeats=5)
-    assert found.fits and len(found.timing.seconds) == 5
-    assert found.images_per_second == 2 / found.timing.median
     info = model_info("efficientnetv2-tiny", image_size=32)
-    assert found.flops == 2 * 2 * info.multiply_adds
-    assert prepared.run().shape == (2, 1000)
+    assert compiled.flops == 2 * 2 * info.multiply_adds
+    assert compiled.run().shape == (2, 1000)
+    timing = measure.Timing((0.5,))
+    expected = compiled.flops / 0.5 / measure.measured_peak_flops()
+    assert compiled.mfu(timing) == pytest.approx(expected)
 
 
-def test_what_does_not_fit_is_a_result(monkeypatch):
+def test_a_model_that_does_not_fit_is_a_result(monkeypatch):
     monkeypatch.setattr(timed_model, "_memory_limit", lambda: 1000)
-    prepared = timed_model.prepare_inference("efficientnetv2-tiny", image_size=32, batch_size=1)
-    found = timed_model.measure(prepared)
-    assert not found.fits and found.memory > 1000
-    assert found.timing is found.images_per_second is found.mfu is None
+    compiled = timed_model.compile_inference("efficientnetv2-tiny", image_size=32, batch_size=2)
+    assert compiled.run is None and compiled.memory > 1000
 
 
 @pytest.mark.parametrize(
@@ -76,4 +73,4 @@ def test_what_does_not_fit_is_a_result(monkeypatch):
 def test_what_cannot_be_used_is_named(change, message):
     arguments = {"model": "efficientnetv2-tiny", "batch_size": 1, "dtype": "float32"} | change
     with pytest.raises(UsageError, match=message):
-        timed_model.prepare_inference(image_size=32, **arguments)
+        timed_model.compile_inference(image_size=32, **arguments)

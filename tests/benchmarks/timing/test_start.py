@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from effnetv2_jax.benchmarks.timing import start_runs
-from effnetv2_jax.benchmarks.timing.start_runs import Start, as_markdown, run_all, watch
+from effnetv2_jax.benchmarks.timing import start as start_benchmark
+from effnetv2_jax.benchmarks.timing.start import Start, as_markdown, run_all, watch
 from effnetv2_jax.runtime.errors import UsageError
 
 # It is warm from its second start with a cache on, and stays where its third argument says so.
@@ -73,7 +73,7 @@ def test_every_start_has_a_workdir_of_its_own(monkeypatch):
         asked.append((command[0], command[-1], to_the_end))
         return Start(1.0, "")
 
-    monkeypatch.setattr(start_runs, "watch", watched)
+    monkeypatch.setattr(start_benchmark, "watch", watched)
     told = []
     run_all(["train"], cold=2, warm=5, borders=False, on_run=told.append)
     programs, workdirs, ends = zip(*asked, strict=True)
@@ -100,12 +100,12 @@ def test_medians_ranges_and_borders_are_tables():
 # The command as a user gives it, with a program that takes no time, or without a library.
 BENCHMARK = """
 import importlib.util, runpy, sys
-from effnetv2_jax.benchmarks import start_runs
-from effnetv2_jax.benchmarks.start_runs import Start
+from effnetv2_jax.benchmarks.timing import start
+from effnetv2_jax.benchmarks.timing.start import Start
 def watched(command, cache, *, to_the_end):
     assert "--config.epochs=4" in command and "--config.seed=1" in command, command
     return Start(3.0, "warm")
-start_runs.watch = watched
+start.watch = watched
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == missing else find(name, *rest)
 runpy.run_module("effnetv2_jax.benchmark", run_name="__main__", alter_sys=True)
@@ -136,5 +136,5 @@ def test_a_library_that_is_missing_is_one_sentence():
     assert result.returncode == 2
     assert result.stderr == (
         "error: benchmark start runs the training program, which needs tensorflow, and that is "
-        "not installed\n"
+        "not installed: pip install 'effnetv2_jax[train]'\n"
     )
