@@ -14,6 +14,8 @@ VERSION = re.search(
 TRAIN = [
     "clu>=0.0.12",
     "etils>=1.9",
+    # JAX asks for it to keep its compilation cache below a size.
+    "filelock>=3.16",
     "h5py>=3.11",
     # TFDS imports it without declaring it.
     "importlib_resources>=6.4",

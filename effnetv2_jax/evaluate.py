@@ -3,6 +3,10 @@
 Every example of the split counts once. By default this repeats the run's own evaluation.
 """
 
+from effnetv2_jax.runtime import extras
+
+extras.need_for_program("train")
+
 import dataclasses
 import json
 import pathlib

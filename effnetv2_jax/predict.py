@@ -5,6 +5,10 @@ line, from standard input. Predictions go to standard output, everything else to
 exit code is 1 where some of the images could not be decoded.
 """
 
+from effnetv2_jax.runtime import extras
+
+extras.need_for_program("train")
+
 import functools
 import logging as std_logging
 import signal

@@ -3,6 +3,10 @@
 The same command resumes a run that was stopped, from its newest checkpoint.
 """
 
+from effnetv2_jax.runtime import extras
+
+extras.need_for_program("train")
+
 import pathlib
 import time
 from typing import Any

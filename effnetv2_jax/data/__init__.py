@@ -2,8 +2,10 @@
 
 import os
 
+from effnetv2_jax.runtime.extras import need
 from effnetv2_jax.runtime.quiet import hush_tensorflow
 
+need("train", __name__)
 # Before TensorFlow is imported: no start-up chatter, and none of oneDNN's warnings about integer
 # operations, which is all that an input pipeline would ask of it.
 hush_tensorflow(2)

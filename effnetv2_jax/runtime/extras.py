@@ -1,11 +1,15 @@
 """What the optional dependencies are for, and the sentence for one that is not installed."""
 
 import importlib.util
+import sys
+
+from effnetv2_jax.runtime.errors import UsageError
 
 EXTRAS = {
     "train": (
         "clu",
         "etils",
+        "filelock",
         "h5py",
         "matplotlib",
         "ml_collections",
@@ -22,7 +26,7 @@ EXTRAS = {
 """The modules that each extra of ``setup.py`` brings along."""
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(ImportError, UsageError):
     """An optional dependency that is not installed; the message is one sentence."""
 
 
@@ -49,3 +53,18 @@ def _is_installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # The package that a submodule is in.
         return False
+
+
+def need_for_program(extra: str) -> None:
+    """Ends the process with one sentence and exit code 2 if an extra is not installed.
+
+    A program calls this before the imports that need the extra.
+
+    Args:
+        extra: A name in ``EXTRAS``.
+    """
+    try:
+        need(extra, "this program")
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

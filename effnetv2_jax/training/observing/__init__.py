@@ -1,0 +1,5 @@
+"""What a running training says: metrics, progress, status and the report."""
+
+from effnetv2_jax.runtime.extras import need
+
+need("train", __name__)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.extras import need
 from effnetv2_jax.runtime.quiet import hush_tensorflow
 from effnetv2_jax.weights.containers.tensors import Tensors
 
@@ -34,6 +35,7 @@ def open_checkpoint(prefix: pathlib.Path, ema: bool) -> Iterator[Tensors]:
     Raises:
         UsageError: If it is damaged.
     """
+    need("train", "a TensorFlow checkpoint")
     hush_tensorflow(2)
     import tensorflow as tf  # takes seconds, and only this needs it
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.extras import need
 from effnetv2_jax.weights.containers.tensors import Tensors
 
 
@@ -46,6 +47,7 @@ def open_archive(path: pathlib.Path) -> Iterator[Tensors]:
 
 @contextlib.contextmanager
 def _read(path: pathlib.Path, file) -> Iterator[Tensors]:
+    need("train", "a file of Keras")
     import h5py  # only these files need it
 
     try:
