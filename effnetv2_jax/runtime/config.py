@@ -23,8 +23,8 @@ from flax import nnx
 
 from effnetv2_jax import __version__, progressive
 from effnetv2_jax.data import images, pipeline
+from effnetv2_jax.data.sources import Source
 from effnetv2_jax.data.sources import registry as sources
-from effnetv2_jax.data.sources.base import Source
 from effnetv2_jax.models import Network, abstract_model, create_model, get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing

@@ -8,9 +8,8 @@ import pytest
 import tensorflow as tf
 
 from effnetv2_jax.data import order
-from effnetv2_jax.data.order import Order
-from effnetv2_jax.data.seeds import make_seed
-from effnetv2_jax.data.sources.base import Split
+from effnetv2_jax.data.order import Order, make_seed
+from effnetv2_jax.data.sources import Split
 from effnetv2_jax.runtime.errors import UsageError
 
 WINDOW = 32
@@ -33,12 +32,15 @@ def kind(request, small_windows):
 
 
 def make_split(kind, size, on_read=lambda index: index):
-    def get(index):
-        index = on_read(index)
+    def parse(index):
         return {"image": tf.strings.as_string(index), "label": 10 * index}
 
-    split = Split.of_examples(size, get)
-    return split if kind == "get" else Split(size, split.read, None, split.describe)
+    def records(first, count):
+        return tf.data.Dataset.range(first, first + count).map(on_read)
+
+    if kind == "get":
+        return Split.of_examples(size, lambda index: parse(on_read(index)))
+    return Split(size, records, parse, str)
 
 
 def make_order(kind, size, seed=7):
@@ -47,10 +49,10 @@ def make_order(kind, size, seed=7):
 
 def stream(order, count, first=0, process_index=0, process_count=1):
     """(position, id) of a share's first examples, which are checked to be those of their ids."""
-    dataset, finish = order.read(first, process_index, process_count)
+    elements = order.elements(first, process_index, process_count)
     found = []
-    for example in dataset.map(finish, num_parallel_calls=2).take(count).as_numpy_iterator():
-        assert set(example) == {"image", "label", "position", "id"}
+    for example in elements.map(order.fetch, num_parallel_calls=2).take(count).as_numpy_iterator():
+        assert set(example) == {"image", "label", "position", "id", "seed"}
         assert example["image"] == str(example["id"]).encode()
         assert example["label"] == 10 * example["id"]
         found.append((int(example["position"]), int(example["id"])))
@@ -136,7 +138,7 @@ def test_processes_share_the_stream(kind, size, process_count):
 def test_refuses_process_counts_that_do_not_divide_the_lanes(process_count):
     for kind in ("get", "read"):
         with pytest.raises(UsageError, match=rf"must divide 64, got {process_count}$"):
-            make_order(kind, 100).read(0, 0, process_count)
+            make_order(kind, 100).elements(0, 0, process_count)
 
 
 def test_tail_is_another_part_of_the_split_in_every_epoch(small_windows):
@@ -210,8 +212,8 @@ def test_starting_late_does_not_read_what_is_skipped(kind, offset):
     # Of the epoch's windows only those from the first position's on, and of the tail nothing.
     skipped = offset // WINDOW * WINDOW if offset < 3 * WINDOW else offset
     ids = located(Order(make_split(kind, size), 7), size, 5 * size)
-    dataset, finish = Order(split, 7).read(first)
-    for position, example in enumerate(dataset.map(finish).take(3), first):
+    counted = Order(split, 7)
+    for position, example in enumerate(counted.elements(first).map(counted.fetch).take(3), first):
         assert example["id"].numpy() == ids[position - 5 * size]
     if kind == "get":
         np.testing.assert_array_equal(reads, ids[offset : offset + 3])

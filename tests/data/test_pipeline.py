@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from effnetv2_jax.data import images, pipeline
 from effnetv2_jax.data.order import WINDOW
-from effnetv2_jax.data.sources.base import Source, Split
+from effnetv2_jax.data.sources import Source, Split
 from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.data.sources.tfrecords import open_split
 from effnetv2_jax.preprocessing import PREPROCESSING
@@ -168,10 +168,10 @@ def test_evaluation_has_every_example_once_and_pads_the_last_batch(digits):
 def test_synthetic_splits_are_fixed_and_apart():
     source = get_source("synthetic")
     first = {
-        split: source.split(split).get(tf.constant(0, tf.int64))["image"].numpy()
+        split: source.split(split).parse(tf.constant(0, tf.int64))["image"].numpy()
         for split in ("train", "test")
     }
-    again = source.split("train").get(tf.constant(0, tf.int64))["image"].numpy()
+    again = source.split("train").parse(tf.constant(0, tf.int64))["image"].numpy()
     np.testing.assert_array_equal(first["train"], again)
     assert (first["train"] != first["test"]).any()
     assert source.num_classes == 1000

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from effnetv2_jax.data.seeds import Use, for_use, make_seed
+from effnetv2_jax.data.order import Use, for_use, make_seed
 
 RUNS = (-1, 0, 1, 2, 42, 10**6, 2**31 - 1)
 

@@ -123,7 +123,7 @@ def test_tfds_and_our_source_read_it(prepared):
     source = open_tfds("imagenet2012", prepared)
     split = source.split("eval")
     assert split.size == 6
-    labels = [int(split.get(tf.constant(i, tf.int64))["label"]) for i in range(6)]
+    labels = [int(split.parse(tf.constant(i, tf.int64))["label"]) for i in range(6)]
     # As https://github.com/tensorflow/datasets has them for the first six of the 50,000.
     assert sorted(source.class_names[label] for label in labels) == sorted(
         ["n01751748", "n09193705", "n02105855", "n04263257", "n03125729", "n01735189"]
