@@ -124,6 +124,8 @@ class Order:
             )
         first_epoch, first = divmod(first_position, self.split.size)
 
+        # AutoGraph would find nothing to convert, and take its time.
+        @tf.autograph.experimental.do_not_convert
         def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             begin = tf.where(epoch == first_epoch, tf.constant(first, tf.int64), 0)
             # The process's positions in the stream, counted from the epoch's first.

@@ -214,6 +214,7 @@ def _read_once(split: Split, begin: int, end: int) -> tf.data.Dataset:
     if split.random_access:
         return tf.data.Dataset.range(begin, end).map(lambda i: {"record": i, "position": i})
 
+    @tf.autograph.experimental.do_not_convert
     def read(first: tf.Tensor) -> tf.data.Dataset:
         count = tf.minimum(end - first, CHUNK)
         numbers = tf.range(first, first + count)
@@ -275,6 +276,10 @@ def _batches(
         each = tf.data.Dataset.from_tensor_slices(row)
         return each.flat_map(lambda element: attempt(good, element, bad)).batch(_ROW)
 
+    @tf.autograph.experimental.do_not_convert
+    def prepare_row(row: Example) -> Example:
+        return attempt(all_at_once, row, one_by_one).get_single_element()
+
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
     # so would tf.data's own search for a number of threads.
@@ -284,7 +289,7 @@ def _batches(
     return (
         elements.batch(_ROW)
         .map(
-            lambda row: attempt(all_at_once, row, one_by_one).get_single_element(),
+            prepare_row,
             num_parallel_calls=threads * _ROWS_BEGUN,
             deterministic=True,
         )

@@ -229,8 +229,8 @@ def _sharpness(image, factor, draws):
 
 
 # The coefficients of an affine transform. The output at (x, y) is the input at
-# (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so pixel centres lie at
-# half-integers (as in Pillow's Image.transform).
+# (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so pixel centres lie
+# at half-integers (as in Pillow's Image.transform).
 Coefficients = tuple[float, float, float, float, float, float]
 
 
