@@ -211,9 +211,9 @@ IMAGE = {"n01440764_1.JPEG": b"jpeg"}
         ({"n01440764.tar": tar({"n01440764_1.JPEG": HARD_LINK})}, "only plain files"),
         ({"n01440764.tar": tar({"n01440764_1.jpg": b""})}, "names such as n01440764_1.JPEG"),
         # Which goes on with what follows in the outer one, as if it were its own.
-        ({"n01440764.tar": tar(IMAGE)[:512]}, "n01440764.tar in .* not all of one"),
-        ({"n01440764.tar": tar(IMAGE)[:1024]}, "n01440764.tar in .* not all of one"),
-        ({"n01440764.tar": b"<html>" * 200}, "n01440764.tar in .* is no tar file"),
+        ({"n01440764.tar": tar(IMAGE)[:512]}, "n01440764.tar in .* cut off"),
+        ({"n01440764.tar": tar(IMAGE)[:1024]}, "n01440764.tar in .* cut off"),
+        ({"n01440764.tar": b"<html>" * 200}, "n01440764.tar in .* is not a tar file"),
         ({}, "has 0 images"),
     ],
 )

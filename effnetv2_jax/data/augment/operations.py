@@ -337,40 +337,25 @@ def _square(image, draws, half_side):
     return (inside[0][:, tf.newaxis] & inside[1][tf.newaxis])[..., tf.newaxis]
 
 
-def _none(magnitude, translate_const, cutout_const):
+def _no_argument(magnitude, translate_const, cutout_const):
     del magnitude, translate_const, cutout_const
 
 
-def _enhance_factor(magnitude, translate_const, cutout_const):
-    del translate_const, cutout_const
-    return 1.8 * magnitude / 10 + 0.1
-
-
-def _shear_level(magnitude, translate_const, cutout_const):
-    del translate_const, cutout_const
-    return 0.3 * magnitude / 10
-
-
-def _translate_pixels(magnitude, translate_const, cutout_const):
-    del cutout_const
-    return translate_const * magnitude / 10
-
-
 OPS: tuple[Op, ...] = (
-    Op("AutoContrast", _auto_contrast, _none),
-    Op("Equalize", _equalize, _none),
-    Op("Invert", _invert, _none),
+    Op("AutoContrast", _auto_contrast, _no_argument),
+    Op("Equalize", _equalize, _no_argument),
+    Op("Invert", _invert, _no_argument),
     Op("Rotate", _rotate, lambda m, t, c: 30.0 * m / 10),
     Op("Posterize", _posterize, lambda m, t, c: min(int(m / 10 * 4), 8)),
     Op("Solarize", _solarize, lambda m, t, c: int(m / 10 * 256)),
-    Op("Color", _color, _enhance_factor),
-    Op("Contrast", _contrast, _enhance_factor),
-    Op("Brightness", _brightness, _enhance_factor),
-    Op("Sharpness", _sharpness, _enhance_factor),
-    Op("ShearX", _shear_x, _shear_level),
-    Op("ShearY", _shear_y, _shear_level),
-    Op("TranslateX", _translate_x, _translate_pixels),
-    Op("TranslateY", _translate_y, _translate_pixels),
+    Op("Color", _color, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Contrast", _contrast, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Brightness", _brightness, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Sharpness", _sharpness, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("ShearX", _shear_x, lambda m, t, c: 0.3 * m / 10),
+    Op("ShearY", _shear_y, lambda m, t, c: 0.3 * m / 10),
+    Op("TranslateX", _translate_x, lambda m, t, c: t * m / 10),
+    Op("TranslateY", _translate_y, lambda m, t, c: t * m / 10),
     Op("Cutout", _cutout, lambda m, t, c: int(m / 10 * c)),
     Op("SolarizeAdd", _solarize_add, lambda m, t, c: int(m / 10 * 110)),
 )

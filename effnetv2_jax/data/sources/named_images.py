@@ -91,15 +91,15 @@ def printable(name: str) -> str:
 
 
 def _at(path: str) -> Iterator[NamedImage]:
-    where = os.fsencode(path)  # a file's name need not be text
-    if tf.io.gfile.isdir(where):
+    name = os.fsencode(path)  # a file's name need not be text
+    if tf.io.gfile.isdir(name):
         paths = sorted(images_below(path.rstrip("/") or "/"))
         if not paths:
             raise UsageError(
                 f"the folder {path!r} has no images, whose names end in {', '.join(ENDINGS)}"
             )
         yield from map(NamedImage, paths)
-    elif tf.io.gfile.exists(where):
+    elif tf.io.gfile.exists(name):
         yield NamedImage(path)
     else:
         raise UsageError(f"{path!r} does not exist: give image files, folders of them, or -")

@@ -192,7 +192,7 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset)
             raise UsageError(f"data_dir {data_dir!r} cannot be written: {error}") from error
         raise UsageError(
             f"{name} is not in data_dir {data_dir!r} and cannot be prepared here "
-            f"({_reason(error)}): prepare it once with {command} where there is a network, and "
+            f"({_reason(error)}): prepare it once with {command} on a machine with a network, and "
             f"copy it here{dataset.otherwise}"
         ) from error
 

@@ -150,7 +150,7 @@ def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> Record
         cache = _cache_file(files, stats, cache_dir)
         positions = _load(cache, ends[-1])
         if positions is None:
-            logging.info("reading where the records of %s begin", _listed(files))
+            logging.info("indexing the records of %s", _listed(files))
             parts = pool.map(_record_starts, files, sizes.tolist())
             starts = list(track(parts, "indexing files", len(files)))
             positions = np.concatenate(
