@@ -1,8 +1,8 @@
-"""What a network sees in images: ``python -m effnetv2_jax.predict --weights=PATH_OR_NAME IMG …``.
+"""Classifies images: ``python -m effnetv2_jax.predict --weights=PATH_OR_NAME IMAGE …``.
 
-IMG is an image file, a folder (all images below it), or ``-``: an image, or names of files, one a
-line, from standard input. Predictions go to standard output, everything else to standard error. The
-exit code is 1 where some of the images could not be decoded.
+IMAGE is an image file, a folder (all images below it), or ``-`` for standard input: an image, or
+names of files, one per line. Predictions go to standard output, everything else to standard error.
+The exit code is 1 if some of the images could not be decoded.
 """
 
 from effnetv2_jax.runtime import extras
@@ -23,25 +23,37 @@ from effnetv2_jax.runtime.signals import leave
 from effnetv2_jax.weights import load_model
 
 WEIGHTS = flags.DEFINE_string(
-    "weights", None, "A file, a run's workdir, or a name of published weights.", required=True
+    "weights", None, "File, workdir of a run, or name of published weights.", required=True
 )
-MODEL = flags.DEFINE_string("model", None, "A name of list_models(), where the weights do not say.")
-ARCHITECTURE = flags.DEFINE_string("architecture", None, "Of the weights, where they do not say.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Model, a name in list_models(). Inferred from the weights by default."
+)
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture", None, "Architecture of the weights. Inferred from the weights by default."
+)
 EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights and batch statistics.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in px; the network's by default.")
-PREPROCESSING = flags.DEFINE_string(
-    "preprocessing", None, "A name in effnetv2_jax/preprocessing.py; the network's by default."
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Side of the images in px. The model's evaluation size by default."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images the device works on at a time.")
-TOP = flags.DEFINE_integer("top", None, "Classes of an image; 5 by default, or all if fewer.")
-FORMAT = flags.DEFINE_string("format", "table", "table, or json: one object a line.")
-PICTURE = flags.DEFINE_string("picture", None, "Draw images and classes to this file, e.g. a.png.")
+PREPROCESSING = flags.DEFINE_string(
+    "preprocessing",
+    None,
+    "Input family, a name in effnetv2_jax/preprocessing.py. The model's by default.",
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Number of images per batch.")
+TOP = flags.DEFINE_integer(
+    "top", None, "Number of classes shown per image. 5 by default, or all if there are fewer."
+)
+FORMAT = flags.DEFINE_string("format", "table", "table, or json for one JSON object per line.")
+PICTURE = flags.DEFINE_string(
+    "picture", None, "File for a picture of the images and their classes, such as a.png."
+)
 
 
 def main(arguments: list[str]) -> None:
-    # A person reads this, not a log: without time, thread and file.
+    # A person reads this, so it needs no time, thread and file, as a log does.
     logging.get_absl_handler().setFormatter(std_logging.Formatter("%(message)s"))
-    flags.FLAGS["logtostderr"].value = True  # a bar stands in for stderr and lets lines pass
+    flags.FLAGS["logtostderr"].value = True  # a progress bar replaces stderr and lets lines pass
     compile_cache.turn_on()
     request = Request(
         load_model=functools.partial(
@@ -61,7 +73,7 @@ def main(arguments: list[str]) -> None:
     try:
         code = answer(request, arguments, sys.stdin.buffer, sys.stdout)
     except BrokenPipeError:
-        leave(128 + signal.SIGPIPE)  # who reads has seen enough; the code that shells expect
+        leave(128 + signal.SIGPIPE)  # the reader has seen enough; shells expect this code
     sys.exit(code)
 
 

@@ -1,13 +1,13 @@
 """Examples that cannot be decoded: named in the log, counted, and too many of them end the run."""
 
 import re
+from collections.abc import Iterable
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from effnetv2_jax.data.decoding import decode_box, whole_box
-from effnetv2_jax.data.sources.base import Split
+from effnetv2_jax.data.sources import Split
 from effnetv2_jax.runtime.errors import UsageError
 
 
@@ -15,9 +15,9 @@ class BadExamples:
     """The examples of a split that a run could not use.
 
     Args:
-        split: of a source.
-        name: of the split, for messages.
-        max_fraction: of the split's examples that may be bad.
+        split: The split of a source.
+        name: The split's name, for messages.
+        max_fraction: The largest fraction of the split's examples that may be bad.
     """
 
     def __init__(self, split: Split, name: str, max_fraction: float):
@@ -27,20 +27,20 @@ class BadExamples:
         self._max_fraction = max_fraction
         self._found: set[int] = set()
 
-    def add(self, indices: np.ndarray) -> None:
-        """Counts each example once.
+    def add(self, numbers: Iterable[int | tf.Tensor]) -> None:
+        """Counts each example once, and names it in the log with the reason.
 
         Args:
-            indices: numbers in the split.
+            numbers: The numbers of the examples in the split.
 
         Raises:
-            UsageError: where there are more than max_fraction allows.
+            UsageError: If there are more than max_fraction allows.
         """
-        for index in sorted(set(indices.tolist()) - self._found):
-            self._found.add(index)
-            why = self._why(index) or "but it can be when read again"
+        for number in sorted({int(number) for number in numbers} - self._found):
+            self._found.add(number)
+            why = self._why(number) or "but it can be when read again"
             logging.warning(
-                "left out, as it cannot be decoded: %s (%s)", self._split.describe(index), why
+                "left out, as it cannot be decoded: %s (%s)", self._split.describe(number), why
             )
         if len(self._found) > self._limit:
             raise UsageError(
@@ -50,27 +50,40 @@ class BadExamples:
                 "(the log names them all), or allow more"
             )
 
-    def refuse_if_all(self, indices: np.ndarray) -> None:
-        """Raises UsageError where none of some examples can be decoded.
+    def refuse_if_all(self, numbers: Iterable[int | tf.Tensor]) -> None:
+        """Refuses a split if none of some examples can be decoded.
 
-        A split that is bad throughout would otherwise be read to its end in search of a good one.
+        Otherwise a split without images would be read until the limit is reached.
+
+        Args:
+            numbers: The numbers of the examples in the split.
+
+        Raises:
+            UsageError: If none can be decoded, and they are more than max_fraction allows.
         """
-        reasons = []
-        for index in indices.tolist():
-            reason = self._why(index)
+        reasons = {}
+        for number in map(int, numbers):
+            reason = self._why(number)
             if reason is None:
                 return
-            reasons.append(reason)
+            reasons[number] = reason
         if reasons and len(reasons) > self._limit:
+            first = next(iter(reasons))
             raise UsageError(
                 f"none of the first {len(reasons)} examples of {self._name} can be decoded, the "
-                f"first is {self._split.describe(indices[0])!r} ({reasons[0]}): are these images?"
+                f"first is {self._split.describe(first)!r} ({reasons[first]}): are these images?"
             )
 
-    def _why(self, index: int) -> str | None:
-        """What TensorFlow has against an example; None where it can be decoded."""
+    def _why(self, number: int) -> str | None:
+        """TensorFlow's reason not to decode an example, None if it can be decoded.
+
+        The pipeline's graph says that decoding failed, but not why. Only bad examples and the first
+        ones of a stage are decoded again.
+        """
         try:
-            for example in self._split.read(tf.constant(index, tf.int64), tf.constant(1, tf.int64)):
+            for example in self._split.read(
+                tf.constant(number, tf.int64), tf.constant(1, tf.int64)
+            ):
                 decode_box(example["image"], whole_box)
         except tf.errors.OpError as error:
             # Without the names of the nodes around the sentence.

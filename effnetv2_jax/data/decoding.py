@@ -1,17 +1,15 @@
-"""From an encoded image to uint8 pixels of the right size: decode a box of it, resize, flip."""
+"""From the bytes of an image to uint8 pixels of the right size: decode a box, resize, flip."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
 
-from effnetv2_jax.data.switch import switch
-
 MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded; Pillow's limit."""
+"""The largest number of pixels of an image. Larger ones are refused undecoded; Pillow's limit."""
 
-# int32 [4]: first row and column, height and width in px.
+# The first row and column, the height and the width in px; int32 [4].
 Box: TypeAlias = tf.Tensor
 
 _SCALES = (1, 2, 4, 8)
@@ -25,21 +23,21 @@ def decode_box(
 ) -> tf.Tensor:
     """Decodes a box of an image: JPEG, PNG, WebP, BMP or GIF (its first frame).
 
-    The content counts, not a file's name. Grey, CMYK, palette and 16-bit images become RGB of 8
-    bits; transparency is dropped.
+    The format is recognised by the content, not by the name of the file. Grey, CMYK, palette and
+    16-bit images become RGB of 8 bits. Transparency is dropped.
 
     Args:
-        encoded: string, or uint8 [height, width, 3], which is only cut.
-        choose_box: of (shape int32 [2]) → box inside of it.
-        min_size: a JPEG may be decoded at a half, a quarter or an eighth of its size, in the domain
-            of its cosine transform, as long as both sides of the box keep this many px; None for
-            full size.
+        encoded: A string, or uint8 [height, width, 3], from which the box is only cut.
+        choose_box: A function of the image's shape, int32 [2], that returns a box inside of it.
+        min_size: The number of px that both sides of the box must keep if a JPEG is decoded at a
+            half, a quarter or an eighth of its size, in the domain of its cosine transform. None
+            decodes at full size.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        tf.errors.InvalidArgumentError: when it runs, for an image that cannot be decoded or has
+        tf.errors.InvalidArgumentError: When it runs, for an image that cannot be decoded or has
             more than MAX_PIXELS.
     """
     if encoded.dtype != tf.string:
@@ -67,14 +65,14 @@ def random_box(
     aspect_ratio_range: tuple[float, float],
     min_object_covered: float,
 ) -> Box:
-    """Inception's crop: a random box of random area and shape.
+    """Draws Inception's crop: a random box of random area and shape.
 
     Args:
-        shape: int32 [2], height and width in px.
-        seed: int [2].
-        area_range: of the box, over the image's area.
-        aspect_ratio_range: width over height of the box.
-        min_object_covered: fraction of the image the box must cover.
+        shape: The height and width of the image in px, int32 [2].
+        seed: The seed of the draw, int [2].
+        area_range: The smallest and largest area of the box, divided by the image's area.
+        aspect_ratio_range: The smallest and largest width of the box divided by its height.
+        min_object_covered: The fraction of the image that the box must cover.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [3]], axis=0),
@@ -88,7 +86,7 @@ def random_box(
 
 
 def central_box(shape: tf.Tensor, image_size: int, margin: int = 32) -> Box:
-    """The central square with image_size / (image_size + margin) of the short side."""
+    """Returns the central square with image_size / (image_size + margin) of the short side."""
     short_side = tf.cast(tf.reduce_min(shape), tf.float32)
     # A margin suits ImageNet's photographs, but an image of a few pixels must keep one of them.
     side = tf.maximum(tf.cast(short_side * (image_size / (image_size + margin)), tf.int32), 1)
@@ -96,13 +94,13 @@ def central_box(shape: tf.Tensor, image_size: int, margin: int = 32) -> Box:
 
 
 def whole_box(shape: tf.Tensor) -> Box:
-    """All of the image."""
+    """Returns the box that is all of an image."""
     return tf.concat([[0, 0], shape], axis=0)
 
 
 def resize(image: tf.Tensor, image_size: int, interpolation: str) -> tf.Tensor:
-    """Resizes to uint8 [image_size, image_size, 3], without antialiasing as the published runs."""
-    # The kernel is faster on float32, as it reads every pixel several times.
+    """Resizes to uint8 [image_size, image_size, 3], without antialiasing, as published runs did."""
+    # The kernel is faster on float32, because it reads every pixel several times.
     image = tf.cast(image, tf.float32)
     image = tf.image.resize(image, (image_size, image_size), method=interpolation)
     if interpolation != "bilinear":  # which stays within the range of its pixels
@@ -111,32 +109,33 @@ def resize(image: tf.Tensor, image_size: int, interpolation: str) -> tf.Tensor:
     return tf.ensure_shape(image, (image_size, image_size, 3))
 
 
-# What tf.image.resize calls them where it antialiases; bicubic is Pillow's, a = −½.
+# The names of tf.image.resize's kernels with antialiasing. Bicubic is Pillow's, a = −½.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
 
 def resize_as_pillow(
     image: tf.Tensor, image_size: int, interpolation: str, margin: int | None
 ) -> tf.Tensor:
-    """torchvision's ``Resize`` with antialiasing, then its ``CenterCrop``, of an image in Pillow.
+    """Resizes with antialiasing and cuts the centre, as torchvision does with a Pillow image.
 
     Args:
         image: uint8 [height, width, 3].
-        image_size: px.
+        image_size: The side of the result in px.
         interpolation: ``bilinear`` or ``bicubic``.
-        margin: px; the image is resized to a short side of image_size + margin, keeping its shape,
-            and its centre is cut. None resizes all of it to a square.
+        margin: The number of px that are cut off. The image is resized to a short side of
+            image_size + margin, keeping its shape, and its centre is cut out. None resizes the
+            whole image to a square.
 
     Returns:
-        uint8 [image_size, image_size, 3], of which Pillow's differs by a level here and there, as
-        it rounds between rows and columns.
+        uint8 [image_size, image_size, 3]. Pillow's result differs by one level here and there,
+        because it rounds between rows and columns.
     """
     shape = tf.shape(image)[:2]
     target = tf.constant([image_size, image_size])
     if margin is not None:
         target = (image_size + margin) * shape // tf.reduce_min(shape)
     begin = tf.round((tf.cast(target, tf.float32) - image_size) / 2)
-    # Only what is cut is computed.
+    # Only the part that is cut out is computed.
     image = tf.raw_ops.ScaleAndTranslate(
         images=image[tf.newaxis],
         size=(image_size, image_size),
@@ -150,14 +149,14 @@ def resize_as_pillow(
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Flips left and right with probability ½; seed is int [2]."""
+    """Flips left and right with probability ½, drawn from a seed int [2]."""
     flip = tf.random.stateless_uniform([], seed) < 0.5
     return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flip, False]))
 
 
 def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
     if scale > 1:
-        # Both borders are rounded: the box moves by at most half a pixel of the scaled image.
+        # Both borders are rounded, so the box moves by at most half a pixel of the scaled image.
         begin = (box[:2] + scale // 2) // scale
         end = tf.maximum((box[:2] + box[2:] + scale // 2) // scale, begin + 1)
         box = tf.concat([begin, end - begin], axis=0)
@@ -166,7 +165,7 @@ def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
         box,
         channels=3,
         ratio=scale,
-        dct_method="INTEGER_ACCURATE",  # as Pillow
+        dct_method="INTEGER_ACCURATE",  # as in Pillow
     )
 
 
@@ -181,7 +180,7 @@ def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
 
 
 def _check_pixels(shape: tf.Tensor) -> tf.Operation:
-    # float64, as the product may overflow integers.
+    # float64, because the product may overflow an integer.
     pixels = tf.reduce_prod(tf.cast(shape, tf.float64))
     # tf.debugging.Assert would put a conditional around it.
     return tf.raw_ops.Assert(
@@ -197,7 +196,7 @@ def _shape_in_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
-    """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]; 1 × 1 for others."""
+    """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]. Others are 1 × 1."""
     length = 30
     start = tf.strings.substr(encoded, 0, length) + tf.constant(b"\0" * length)
     values = tf.cast(tf.io.decode_raw(start, tf.uint8)[:length], tf.int64)
@@ -217,7 +216,7 @@ def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
     shapes = (
         (starts_with(b"\x89PNG"), big(20, 4), big(16, 4)),
         (starts_with(b"GIF8"), little(8, 2), little(6, 2)),
-        # A BMP's height is negative where its first row is the top one.
+        # The height of a BMP is negative if its first row is the top one.
         (starts_with(b"BM"), tf.minimum(little(22, 4), 2**32 - little(22, 4)), little(18, 4)),
         (starts_with(b"VP8 ", 12), little(28, 2) % 2**14, little(26, 2) % 2**14),
         (starts_with(b"VP8L", 12), 1 + lossless // 2**14 % 2**14, 1 + lossless % 2**14),
@@ -227,3 +226,40 @@ def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
     for matches, height, width in shapes:
         shape = tf.where(matches, tf.stack([height, width]), shape)
     return shape
+
+
+def switch(
+    index: tf.Tensor, branches: Sequence[Callable[..., tf.Tensor]], *operands: tf.Tensor
+) -> tf.Tensor:
+    """Calls ``branches[index]`` with the operands, and computes nothing else.
+
+    ``tf.switch_case`` inlines the branches into the graph around them. The executor then visits
+    every operation of every branch for every image, even if only to find that it is not needed.
+
+    Args:
+        index: The number of the branch, int32 []. The last one is taken if it is out of range.
+        branches: Stateless functions of the operands only, with results of one dtype and rank.
+        operands: The arguments of the branch.
+
+    Returns:
+        The result of the branch. Its static shape is the most specific one that fits all branches.
+    """
+    if tf.executing_eagerly():
+        number = int(index)
+        return branches[number if 0 <= number < len(branches) else -1](*operands)
+    signature = [tf.TensorSpec(operand.shape, operand.dtype) for operand in operands]
+    functions = [
+        tf.function(branch, autograph=False).get_concrete_function(*signature)
+        for branch in branches
+    ]
+    shape = functions[0].outputs[0].shape
+    for function in functions[1:]:
+        shape = shape.most_specific_compatible_shape(function.outputs[0].shape)
+    (result,) = tf.raw_ops.StatelessCase(
+        branch_index=index,
+        input=list(operands),
+        Tout=[functions[0].outputs[0].dtype],
+        branches=functions,
+        output_shapes=[shape],
+    )
+    return tf.ensure_shape(result, shape)

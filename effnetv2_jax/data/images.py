@@ -1,4 +1,4 @@
-"""What one image goes through, as tf.data calls it: decode a crop, resize, flip, augment."""
+"""The steps that one image goes through: decode a crop, resize, flip, augment."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from effnetv2_jax.data import decoding as preprocess
+from effnetv2_jax.data import decoding
 from effnetv2_jax.data.augment.autoaugment import auto_augment
 from effnetv2_jax.data.augment.operations import noise_square
 from effnetv2_jax.data.augment.randaugment import rand_augment
-from effnetv2_jax.data.seeds import Use, for_use
+from effnetv2_jax.data.order import Use, for_use
 from effnetv2_jax.preprocessing import WHOLE_IMAGE, Preprocessing
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.errors import unknown_name
@@ -18,20 +18,21 @@ from effnetv2_jax.runtime.errors import unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images besides what the stage says.
+    """The augmentation of training images, apart from what changes from stage to stage.
 
     Attributes:
-        name: a name in ``AUGMENTATIONS``.
-        flip: left and right, with probability ½.
-        num_layers: RandAugment operations in a row.
-        translate_const: px that TranslateX and TranslateY move at magnitude 10; None takes the
-            augmentation's own (RandAugment's is 100, AutoAugment's 250).
-        cutout_const: half the side in px that Cutout covers at magnitude 10; None likewise (40 and
-            100).
-        area_range: of the crop over the image's area; None takes the family's.
+        name: A name in ``AUGMENTATIONS``.
+        flip: Flips left and right with probability ½ if set.
+        num_layers: The number of RandAugment operations in a row.
+        translate_const: The distance in px that TranslateX and TranslateY move an image at
+            magnitude 10. None means 100 for RandAugment and 250 for AutoAugment.
+        cutout_const: Half the side in px of the square that Cutout covers at magnitude 10. None
+            means 40 for RandAugment and 100 for AutoAugment.
+        area_range: The smallest and largest area of the crop, divided by the image's area. None
+            takes the input family's.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: For an unknown name.
     """
 
     name: str = "randaugment"
@@ -47,7 +48,7 @@ class Augmentation:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Those of translation and cutout that are not the augmentation's own."""
+        """The arguments for translation and cutout that do not have their default."""
         constants = {"translate_const": self.translate_const, "cutout_const": self.cutout_const}
         return {name: value for name, value in constants.items() if value is not None}
 
@@ -63,7 +64,7 @@ def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Te
 
 
 def _autoaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    del stage  # the policy has magnitudes of its own
+    del stage  # the policy has its own magnitudes
     return auto_augment(image, seed, **augmentation.constants)
 
 
@@ -78,7 +79,10 @@ AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
     "cutout": _cutout,
     "none": lambda image, seed, stage, augmentation: image,
 }
-"""Of (image, seed, stage, augmentation) → image, all uint8 [size, size, 3]."""
+"""Functions of (image, seed, stage, augmentation) that return the augmented image.
+
+Images are uint8 [size, size, 3]. A new augmentation is a function and a line here.
+"""
 
 
 def train_image(
@@ -91,17 +95,17 @@ def train_image(
     """Crops, resizes, flips and augments.
 
     Args:
-        image: an encoded string, or uint8 [height, width, 3].
-        seed: int64 [2], of ``make_seed``.
-        stage: its image size and magnitude are used.
-        preprocessing: the input family.
-        augmentation: what is done.
+        image: An encoded string, or uint8 [height, width, 3].
+        seed: The example's seed from ``make_seed``, int64 [2].
+        stage: The stage, of which image size and magnitude are used.
+        preprocessing: The input family.
+        augmentation: The augmentation.
 
     Returns:
         uint8 [size, size, 3].
     """
     image = random_crop(image, seed, stage, preprocessing, augmentation)
-    image = preprocess.resize(image, stage.image_size, preprocessing.interpolation)
+    image = decoding.resize(image, stage.image_size, preprocessing.interpolation)
     return flip_and_augment(image, seed, stage, augmentation)
 
 
@@ -112,22 +116,22 @@ def random_crop(
     preprocessing: Preprocessing,
     augmentation: Augmentation,
 ) -> tf.Tensor:
-    """The first step of ``train_image``: decodes a random crop, uint8 [height, width, 3]."""
+    """Decodes a random crop, uint8 [height, width, 3]: the first step of ``train_image``."""
 
-    def choose_box(shape: tf.Tensor) -> preprocess.Box:
+    def choose_box(shape: tf.Tensor) -> decoding.Box:
         return crop_box(shape, seed, preprocessing, augmentation)
 
-    return preprocess.decode_box(image, choose_box, min_size=stage.image_size)
+    return decoding.decode_box(image, choose_box, min_size=stage.image_size)
 
 
 def crop_box(
     shape: tf.Tensor, seed: tf.Tensor, preprocessing: Preprocessing, augmentation: Augmentation
-) -> preprocess.Box:
-    """The crop that ``train_image`` decodes of an image of ``shape``, int32 [2]."""
+) -> decoding.Box:
+    """Returns the crop that ``train_image`` decodes of an image of ``shape``, int32 [2]."""
     area_range = augmentation.area_range or preprocessing.area_range
     if area_range == WHOLE_IMAGE:
-        return preprocess.whole_box(shape)
-    return preprocess.random_box(
+        return decoding.whole_box(shape)
+    return decoding.random_box(
         shape,
         for_use(seed, Use.CROP),
         area_range=area_range,
@@ -139,26 +143,32 @@ def crop_box(
 def flip_and_augment(
     image: tf.Tensor, seed: tf.Tensor, stage: Stage, augmentation: Augmentation
 ) -> tf.Tensor:
-    """The last step of ``train_image``, of and to uint8 [size, size, 3]."""
+    """Flips and augments an image, uint8 [size, size, 3]: the last step of ``train_image``."""
     if augmentation.flip:
-        image = preprocess.random_flip(image, for_use(seed, Use.FLIP))
+        image = decoding.random_flip(image, for_use(seed, Use.FLIP))
     augment = AUGMENTATIONS[augmentation.name]
     return augment(image, for_use(seed, Use.AUGMENT), stage, augmentation)
 
 
 def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) -> tf.Tensor:
-    """The central crop or the whole image, resized; as ``train_image`` without randomness."""
+    """Resizes the central crop or the whole image to uint8 [image_size, image_size, 3].
+
+    Args:
+        image: An encoded string, or uint8 [height, width, 3].
+        image_size: The side of the result in px.
+        preprocessing: The input family, which decides between the crop and the whole image.
+    """
     crops = image_size < preprocessing.center_crop_below
     margin = preprocessing.crop_margin if crops else None
     if preprocessing.antialias:
-        image = preprocess.decode_box(image, preprocess.whole_box)
-        return preprocess.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
+        image = decoding.decode_box(image, decoding.whole_box)
+        return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
-    def choose_box(shape: tf.Tensor) -> preprocess.Box:
+    def choose_box(shape: tf.Tensor) -> decoding.Box:
         if margin is None:
-            return preprocess.whole_box(shape)
-        return preprocess.central_box(shape, image_size, margin)
+            return decoding.whole_box(shape)
+        return decoding.central_box(shape, image_size, margin)
 
-    # At full size, as published accuracies were measured.
-    image = preprocess.decode_box(image, choose_box)
-    return preprocess.resize(image, image_size, preprocessing.interpolation)
+    # Decoded at full size, as published accuracies were measured.
+    image = decoding.decode_box(image, choose_box)
+    return decoding.resize(image, image_size, preprocessing.interpolation)

@@ -1,9 +1,9 @@
-"""Stage → batches: a fresh tf.data graph for every stage of progressive learning.
+"""The input pipeline: a fresh tf.data graph for every stage of progressive learning.
 
-What a run sees is a pure function of (seed, position in the stream of epochs): `order` says which
-example stands there, and every example draws crop, flip and augmentation from a seed of its own.
-A pipeline can therefore start anywhere, a resumed run sees what the uninterrupted one would have
-seen, and so does a run on another number of processes or threads.
+A run's batches are a pure function of (seed, position in the stream of epochs). `order` says which
+example is at a position, and every example draws its crop, flip and augmentation from its own seed.
+A pipeline can therefore start anywhere. A resumed run sees what the uninterrupted one would have
+seen, and so does a run with another number of processes or threads.
 """
 
 import dataclasses
@@ -15,35 +15,37 @@ import numpy as np
 import tensorflow as tf
 
 from effnetv2_jax.data.bad_examples import BadExamples
-from effnetv2_jax.data.gaps import Batch, in_place
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
-from effnetv2_jax.data.order import Order
-from effnetv2_jax.data.seeds import make_seed
-from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
+from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.errors import UsageError
 
-# Batches that wait, made, for the device.
+Batch = dict[str, np.ndarray]
+
+# Finished batches that wait for the device.
 _PREFETCH = 2
-# Images begun for every thread: they are handed on in order, and a thread that has finished a small
-# one shall not wait for a large one before it.
-_BEGUN = 4
-# Examples in a row that one reader takes in an evaluation, and readers.
-_EVAL_ROW = 256
+# Examples that one thread prepares in a row. Masking costs about 0.2 ms per row, so longer rows
+# save time, but they take memory.
+_ROW = 32
+# Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
+# should not wait for a hard one before it.
+_ROWS_BEGUN = 2
+# Chunks that an evaluation reads at the same time.
 _EVAL_READERS = 8
-# Examples one of which must be good for a stage to begin.
+# Examples of which at least one must be good for a stage to begin.
 _PROBED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of every batch this process reads.
+    """The part of every batch that this process reads.
 
     Attributes:
-        index: of the process.
-        count: of processes.
-        threads: that prepare images; None for one a core.
+        index: The number of this process.
+        count: The number of processes.
+        threads: The number of threads that prepare images. None means one per core.
     """
 
     index: int = 0
@@ -69,26 +71,27 @@ def train_batches(
     An example that cannot be decoded keeps its place, as zeros with mask 0.
 
     Args:
-        source: the data set.
-        split: of it, e.g. ``train``.
-        stage: its image size, magnitude and batch size (over all processes) are used.
-        first_example: how many examples of the endless stream of epochs came before, over all
-            processes.
-        num_batches: after which the iterator ends.
-        seed: of the run.
-        preprocessing: the input family.
-        augmentation: crop, flip, and RandAugment or AutoAugment.
-        max_bad_fraction: of the split's examples that may be impossible to decode.
-        share: which process this is.
+        source: The data set.
+        split: The name of its split, e.g. ``train``.
+        stage: The stage, of which image size, magnitude and batch size (over all processes) are
+            used.
+        first_example: The number of examples of the endless stream of epochs that came before, over
+            all processes.
+        num_batches: The number of batches after which the iterator ends.
+        seed: The seed of the run.
+        preprocessing: The input family.
+        augmentation: Crop, flip, and RandAugment or AutoAugment.
+        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
+        share: The part of every batch that this process reads.
 
     Yields:
-        ``image`` uint8 [batch, size, size, 3], ``label`` int32 [batch] or, where examples have
-        several labels, [batch, labels] filled up with −1, ``mask`` float32 [batch], and ``index``
-        int32 [batch], the number of each example in the batch of all processes.
+        ``image`` uint8 [batch, size, size, 3], ``label`` int32 [batch] or, if examples have several
+        labels, [batch, labels] filled up with −1, ``mask`` float32 [batch], and ``index`` int32
+        [batch], the number of each example in the batch of all processes.
 
     Raises:
-        UsageError: for a split with fewer examples than a batch, a batch that the processes do not
-            divide, and, while iterating, for too many bad examples.
+        UsageError: For a split with fewer examples than a batch, a batch that the processes do not
+            divide, and, during iteration, for too many bad examples.
     """
     examples = source.split(split)
     if examples.size < stage.batch_size:
@@ -97,55 +100,47 @@ def train_batches(
             f"{source.name}, got {stage.batch_size}"
         )
     order = Order(examples, seed)
-    elements, fetch = order.read(first_example, share.index, share.count)
+    elements = order.elements(first_example, share.index, share.count)
     batch_size = _batch_share("batch_size", stage.batch_size, share)
-
-    def prepare(element) -> Example:
-        example = fetch(element)
-        image_seed = example_seed(seed, example, examples.size)
-        image = train_image(example["image"], image_seed, stage, preprocessing, augmentation)
-        return _finished(example, image)
-
-    dataset = _batched(elements.take(num_batches * batch_size), prepare, batch_size, share.threads)
     bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
-    first = first_example + share.index
-    positions = first + share.count * np.arange(num_batches * batch_size)
-    bad.refuse_if_all(_located(order, positions[:_PROBED]))
-    batches = in_place(
-        dataset, positions, batch_size, lambda missing: bad.add(_located(order, missing))
-    )
+    probed = range(first_example + share.index, first_example + _PROBED * share.count, share.count)
+    bad.refuse_if_all([order.locate(position) for position in probed[: num_batches * batch_size]])
+
+    def prepare(element: Example) -> Example:
+        example = order.fetch(element)
+        image = train_image(example["image"], example["seed"], stage, preprocessing, augmentation)
+        return {"image": image, "label": example["label"]}
+
+    dataset = _batches(elements.take(num_batches * batch_size), prepare, batch_size, share.threads)
     index = np.arange(share.index, stage.batch_size, share.count, dtype=np.int32)
-    return (batch | {"index": index} for batch in batches)
+
+    def checked() -> Iterator[Batch]:
+        for batch in dataset.as_numpy_iterator():
+            positions = batch.pop("position")[batch["mask"] == 0]
+            bad.add([order.locate(position) for position in positions])
+            yield batch | {"index": index}
+
+    return checked()
 
 
 def examples_at(
     split: Split, seed: int, *, first_example: int, count: int
 ) -> list[tuple[int, str]]:
-    """The examples of a training batch, without reading them.
+    """Finds out which examples a training batch has, without reading them.
 
     Args:
-        split: of a source.
-        seed: of the run.
-        first_example: as for ``train_batches``.
-        count: of the batch, over all processes.
+        split: The split of a source.
+        seed: The seed of the run.
+        first_example: The batch's first position, as for ``train_batches``.
+        count: The number of examples in the batch, over all processes.
 
     Returns:
-        Of each, in the order of the stream: its number in the split, and what a person needs to
-        find it.
+        For each example, in the order of the stream: its number in the split, and a description
+        with which a person can find it.
     """
-    numbers = _located(Order(split, seed), np.arange(first_example, first_example + count))
-    return [(number, split.describe(number)) for number in numbers.tolist()]
-
-
-def example_seed(seed: int, example: Example, split_size: int) -> tf.Tensor:
-    """What an example's random numbers come from: (seed of the run, epoch, example); int64 [2].
-
-    Args:
-        seed: of the run.
-        example: from ``Order.read``.
-        split_size: examples an epoch.
-    """
-    return make_seed(seed, example["position"] // split_size, example["id"])
+    order = Order(split, seed)
+    numbers = [int(order.locate(first_example + i)) for i in range(count)]
+    return [(number, split.describe(number)) for number in numbers]
 
 
 def eval_batches(
@@ -158,19 +153,19 @@ def eval_batches(
     max_bad_fraction: float = 0.001,
     share: Share = Share(),
 ) -> Iterator[Batch]:
-    """Yields every example of a split once; the last batches are padded and their mask says where.
+    """Yields every example of a split once. The last batches are padded.
 
     Args:
-        source: the data set.
-        split: of it, e.g. ``test``.
-        image_size: side in px.
-        batch_size: images a batch, over all processes.
-        preprocessing: the input family.
-        max_bad_fraction: of the split's examples that may be impossible to decode.
-        share: which process this is; all have the same number of batches.
+        source: The data set.
+        split: The name of its split, e.g. ``test``.
+        image_size: The side of the square images in px.
+        batch_size: The number of images per batch, over all processes.
+        preprocessing: The input family.
+        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
+        share: The part of the split that this process reads. All have the same number of batches.
 
     Yields:
-        As ``train_batches``, but for ``index``; ``mask`` is 0 for padding.
+        The same as ``train_batches`` without ``index``; ``mask`` is 0 for padding, too.
     """
     examples = source.split(split)
     batch_size = _batch_share("eval_batch_size", batch_size, share)
@@ -178,14 +173,31 @@ def eval_batches(
     largest_share = math.ceil(examples.size / share.count)
     num_batches = math.ceil(largest_share / batch_size)
 
-    def prepare(example: Example) -> Example:
-        return _finished(example, eval_image(example["image"], image_size, preprocessing))
+    def prepare(element: Example) -> Example:
+        example = examples.parse(element["record"])
+        image = eval_image(example["image"], image_size, preprocessing)
+        return {"image": image, "label": example["label"]}
 
-    elements, fetch = _read_once(examples, begin, end)
-    dataset = _batched(elements, lambda x: prepare(fetch(x)), batch_size, share.threads)
+    dataset = _batches(_read_once(examples, begin, end), prepare, batch_size, share.threads)
     bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
-    positions = np.arange(begin, begin + num_batches * batch_size)
-    return in_place(dataset, positions, batch_size, lambda missing: bad.add(missing[missing < end]))
+
+    def padded() -> Iterator[Batch]:
+        batches = dataset.as_numpy_iterator()
+        nothing = {
+            name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+            for name, spec in dataset.element_spec.items()
+        }
+        for _ in range(num_batches):
+            batch = next(batches, nothing)
+            bad.add(batch["position"][batch["mask"] == 0])
+            if missing := batch_size - len(batch["mask"]):
+                batch = {
+                    name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+                    for name, array in batch.items()
+                }
+            yield {name: array for name, array in batch.items() if name != "position"}
+
+    return padded()
 
 
 def _batch_share(name: str, batch_size: int, share: Share) -> int:
@@ -197,62 +209,91 @@ def _batch_share(name: str, batch_size: int, share: Share) -> int:
     return batch_size // share.count
 
 
-def _finished(example: Example, image: tf.Tensor) -> Example:
-    return {
-        "image": image,
-        "label": tf.cast(example["label"], tf.int32),
-        "position": example["position"],
-    }
+def _read_once(split: Split, begin: int, end: int) -> tf.data.Dataset:
+    """The records begin … end − 1 in order; their position is their number in the split."""
+    if split.random_access:
+        return tf.data.Dataset.range(begin, end).map(lambda i: {"record": i, "position": i})
 
-
-def _read_once(
-    split: Split, begin: int, end: int
-) -> tuple[tf.data.Dataset, Callable[..., Example]]:
-    """The examples begin … end − 1 in order, as ``Order.read`` gives them."""
-    get = split.get
-    if get is not None:
-        return tf.data.Dataset.range(begin, end), lambda i: get(i) | {"position": i}
-
-    def read_row(first: tf.Tensor) -> tf.data.Dataset:
-        count = tf.minimum(end - first, _EVAL_ROW)
-        numbers = tf.data.Dataset.range(first, first + count)
-        return tf.data.Dataset.zip(numbers, split.read(first, count)).map(
-            lambda number, example: example | {"position": number}
+    @tf.autograph.experimental.do_not_convert
+    def read(first: tf.Tensor) -> tf.data.Dataset:
+        count = tf.minimum(end - first, CHUNK)
+        numbers = tf.range(first, first + count)
+        return read_row(split, first, count).flat_map(
+            lambda records: tf.data.Dataset.from_tensor_slices(
+                {"record": records, "position": numbers}
+            )
         )
 
-    rows = tf.data.Dataset.range(begin, end, _EVAL_ROW).interleave(
-        read_row,
+    return tf.data.Dataset.range(begin, end, CHUNK).interleave(
+        read,
         cycle_length=_EVAL_READERS,
-        block_length=_EVAL_ROW,
+        block_length=CHUNK,
         num_parallel_calls=_EVAL_READERS,
         deterministic=True,
     )
-    return rows, lambda example: example
 
 
-def _batched(
-    elements: tf.data.Dataset, prepare: Callable, batch_size: int, threads: int | None
+def _batches(
+    elements: tf.data.Dataset,
+    prepare: Callable[[Example], Example],
+    batch_size: int,
+    threads: int | None,
 ) -> tf.data.Dataset:
-    """Prepares in parallel, leaves out what fails, and batches."""
+    """Prepares elements in parallel and batches them in their order.
+
+    An example that cannot be prepared, for whatever reason, is zeros with mask 0.
+
+    Args:
+        elements: Dictionaries with ``position``.
+        prepare: A function of an element that returns ``image`` and ``label``.
+        batch_size: The number of examples per batch. The last batch may have fewer.
+        threads: The number of threads, None for one per core.
+    """
     threads = threads or os.cpu_count() or 1
+
+    # Traced once, though a row may be prepared in two ways.
+    @tf.function(autograph=False, input_signature=[elements.element_spec])
+    def good(element: Example) -> Example:
+        example = prepare(element)
+        return {
+            "image": example["image"],
+            "label": tf.cast(example["label"], tf.int32),
+            "mask": tf.ones([]),
+            "position": element["position"],
+        }
+
+    spec = good.get_concrete_function().structured_outputs
+
+    def bad(element: Example) -> tf.data.Dataset:
+        zeros = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
+        return tf.data.Dataset.from_tensors(zeros | {"position": element["position"]})
+
+    def all_at_once(row: Example) -> Example:
+        specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in spec.items()}
+        return tf.map_fn(good, row, fn_output_signature=specs, parallel_iterations=1)
+
+    def one_by_one(row: Example) -> tf.data.Dataset:
+        each = tf.data.Dataset.from_tensor_slices(row)
+        return each.flat_map(lambda element: attempt(good, element, bad)).batch(_ROW)
+
+    @tf.autograph.experimental.do_not_convert
+    def prepare_row(row: Example) -> Example:
+        return attempt(all_at_once, row, one_by_one).get_single_element()
+
     options = tf.data.Options()
-    # One image a thread: kernels that split their work up again would only get in its way, and so
-    # would tf.data's own search for the number of threads.
+    # One row per thread: kernels that split up their work would only disturb the other threads, and
+    # so would tf.data's own search for a number of threads.
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return (
-        elements.map(
-            tf.autograph.experimental.do_not_convert(prepare),
-            num_parallel_calls=threads * _BEGUN,
+        elements.batch(_ROW)
+        .map(
+            prepare_row,
+            num_parallel_calls=threads * _ROWS_BEGUN,
             deterministic=True,
         )
-        .ignore_errors()
-        .batch(batch_size)
+        .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)
     )
-
-
-def _located(order: Order, positions: np.ndarray) -> np.ndarray:
-    return np.array([order.locate(position).numpy() for position in positions.tolist()])

@@ -1,6 +1,6 @@
-"""What a network sees in images that somebody names."""
+"""The classes that a network finds likeliest for images named on a command line."""
 
 from effnetv2_jax.runtime.quiet import hush_tensorflow
 
-# What cannot be decoded is named by us, in one line, and not by every layer of TensorFlow.
+# The program names an undecodable image in one line. TensorFlow would log its own errors as well.
 hush_tensorflow(3)

@@ -1,4 +1,4 @@
-"""Images and what a network sees in them, as one picture."""
+"""One picture of images and their likeliest classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 64
 MAX_GUESSES = 5
 
-# A cell, in inches: the image in a square, and right of it a row for every guess.
+# The size of a cell in inches: the image in a square, and right of it a row for every guess.
 _SQUARE, _GAP, _ROWS = 1.6, 0.15, 2.8
 _CELL_WIDTH, _CELL_HEIGHT = _SQUARE + _GAP + _ROWS, 0.24 + _SQUARE
 _BETWEEN, _MARGIN, _TITLE = 0.3, 0.15, 0.35
@@ -31,13 +31,13 @@ _BAR = 0.07
 _TRACK = "#ECECEC"
 _NAME_POINTS, _TITLE_POINTS = 8.5, 10.0
 _DPI = 150
-# Enough for the square in print, whatever the size of the file.
+# Enough for the square in print, whatever the size of the image.
 _SIDE = round(_SQUARE * 2 * _DPI)
 _PAGE = 297 / 210  # A4, height over width
 
 
 def check_picture(path: str) -> None:
-    """Raises UsageError for a name whose ending matplotlib does not know."""
+    """Raises UsageError for a path whose ending matplotlib does not know."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     allowed = FigureCanvasBase.get_supported_filetypes()
@@ -50,12 +50,12 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
     """Draws every image whole, in its own shape, beside bars of its likeliest classes.
 
     Args:
-        path: of the picture.
-        title: above it.
-        predictions: at least one; of each, the first MAX_GUESSES guesses are drawn.
+        path: The file for the picture.
+        title: The title above it.
+        predictions: At least one prediction. The first MAX_GUESSES guesses of each are drawn.
 
     Raises:
-        UsageError: where the picture cannot be written.
+        UsageError: If the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -78,13 +78,13 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
 
 
 def _columns(count: int) -> int:
-    """As few as make a page that is no taller than one of A4."""
+    """The smallest number of columns that make a page no taller than A4."""
     row = _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)
     return math.ceil(math.sqrt(count * row))
 
 
 def _draw_cell(figure: Figure, left: float, top: float, prediction: Prediction) -> None:
-    """Draws one image with its guesses, the upper left corner at so many inches of the figure."""
+    """Draws one image with its guesses; ``left`` and ``top`` are its corner in inches."""
     name = _end_of(printable(prediction.image.name), _CELL_WIDTH)
     _write(figure, left, top - 0.12, name, size=_NAME_POINTS, color=GREY)
     bottom = top - _CELL_HEIGHT
@@ -119,23 +119,23 @@ def _write(figure: Figure, left: float, middle: float, text: str, **style) -> No
 def _share(
     figure: Figure, left: float, bottom: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """Inches as shares of the figure."""
+    """Converts inches to fractions of the figure."""
     across, up = figure.get_size_inches()
     return left / across, bottom / up, width / across, height / up
 
 
 def _width(text: str) -> float:
-    """Of a text at the size of names, in inches; hardly ever less than it really is."""
+    """An upper estimate of the width in inches of a text at the size of names."""
     return GLYPH_WIDTH * _NAME_POINTS / POINTS_PER_INCH * len(text)
 
 
 def _beginning_of(text: str, room: float) -> str:
-    """Shortened at its end where it is wider than so many inches."""
+    """Shortens a text at its end if it is wider than ``room`` inches."""
     letters = int(room / _width("x"))
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
 
 
 def _end_of(text: str, room: float) -> str:
-    """Shortened at its beginning, as of a path the end says more."""
+    """Shortens a text at its beginning, because the end of a path says more."""
     letters = int(room / _width("x"))
     return text if len(text) <= letters else f"…{text[1 - letters :].lstrip()}"

@@ -1,4 +1,4 @@
-"""Images → the classes that a network finds likeliest, batch after batch."""
+"""Predicts the likeliest classes of images, batch after batch."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.state import Apply, PyTree, functional
 from effnetv2_jax.training.step import normalize
 
-# (params, batch_stats, images uint8 [batch, size, size, 3]) → probabilities float32 [batch, top]
-# and classes int32 [batch, top].
+# A function of params, batch_stats and images, uint8 [batch, size, size, 3], that returns
+# probabilities, float32 [batch, top], and classes, int32 [batch, top].
 PredictStep = Callable[[PyTree, PyTree, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
@@ -28,9 +28,9 @@ class Guess:
     """A class that an image may be of.
 
     Attributes:
-        number: of the class, from 0.
-        name: of the class.
-        probability: in 0 … 1.
+        number: The number of the class, from 0.
+        name: The name of the class.
+        probability: The probability in 0 … 1.
     """
 
     number: int
@@ -40,11 +40,11 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says about an image.
+    """The likeliest classes of an image.
 
     Attributes:
-        image: that was looked at.
-        guesses: the likeliest first.
+        image: The image.
+        guesses: The classes, the likeliest first.
     """
 
     image: NamedImage
@@ -61,22 +61,22 @@ def predict(
     batch_size: int = 32,
     top: int = 5,
 ) -> Iterator[Prediction]:
-    """Yields a prediction of every image that can be decoded, in their order; the log names others.
+    """Yields a prediction of every image that can be decoded, in their order.
 
-    Images are prepared as an evaluation does it, by threads that begin before the one program is
-    compiled. It runs on JAX's default device.
+    The log names the other images. Images are prepared as in an evaluation, by threads that begin
+    before the program is compiled. The program runs on JAX's default device.
 
     Args:
-        model: in evaluation mode or not.
-        images: at least one.
-        preprocessing: the input family.
-        image_size: side in px.
-        class_names: one a class.
-        batch_size: images that the device works on at a time.
-        top: guesses for an image, at most the number of classes.
+        model: The network, in evaluation mode or not.
+        images: At least one image.
+        preprocessing: The input family.
+        image_size: The side of the images in px.
+        class_names: One name per class.
+        batch_size: The number of images per batch.
+        top: The number of guesses per image, at most the number of classes.
 
     Raises:
-        UsageError: while iterating, where the network's outputs are not finite.
+        UsageError: During iteration, if the network's outputs are not finite.
     """
     batch_size = min(batch_size, len(images))
     batches = pipeline.eval_batches(
@@ -114,10 +114,10 @@ def make_predict_step(
     """Builds the step, which compiles once per shape.
 
     Args:
-        apply: from ``state.functional``.
-        mean: of the input family.
-        std: of the input family.
-        top: classes of each image, the likeliest first.
+        apply: The function from ``state.functional``.
+        mean: The mean of the input family.
+        std: The standard deviation of the input family.
+        top: The number of classes per image, the likeliest first.
     """
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
@@ -134,8 +134,8 @@ def _guesses(
 ) -> tuple[Guess, ...]:
     if not np.isfinite(probabilities).all():
         raise UsageError(
-            "the network's outputs are not finite numbers: its weights are damaged, or are meant "
-            "for another network"
+            "the network's outputs are not finite numbers: its weights are damaged, or belong to "
+            "another network"
         )
     return tuple(
         Guess(number, class_names[number], probability)

@@ -1,41 +1,79 @@
-"""What somebody asks of a network, and the answer: the program below its flags."""
+"""A request for predictions and its answer, as text: the program ``predict`` without its flags."""
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterable
 from typing import BinaryIO, TextIO
 
 from absl import logging
+from rich.cells import cell_len
 
 from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids, imagenet_names
-from effnetv2_jax.data.sources.named_images import find_images
+from effnetv2_jax.data.sources.named_images import find_images, printable
 from effnetv2_jax.models import Network
 from effnetv2_jax.predictions.picture import MAX_IMAGES, check_picture, write_picture
 from effnetv2_jax.predictions.prediction import Prediction, predict
-from effnetv2_jax.predictions.printing import FORMATS, column_width
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import bars
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.weights import Loaded
 
 DEFAULT_TOP = 5
+# The widest column of names. Longer names push their line to the right.
+MAX_COLUMN = 48
+
+
+def column_width(names: list[str]) -> int:
+    """Returns the width of a column with these names, in cells of a terminal."""
+    return min(max(cell_len(printable(name)) for name in names), MAX_COLUMN)
+
+
+def as_table(prediction: Prediction, width: int) -> str:
+    """Returns a line for each guess: percent and class. The first has the name of the image.
+
+    Args:
+        prediction: The prediction of one image.
+        width: The width of the column of images.
+    """
+    names = [printable(prediction.image.name), *[""] * (len(prediction.guesses) - 1)]
+    return "\n".join(
+        f"{name}{' ' * (width - cell_len(name))}  {100 * guess.probability:6.2f} %  "
+        f"{printable(guess.name)}"
+        for name, guess in zip(names, prediction.guesses, strict=True)
+    )
+
+
+def as_json(prediction: Prediction, width: int) -> str:
+    """Returns one JSON object on one line, in ASCII."""
+    del width
+    guesses = [
+        # float32 has seven digits.
+        {"class": x.number, "name": x.name, "probability": float(f"{x.probability:.7g}")}
+        for x in prediction.guesses
+    ]
+    return json.dumps({"image": prediction.image.name, "predictions": guesses})
+
+
+FORMATS: dict[str, Callable[[Prediction, int], str]] = {"table": as_table, "json": as_json}
+"""Functions of a prediction and the width of the column of images that return lines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Of (arguments) → predictions.
+    """A request for predictions.
 
     Attributes:
-        load_model: of no arguments → the network and what is known of it.
-        image_size: side in px; None takes the network's evaluation size.
-        preprocessing: name of an input family; None takes the network's.
-        batch_size: images that the device works on at a time.
-        top: classes of an image; None takes five, or all where there are fewer.
-        format: a name in ``FORMATS``.
-        picture: file to draw the images and their classes to; None for none.
+        load_model: A function that returns the network and a description of it.
+        image_size: The side of the images in px. None means the network's evaluation size.
+        preprocessing: The name of an input family. None means the network's.
+        batch_size: The number of images per batch.
+        top: The number of classes per image. None means five, or all if there are fewer.
+        format: A name in ``FORMATS``.
+        picture: The file for a picture of the images and their classes. None draws none.
 
     Raises:
-        UsageError: for a value that cannot be used.
+        UsageError: For a value that is not allowed.
     """
 
     load_model: Callable[[], tuple[Network, Loaded]]
@@ -60,19 +98,19 @@ class Request:
 
 
 def answer(request: Request, arguments: list[str], stdin: BinaryIO, stdout: TextIO) -> int:
-    """Prints what the network sees in each image.
+    """Prints the predictions of each image.
 
     Args:
-        request: what is asked.
-        arguments: files, folders or ``-``, as for ``find_images``.
-        stdin: where an image or names may come from.
-        stdout: gets the predictions, and nothing else.
+        request: The request.
+        arguments: Files, folders or ``-``, as for ``find_images``.
+        stdin: The input that may have an image or names.
+        stdout: The output for the predictions, and nothing else.
 
     Returns:
-        The exit code: 1 where some image could not be decoded.
+        The exit code, 1 if some image could not be decoded.
 
     Raises:
-        UsageError: where something asked cannot be had, or no image can be decoded.
+        UsageError: If the request does not fit the network, or if no image can be decoded.
     """
     images = find_images(arguments, stdin.read)
     width = column_width([image.name for image in images])
@@ -80,7 +118,7 @@ def answer(request: Request, arguments: list[str], stdin: BinaryIO, stdout: Text
     family = get_preprocessing(request.preprocessing or loaded.spec.preprocessing)
     image_size = request.image_size or loaded.spec.eval_size
     logging.info("%s", loaded)
-    logging.info("images as the family %s has them, %d px", family.name, image_size)
+    logging.info("images: input family %s, %d px", family.name, image_size)
     predictions = predict(
         model,
         images,
@@ -95,7 +133,7 @@ def answer(request: Request, arguments: list[str], stdin: BinaryIO, stdout: Text
     if first is None:
         raise UsageError(f"none of the {len(images)} images can be decoded")
     rest: Iterable[Prediction] = itertools.chain([first], predictions)
-    if not stdout.isatty():  # on a terminal the predictions themselves show how far it is
+    if not stdout.isatty():  # on a terminal the predictions themselves show the progress
         rest = bars.track(rest, "predicting", len(images))
     done = []
     for prediction in rest:
@@ -107,11 +145,11 @@ def answer(request: Request, arguments: list[str], stdin: BinaryIO, stdout: Text
 
 
 def class_names(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:
-    """What classes are called.
+    """Returns the names of a network's classes.
 
     Args:
-        names: that came with the weights; WordNet's ids of ImageNet-1k are put into words.
-        num_classes: of the network; 1,000 without names are taken for ImageNet-1k's.
+        names: The names that come with the weights. WordNet ids of ImageNet-1k become words.
+        num_classes: The number of classes. 1,000 classes without names count as ImageNet-1k's.
     """
     if names is None and num_classes != len(imagenet_names()):
         return tuple(f"class {number}" for number in range(num_classes))

@@ -8,7 +8,7 @@ import optax
 from absl import logging
 
 from effnetv2_jax.data import images, pipeline
-from effnetv2_jax.data.sources.base import Source
+from effnetv2_jax.data.sources import Source
 from effnetv2_jax.models import Network
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import Preprocessing

@@ -1,4 +1,4 @@
-"""TFDS's files of ImageNet, out of its tar files; ``prepare_imagenet`` is the program."""
+"""Writing TFDS's files of ImageNet from its tar files."""
 
 import concurrent.futures
 import hashlib
@@ -19,13 +19,13 @@ from launch.prepare_imagenet.shards import ShardedSplit
 from launch.prepare_imagenet.tars import ARCHIVES, Archive, TarImage, read_image
 
 SOURCES = "prepared_from.json"
-"""Beside the files: what the tar files were that they are made from."""
+"""The name of the file, beside the others, that describes the tar files they are made from."""
 
-# As TFDS has it since its version 3.0.0 of the data set, of the training split alone.
+# The same images as in TFDS since version 3.0.0 of the data set. Only the training split has them.
 CONVERTED = dict.fromkeys(official.CMYK_IMAGES, tfds.core.utils.jpeg_cmyk_to_rgb) | dict.fromkeys(
     official.PNG_IMAGES, tfds.core.utils.png_to_jpeg
 )
-"""Images that are no RGB JPEGs → what makes them such."""
+"""The images that are not RGB JPEGs, and the functions that convert them."""
 
 
 def prepare(
@@ -36,18 +36,18 @@ def prepare(
     partial: bool = False,
     num_shards: int | None = None,
 ) -> None:
-    """Writes the files that are not there, and last of all what tells TFDS that all are.
+    """Writes the files that do not exist yet, and at the end the description that TFDS needs.
 
     Args:
-        tar_dir: folder or bucket of the tar files.
-        data_dir: folder or bucket of TFDS's data sets.
-        threads: files written at a time, each with one image in memory.
-        partial: whether tar files may have fewer images than ILSVRC 2012.
-        num_shards: files of each split; None for TFDS's choice, 1,024 and 64.
+        tar_dir: The folder or bucket with the tar files.
+        data_dir: The folder or bucket for the data sets of TFDS.
+        threads: The number of files written at the same time, each with one image in memory.
+        partial: Accepts tar files with fewer images than ILSVRC 2012 if set.
+        num_shards: The number of files of each split. None means TFDS's choice, 1,024 and 64.
 
     Raises:
-        UsageError: for a tar file that cannot be used, and for files that were made from others.
-        OSError, tf.errors.OpError: where data_dir cannot be written.
+        UsageError: For a tar file that cannot be used, and if files were made from other tar files.
+        OSError, tf.errors.OpError: If data_dir cannot be written.
     """
     builder = tfds.builder("imagenet2012", data_dir=data_dir)
     folder = builder.data_path
@@ -78,32 +78,37 @@ def prepare(
 
 
 def images_of(archive: Archive, path: str, partial: bool = False) -> list[TarImage]:
-    """Which images a tar file holds.
+    """Lists the images of a tar file.
+
+    Args:
+        archive: The description of the tar file.
+        path: The path of the tar file.
+        partial: Accepts fewer images than ILSVRC 2012 has if set.
 
     Raises:
-        UsageError: where it cannot be used, or they are not all there and need to be.
+        UsageError: If the tar file cannot be used or lacks images.
     """
     images: dict[str, TarImage] = {}
     with spinner(f"reading {archive.file}") as say:
         for image in archive.images(path):
             if image.name in images:
-                raise UsageError(f"{path} holds {image.name} twice: download it again")
+                raise UsageError(f"{path} has {image.name} twice: download it again")
             images[image.name] = image
             if len(images) % 1000 == 0:
                 say(f"{len(images):,} of {archive.num_images:,} images")
     if not images or (len(images) != archive.num_images and not partial):
         raise UsageError(
-            f"{path} holds {len(images):,} images, where ImageNet's has {archive.num_images:,}: "
-            "download it again, or take what is there with --partial"
+            f"{path} has {len(images):,} images, but ImageNet's has {archive.num_images:,}: "
+            "download it again, or accept the images it has with --partial"
         )
     return list(images.values())
 
 
 def check_sources(folder: epath.Path, images: Mapping[str, Sequence[TarImage]]) -> None:
-    """Writes down what tar files the data set is made from, or makes sure that they are the same.
+    """Records which tar files the data set is made from, or checks that they are the same.
 
     Raises:
-        UsageError: where they are not.
+        UsageError: If the files of the data set were made from other tar files.
     """
     sources = {name: {"images": len(rows), "sha256": digest(rows)} for name, rows in images.items()}
     text = json.dumps(sources, indent=2)
@@ -111,11 +116,11 @@ def check_sources(folder: epath.Path, images: Mapping[str, Sequence[TarImage]]) 
     if not record.exists():
         record.write_text(text)
     elif record.read_text() != text:
-        raise UsageError(f"{folder} was begun with other tar files: remove it, or bring those back")
+        raise UsageError(f"{folder} was begun with other tar files: remove it, or use those again")
 
 
 def digest(images: Sequence[TarImage]) -> str:
-    """Tells tar files apart by the names, places and sizes of what they hold."""
+    """Returns a digest of the names, places and sizes of images, which identifies a tar file."""
     sha256 = hashlib.sha256()
     for image in images:
         sha256.update(repr(tuple(image)).encode())
@@ -123,14 +128,14 @@ def digest(images: Sequence[TarImage]) -> str:
 
 
 def number_of_shards(images: Sequence[TarImage]) -> int:
-    """TFDS's choice, which goes by the size of all."""
+    """Returns TFDS's choice, which depends on the size of all images."""
     return ShardConfig.calculate_number_shards(sum(image.size for image in images), len(images))
 
 
 def example_of(
     path: str, images: Sequence[TarImage], split: str
 ) -> Callable[[int], dict[str, Any]]:
-    """Of (index) → the example that TFDS's builder makes of that image."""
+    """Returns a function of an image's index that makes the same example as TFDS's builder."""
 
     def example(index: int) -> dict[str, Any]:
         image = images[index]
@@ -143,7 +148,7 @@ def example_of(
 
 
 def write(split: ShardedSplit, threads: int) -> None:
-    """Writes the files of a split that are missing, several at a time."""
+    """Writes the missing files of a split, several at the same time."""
     missing = split.missing()
     print(f"{split.name}: {len(missing):,} of {len(split.paths):,} files to write", flush=True)
     pool = concurrent.futures.ThreadPoolExecutor(threads)

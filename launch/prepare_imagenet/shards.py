@@ -1,10 +1,10 @@
-"""A split of a TFDS data set of which every file can be written by itself.
+"""A split of a TFDS data set whose files can be written independently of each other.
 
-TFDS puts a split's examples into the order of the hashes of their keys, and cuts that into files of
-equal length (``tensorflow_datasets.core.writer``). Both are known before any example is read. So a
-file is written at once, by any thread, without the buckets on disk that TFDS sorts in; and one that
-is there need not be written again. The records are those that TFDS writes, but that the features of
-each are in the order of their names, which TFDS leaves to chance: so the bytes are always the same.
+TFDS sorts the examples of a split by the hashes of their keys, and cuts them into files of equal
+length (``tensorflow_datasets.core.writer``). Both are known before any example is read. So a file
+can be written at once, by any thread, without the buckets on disk with which TFDS sorts. A file
+that exists is not written again. The records are TFDS's, except that the features of each are in
+the order of their names. TFDS leaves that order to chance; here the bytes are always the same.
 """
 
 import os
@@ -17,22 +17,23 @@ from tensorflow_datasets.core import example_serializer, hashing
 from tensorflow_datasets.core.utils import shard_utils
 
 _TFRECORD_FRAME = 16
-"""Bytes of a record beside its content: its length and two checksums."""
+"""The bytes of a record besides its content: its length and two checksums."""
 
 
 class ShardedSplit:
     """The files of a split.
 
     Args:
-        builder: of the data set.
-        name: of the split.
-        keys: of the examples, all different; what the builder's generator gives with them.
-        example: of (index) → the example, as that gives it. Called by several threads.
-        num_shards: at most as many as examples.
+        builder: The builder of the data set.
+        name: The name of the split.
+        keys: The keys of the examples that the builder's generator would yield, all different.
+        example: A function of an index that returns an example as that generator would yield it.
+            Several threads call it.
+        num_shards: The number of files, at most that of examples.
 
     Attributes:
-        name: of the split.
-        paths: of its files.
+        name: The name of the split.
+        paths: The paths of its files.
     """
 
     def __init__(
@@ -62,24 +63,24 @@ class ShardedSplit:
         self.paths = self._template.sharded_filepaths(num_shards)
 
     def missing(self) -> list[int]:
-        """The numbers of the files that are not there."""
+        """Returns the numbers of the files that do not exist."""
         return [i for i, path in enumerate(self.paths) if not path.exists()]
 
     def write(self, shard: int) -> None:
-        """Writes a file; it is there whole or not at all."""
+        """Writes a file, which appears whole or not at all."""
         path = os.fspath(self.paths[shard])
         temporary = f"{path}.tmp"
         with tf.io.TFRecordWriter(temporary) as writer:
             for index in self._order[self._begin(shard) : self._ends[shard]]:
                 encoded = self._features.encode_example(self._example(index))
                 message = self._serializer.get_tf_example(encoded)
-                # Otherwise the order of its features would be another one in every process.
+                # Otherwise the order of its features would differ from process to process.
                 writer.write(message.SerializeToString(deterministic=True))
         _sync(temporary)
         tf.io.gfile.rename(temporary, path, overwrite=True)
 
     def info(self) -> tfds.core.SplitInfo:
-        """What TFDS has to know of the split; all files must be there."""
+        """Returns the description of the split for TFDS. All files must exist."""
         num_bytes = sum(path.stat().length for path in self.paths)
         return tfds.core.SplitInfo(
             name=self.name,
@@ -93,7 +94,7 @@ class ShardedSplit:
 
 
 def _sync(file: str) -> None:
-    # What an object store has taken, it keeps.
+    # An object store needs no flush: it keeps what it has accepted.
     if "://" not in file:
         with open(file, "rb") as written:
             os.fsync(written.fileno())

@@ -1,7 +1,7 @@
-"""The tar files of ImageNet (ILSVRC 2012) as they are downloaded: what is in them, and where.
+"""The tar files of ImageNet (ILSVRC 2012) as they are downloaded, and the images in them.
 
-Nothing is unpacked. In a tar file, and in one inside another, the bytes of an image lie in a row,
-so their place and number are all that it takes to read it.
+Nothing is unpacked. The bytes of an image are contiguous in a tar file, and also in one inside
+another, so an image can be read from its offset and its size.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ class TarImage(NamedTuple):
     """One image of a tar file.
 
     Attributes:
-        name: as TFDS has it, such as ``n02123045_11.JPEG``; in no folder.
-        label: the WordNet id of its class.
-        offset: of its first byte, in the tar file.
-        size: in bytes.
+        name: The name in TFDS, such as ``n02123045_11.JPEG``, without a folder.
+        label: The WordNet id of its class.
+        offset: The place of its first byte in the tar file.
+        size: The size in bytes.
     """
 
     name: str
@@ -37,10 +37,12 @@ class TarImage(NamedTuple):
 
 
 def train_images(path: str) -> Iterator[TarImage]:
-    """Of ILSVRC2012_img_train.tar: a tar file for every class, named by its WordNet id.
+    """Yields the images of ILSVRC2012_img_train.tar.
+
+    It has a tar file for every class, named by the class's WordNet id.
 
     Raises:
-        UsageError: where it cannot be read, is cut off, or holds anything else.
+        UsageError: If the tar file cannot be read, is cut off, or has anything else in it.
     """
     classes = frozenset(imagenet_ids())
     with _reading(path) as file:
@@ -57,10 +59,12 @@ def train_images(path: str) -> Iterator[TarImage]:
 
 
 def validation_images(path: str) -> Iterator[TarImage]:
-    """Of ILSVRC2012_img_val.tar; their classes are in a list of TFDS's, in the order of the names.
+    """Yields the images of ILSVRC2012_img_val.tar.
+
+    TFDS has a list of their classes in the order of the names.
 
     Raises:
-        UsageError: as ``train_images``.
+        UsageError: For the same reasons as ``train_images``.
     """
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     names = {f"ILSVRC2012_val_{i:08d}.JPEG": label for i, label in enumerate(labels, start=1)}
@@ -76,9 +80,9 @@ class Archive:
     """One of the two tar files.
 
     Attributes:
-        file: its name.
-        num_images: in ILSVRC 2012.
-        images: of (path) → those that are in it, in their order there.
+        file: The name of the file.
+        num_images: The number of images in ILSVRC 2012.
+        images: A function of the path that yields the images of the file, in their order.
     """
 
     file: str
@@ -90,14 +94,14 @@ ARCHIVES = {
     "train": Archive("ILSVRC2012_img_train.tar", 1_281_167, train_images),
     "validation": Archive("ILSVRC2012_img_val.tar", 50_000, validation_images),
 }
-"""By TFDS's name of the split."""
+"""The tar file of each split, by TFDS's name of the split."""
 
 
 def read_image(path: str, image: TarImage) -> bytes:
-    """The file of one image; may be called by several threads.
+    """Reads one image. Several threads may call it.
 
     Raises:
-        UsageError: where it cannot be read.
+        UsageError: If the tar file cannot be read.
     """
     with _reading(path) as file:
         file.seek(image.offset)
@@ -117,32 +121,32 @@ def _reading(path: str) -> Iterator[IO[bytes]]:
 
 
 def _members(file: IO[bytes], name: str, limit: float = math.inf) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar file without compression that begins where the file stands.
+    """Yields the files in a tar file without compression.
 
     Args:
-        file: at its beginning.
-        name: for messages.
-        limit: the byte before which it has to end.
+        file: An open file, at the beginning of the tar file.
+        name: The name of the tar file, for messages.
+        limit: The byte before which the tar file has to end.
 
     Raises:
-        UsageError: where something is no file, or the end is missing.
+        UsageError: If something in it is not a file, or if its end is missing.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isreg() or member.issparse():
-                    raise _unexpected(name, member, "plain files alone")
+                    raise _unexpected(name, member, "only plain files")
                 yield member
             file.seek(tar.offset)
-            # tarfile takes a header that is broken or missing for the end; the mark of it is zeros.
+            # tarfile takes a broken or missing header for the end. The mark of a real end is zeros.
             mark = file.read(tarfile.BLOCKSIZE)
             if mark != bytes(tarfile.BLOCKSIZE) or tar.offset >= limit:
                 raise tarfile.ReadError(f"no file begins and nothing ends at byte {tar.offset}")
     except tarfile.TarError as error:
         raise UsageError(
-            f"{name} is no tar file, or not all of one ({error}): download it again"
+            f"{name} is not a tar file, or cut off ({error}): download it again"
         ) from error
 
 
 def _unexpected(name: str, member: tarfile.TarInfo, expected: str) -> UsageError:
-    return UsageError(f"{name} holds {member.name!r}, where ImageNet's has {expected}")
+    return UsageError(f"{name} has {member.name!r}, but ImageNet's has {expected}")

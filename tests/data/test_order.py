@@ -1,4 +1,4 @@
-"""The order of examples: permutations, shares of processes, and starting anywhere."""
+"""The order of examples (permutations, shares of processes, starting anywhere) and their seeds."""
 
 import functools
 import itertools
@@ -8,9 +8,8 @@ import pytest
 import tensorflow as tf
 
 from effnetv2_jax.data import order
-from effnetv2_jax.data.order import Order
-from effnetv2_jax.data.seeds import make_seed
-from effnetv2_jax.data.sources.base import Split
+from effnetv2_jax.data.order import Order, Use, for_use, make_seed
+from effnetv2_jax.data.sources import Split
 from effnetv2_jax.runtime.errors import UsageError
 
 WINDOW = 32
@@ -33,12 +32,15 @@ def kind(request, small_windows):
 
 
 def make_split(kind, size, on_read=lambda index: index):
-    def get(index):
-        index = on_read(index)
+    def parse(index):
         return {"image": tf.strings.as_string(index), "label": 10 * index}
 
-    split = Split.of_examples(size, get)
-    return split if kind == "get" else Split(size, split.read, None, split.describe)
+    def records(first, count):
+        return tf.data.Dataset.range(first, first + count).map(on_read)
+
+    if kind == "get":
+        return Split.of_examples(size, lambda index: parse(on_read(index)))
+    return Split(size, records, parse, str)
 
 
 def make_order(kind, size, seed=7):
@@ -47,10 +49,10 @@ def make_order(kind, size, seed=7):
 
 def stream(order, count, first=0, process_index=0, process_count=1):
     """(position, id) of a share's first examples, which are checked to be those of their ids."""
-    dataset, finish = order.read(first, process_index, process_count)
+    elements = order.elements(first, process_index, process_count)
     found = []
-    for example in dataset.map(finish, num_parallel_calls=2).take(count).as_numpy_iterator():
-        assert set(example) == {"image", "label", "position", "id"}
+    for example in elements.map(order.fetch, num_parallel_calls=2).take(count).as_numpy_iterator():
+        assert set(example) == {"image", "label", "position", "id", "seed"}
         assert example["image"] == str(example["id"]).encode()
         assert example["label"] == 10 * example["id"]
         found.append((int(example["position"]), int(example["id"])))
@@ -136,7 +138,7 @@ def test_processes_share_the_stream(kind, size, process_count):
 def test_refuses_process_counts_that_do_not_divide_the_lanes(process_count):
     for kind in ("get", "read"):
         with pytest.raises(UsageError, match=rf"must divide 64, got {process_count}$"):
-            make_order(kind, 100).read(0, 0, process_count)
+            make_order(kind, 100).elements(0, 0, process_count)
 
 
 def test_tail_is_another_part_of_the_split_in_every_epoch(small_windows):
@@ -210,8 +212,8 @@ def test_starting_late_does_not_read_what_is_skipped(kind, offset):
     # Of the epoch's windows only those from the first position's on, and of the tail nothing.
     skipped = offset // WINDOW * WINDOW if offset < 3 * WINDOW else offset
     ids = located(Order(make_split(kind, size), 7), size, 5 * size)
-    dataset, finish = Order(split, 7).read(first)
-    for position, example in enumerate(dataset.map(finish).take(3), first):
+    counted = Order(split, 7)
+    for position, example in enumerate(counted.elements(first).map(counted.fetch).take(3), first):
         assert example["id"].numpy() == ids[position - 5 * size]
     if kind == "get":
         np.testing.assert_array_equal(reads, ids[offset : offset + 3])
@@ -252,3 +254,45 @@ def test_permutations_are_uniform(small_windows):
     counts = np.stack([np.bincount(column, minlength=8) for column in permuted.T])
     chi_square = ((counts - 250) ** 2).sum() / 250 * 7 / 8
     assert chi_square < 49 + 5 * 98**0.5
+
+
+RUNS = (-1, 0, 1, 2, 42, 10**6, 2**31 - 1)
+
+
+def test_seeds_differ_by_run_epoch_index_and_use():
+    seeds = [
+        tuple(for_use(make_seed(run, tf.constant(epoch, tf.int64), index), use).numpy().tolist())
+        for run, epoch, index, use in itertools.product(RUNS, (0, 1, 350), (0, 1, 1281166), Use)
+    ]
+    assert len(set(seeds)) == len(seeds) == len(RUNS) * 3 * 3 * len(Use)
+
+
+def test_runs_stay_apart_for_more_epochs_than_anyone_trains():
+    firsts = sorted(int(make_seed(run, tf.constant(0, tf.int64), 0)[0]) for run in range(1000))
+    gaps = np.diff(np.array(firsts, object))
+    assert min(gaps) > 10**12 * len(Use)
+    assert firsts[0] + 2**64 - firsts[-1] > 10**12 * len(Use)
+
+
+def test_neighbouring_seeds_give_unrelated_numbers():
+    epoch = tf.constant(3, tf.int64)
+
+    @tf.function
+    def drawn(index):
+        by_index = tf.random.stateless_uniform([], make_seed(0, epoch, index))
+        by_epoch = tf.random.stateless_uniform([], make_seed(0, epoch + index, 0))
+        uses = [for_use(make_seed(0, epoch, index), use) for use in (Use.CROP, Use.FLIP)]
+        return tf.stack(
+            [by_index, by_epoch, *[tf.random.stateless_uniform([], seed) for seed in uses]]
+        )
+
+    count = 2000
+    numbers = np.array([drawn(tf.constant(i, tf.int64)).numpy() for i in range(count)]).T
+    limit = 5 / count**0.5  # five standard deviations of a correlation of independent numbers
+    for column in numbers[:2]:
+        assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < limit
+        # Uniform: of each tenth as many, within five standard deviations.
+        assert (
+            abs(np.histogram(column, 10, (0, 1))[0] - count / 10).max() < 5 * (count * 0.09) ** 0.5
+        )
+    assert abs(np.corrcoef(numbers)[np.triu_indices(4, 1)]).max() < limit

@@ -1,17 +1,22 @@
 """The pipeline's promises: deterministic, restartable anywhere, complete, padded right."""
 
 import dataclasses
+import io
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from effnetv2_jax.data import images, pipeline
 from effnetv2_jax.data.order import WINDOW
-from effnetv2_jax.data.sources.base import Source, Split
+from effnetv2_jax.data.sources import Source, Split
+from effnetv2_jax.data.sources.digits import Digits
 from effnetv2_jax.data.sources.registry import get_source
-from effnetv2_jax.data.sources.tfrecords import open_split
+from effnetv2_jax.data.sources.tfds import tfds_source
+from effnetv2_jax.data.sources.tfrecords import build_index, open_split
 from effnetv2_jax.preprocessing import PREPROCESSING
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.errors import UsageError
@@ -38,8 +43,13 @@ def stage_of(image_size=16, batch_size=100, magnitude=10.0):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return get_source("digits", str(tmp_path_factory.mktemp("tfds")))
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return get_source("digits", data_dir)
 
 
 def train(
@@ -168,30 +178,37 @@ def test_evaluation_has_every_example_once_and_pads_the_last_batch(digits):
 def test_synthetic_splits_are_fixed_and_apart():
     source = get_source("synthetic")
     first = {
-        split: source.split(split).get(tf.constant(0, tf.int64))["image"].numpy()
+        split: source.split(split).parse(tf.constant(0, tf.int64))["image"].numpy()
         for split in ("train", "test")
     }
-    again = source.split("train").get(tf.constant(0, tf.int64))["image"].numpy()
+    again = source.split("train").parse(tf.constant(0, tf.int64))["image"].numpy()
     np.testing.assert_array_equal(first["train"], again)
     assert (first["train"] != first["test"]).any()
     assert source.num_classes == 1000
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """A data set in chunks: 4,096 examples and a tail, of which record 7 is cut off."""
-    size, file = WINDOW + 9, str(tmp_path_factory.mktemp("records") / "train.tfrecord")
+def records_file(tmp_path_factory):
+    """A file of a window of 4,096 examples and a tail, of which record 7 is cut off."""
+    file = str(tmp_path_factory.mktemp("records") / "train.tfrecord")
     pngs = [tf.io.encode_png(np.full((4, 4, 3), i, np.uint8)).numpy() for i in range(256)]
     with tf.io.TFRecordWriter(file) as writer:
-        for i in range(size):
+        for i in range(WINDOW + 9):
             writer.write(pngs[i % 256][:20] if i == 7 else pngs[i % 256])
+    return file
 
+
+def records_source(file, cache_dir):
     def parse(record):
         return {"image": record, "label": tf.strings.to_hash_bucket_fast(record, 1000)}
 
-    cache = str(tmp_path_factory.mktemp("cache"))
-    split = open_split([file], parse, cache_dir=cache)
+    split = open_split([file], parse, cache_dir=cache_dir)
     return Source("records", tuple(map(str, range(1000))), lambda name: split)
+
+
+@pytest.fixture(scope="module")
+def records(records_file, tmp_path_factory):
+    return records_source(records_file, str(tmp_path_factory.mktemp("cache")))
 
 
 def joined(shares):
@@ -251,6 +268,65 @@ def test_a_bad_example_keeps_its_place_is_named_and_counted_once(records, caplog
     assert "PNG" in message  # TensorFlow's reason
     # Those after it are where they would have been: all of them, once an epoch.
     assert masks[:size].sum() == size - 1
+
+
+def encoded(form):
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(file, form)
+    return file.getvalue()
+
+
+def test_damage_of_any_kind_masks_one_example(tmp_path):
+    """Undecodable content, a file that cannot be read, and nothing of their neighbours."""
+    good = [encoded(form) for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF")]
+    bad = [content[: len(content) // 3] for content in good]
+    bad[1] = bad[1][:50]  # a longer part of a PNG is decoded as far as it goes
+    contents = [b"", b"text", *[x for pair in zip(good, bad, strict=True) for x in pair]]
+    files = [str(tmp_path / str(i)) for i in range(len(contents) + 1)]
+    for file, content in zip(files, contents, strict=False):  # the last one does not exist
+        pathlib.Path(file).write_bytes(content)
+    paths = tf.constant(files)
+
+    def get(index):
+        return {"image": tf.io.read_file(tf.gather(paths, index)), "label": index + 5}
+
+    source = Source("files", ("a",), lambda name: Split.of_examples(len(files), get))
+    (batch,) = pipeline.eval_batches(
+        source, "all", image_size=9, batch_size=14, preprocessing=FAMILY, max_bad_fraction=1.0
+    )
+    assert batch["mask"].tolist() == [0, 0] + [1, 0] * 5 + [0, 0]
+    assert (batch["label"] == batch["mask"] * np.arange(5, 19)).all()
+    np.testing.assert_array_equal(batch["image"].any((1, 2, 3)), batch["mask"])
+    alone = images.eval_image(tf.constant(good[0]), 9, FAMILY)
+    np.testing.assert_array_equal(batch["image"][2], alone)
+
+
+def test_a_record_with_a_wrong_checksum_masks_one_example(records_file, tmp_path):
+    content = bytearray(pathlib.Path(records_file).read_bytes())
+    number = WINDOW // 2
+    index = build_index([records_file], cache_dir=str(tmp_path))
+    content[index.positions[number + 1] - 1] ^= 1
+    damaged = tmp_path / "damaged.tfrecord"
+    damaged.write_bytes(content)
+    source = records_source(str(damaged), str(tmp_path))
+    epoch = train(source, stage_of(batch_size=821, image_size=4), num_batches=5)
+    assert sum((batch["mask"] == 0).sum() for batch in epoch) == 2  # with record 7
+    evaluated = pipeline.eval_batches(
+        source, "train", image_size=4, batch_size=500, preprocessing=FAMILY
+    )
+    masks = np.concatenate([batch["mask"] for batch in evaluated])[: WINDOW + 9]
+    assert np.flatnonzero(masks == 0).tolist() == [7, number]
+
+
+def test_splits_in_memory_and_in_files_give_the_same_evaluation(digits, data_dir, tmp_path):
+    builder = Digits(data_dir=data_dir)
+    in_files = tfds_source("digits", builder, memory_limit=1, cache_dir=str(tmp_path))
+    both = [
+        list(pipeline.eval_batches(x, "test", image_size=8, batch_size=90, preprocessing=FAMILY))
+        for x in (digits, in_files)
+    ]
+    assert_same(*both)
 
 
 def test_too_many_bad_examples_end_the_run(records):

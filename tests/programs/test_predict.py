@@ -22,7 +22,7 @@ from effnetv2_jax.data import images as data_images
 from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids, imagenet_names
 from effnetv2_jax.data.sources.named_images import NamedImage
 from effnetv2_jax.models import EfficientNetSpec, create_model, get_spec
-from effnetv2_jax.predictions import picture, prediction, printing, request
+from effnetv2_jax.predictions import picture, prediction, request
 from effnetv2_jax.predictions.prediction import Guess, Prediction
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
@@ -173,23 +173,23 @@ def test_an_image_may_come_from_standard_input(model, folder):
 def test_the_table_has_aligned_columns():
     guesses = (Guess(3, "dill", 0.98765), Guess(4, "egg", 0.005))
     names = ["b.jpg", "日本.jpg"]
-    width = printing.column_width(names)
-    lines = [printing.as_table(Prediction(NamedImage(name), guesses), width) for name in names]
+    width = request.column_width(names)
+    lines = [request.as_table(Prediction(NamedImage(name), guesses), width) for name in names]
     assert lines == [
         "b.jpg      98.77 %  dill\n            0.50 %  egg",
         "日本.jpg   98.77 %  dill\n            0.50 %  egg",
     ]
     long = "x" * 100
-    assert printing.column_width([long]) == printing.MAX_COLUMN
-    text = printing.as_table(Prediction(NamedImage(long), guesses), printing.MAX_COLUMN)
-    assert text.startswith(f"{long}   98.77 %  dill\n{' ' * printing.MAX_COLUMN}    0.50")
+    assert request.column_width([long]) == request.MAX_COLUMN
+    text = request.as_table(Prediction(NamedImage(long), guesses), request.MAX_COLUMN)
+    assert text.startswith(f"{long}   98.77 %  dill\n{' ' * request.MAX_COLUMN}    0.50")
 
 
 def test_names_that_are_no_text_are_printed_and_read_back():
     name = os.fsdecode(b"caf\xe9\n.png")
     shown = Prediction(NamedImage(name), (Guess(0, "a\x1b[31m", 1 / 3),))
-    assert printing.as_table(shown, 9) == "caf��.png   33.33 %  a�[31m"
-    line = printing.as_json(shown, 9)
+    assert request.as_table(shown, 9) == "caf��.png   33.33 %  a�[31m"
+    line = request.as_json(shown, 9)
     assert line.isascii() and "\n" not in line
     assert json.loads(line)["image"] == name
     assert json.loads(line)["predictions"][0]["probability"] == 0.3333333

@@ -8,8 +8,7 @@ import tensorflow as tf
 from effnetv2_jax.data import decoding as preprocess
 from effnetv2_jax.data import images
 from effnetv2_jax.data.order import Order
-from effnetv2_jax.data.pipeline import example_seed
-from effnetv2_jax.data.sources.base import Example, Split
+from effnetv2_jax.data.sources import Example, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
 
@@ -39,7 +38,8 @@ def make_step_timers(
     Returns:
         Functions of () → µs of one core an image, for the step and those before it.
     """
-    elements, fetch = Order(split, seed).read(0)
+    order = Order(split, seed)
+    elements = order.elements(0)
 
     def last_pixel(example: Example) -> tf.Tensor:
         # In the crop's last row: a decoder has to read all of the file before it.
@@ -68,9 +68,7 @@ def make_step_timers(
 
     def timed(function: Callable[[Example], tf.Tensor]) -> Callable[[], float]:
         def prepare(element) -> tf.Tensor:
-            example = fetch(element)
-            image_seed = example_seed(seed, example, split.size)
-            return function(example | {"seed": image_seed})[0, 0, 0]
+            return function(order.fetch(element))[0, 0, 0]
 
         options = tf.data.Options()
         options.threading.private_threadpool_size = 1

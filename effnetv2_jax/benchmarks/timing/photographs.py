@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from effnetv2_jax.data.sources.base import Source, Split
+from effnetv2_jax.data.sources import Source, Split
 
 NUM_PHOTOGRAPHS = 128
 QUALITY = 92

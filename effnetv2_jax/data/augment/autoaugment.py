@@ -1,7 +1,7 @@
 """AutoAugment (Cubuk et al. 2018, arXiv:1805.09501): one of 25 pairs of operations.
 
-EfficientNetV1 and V2-B0…B3 were trained with the policy that their TPU code calls v0, which is not
-the one the paper prints for ImageNet.
+EfficientNetV1 and V2-B0…B3 were trained with the policy that their TPU code calls v0. It is not the
+one that the paper prints for ImageNet.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from effnetv2_jax.data.augment.operations import NUM_DRAWS, OPS, apply_ops
 
 
 class Step(NamedTuple):
-    """An operation by its name in `ops.OPS`, its probability, and its magnitude from 0 to 10."""
+    """The name of an operation in ``OPS``, its probability, and its magnitude from 0 to 10."""
 
     name: str
     probability: float
@@ -48,21 +48,21 @@ POLICY_V0: tuple[SubPolicy, ...] = (
     (Step("Solarize", 0.6, 8), Step("Equalize", 0.6, 1)),
     (Step("Color", 0.8, 6), Step("Rotate", 0.4, 5)),
 )
-"""Sub-policies; each of an image's is drawn with probability 1/25."""
+"""The sub-policies. Each is drawn with probability 1/25."""
 
 _OPS = {op.name: op for op in OPS}
 
 
 def draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws a sub-policy, which of its steps are taken, and what is random in them.
+    """Draws a sub-policy, the steps of it that are taken, and their random numbers.
 
     Args:
-        seed: int32 or int64 [2].
-        policy: sub-policies of the same number of steps.
+        seed: The seed of the draw, int32 or int64 [2].
+        policy: Sub-policies with the same number of steps.
 
     Returns:
-        Indices into ``operations(policy)`` or beyond its end for a step that is not taken, int32
-        [steps], and draws for ``ops.apply_ops``, float32 [steps, NUM_DRAWS].
+        Indices into ``operations(policy)``, or beyond its end for a step that is not taken, int32
+        [steps], and random numbers for ``apply_ops``, float32 [steps, NUM_DRAWS].
     """
     num_steps, distinct = len(policy[0]), operations(policy)
     indices = [[distinct.index((step.name, step.magnitude)) for step in sub] for sub in policy]
@@ -75,7 +75,7 @@ def draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.
 
 
 def operations(policy: tuple[SubPolicy, ...]) -> list[tuple[str, int]]:
-    """The distinct (name, magnitude) of a policy, sorted."""
+    """Returns the distinct (name, magnitude) of a policy, sorted."""
     return sorted({(step.name, step.magnitude) for sub in policy for step in sub})
 
 
@@ -91,11 +91,10 @@ def auto_augment(
 
     Args:
         image: uint8 [height, width, 3] of static shape.
-        seed: int32 or int64 [2], as for ``tf.random.stateless_uniform``; the same seed gives the
-            same result.
-        policy: sub-policies, all of the same number of steps.
-        translate_const: px that an image is translated by at magnitude 10.
-        cutout_const: half the side in px of the cut out square at magnitude 10.
+        seed: The seed of the draw, int32 or int64 [2]. The same seed gives the same result.
+        policy: Sub-policies with the same number of steps.
+        translate_const: The distance in px that an image is moved at magnitude 10.
+        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
 
     Returns:
         uint8 [height, width, 3].

@@ -1,13 +1,13 @@
-"""Image operations on uint8 pixels, as functions of random draws: what augmentations consist of.
+"""The operations that augmentations consist of, on uint8 pixels, as functions of random draws.
 
 The pixel operations follow Pillow's `ImageOps`, `ImageEnhance`, `Image.rotate` and
-`Image.transform`, so that they can be checked against it. `OPS` holds one entry per operation of
-AutoAugment's search space (Cubuk et al. 2018, arXiv:1805.09501) and SolarizeAdd.
+`Image.transform`, and are tested against them. `OPS` has the operations of AutoAugment's search
+space (Cubuk et al. 2018, arXiv:1805.09501) and SolarizeAdd.
 
-All of them are written for XLA: static shapes, no random numbers of their own, and everything that
-depends on the image's size and an argument alone (where an affine transform takes its pixels from)
-computed once, by NumPy. `apply_ops` compiles a whole table of them into one program. TensorFlow's
-own kernels take up to twenty times as long for the same passes (docs/performance.md).
+All of them are written for XLA. Shapes are static, random numbers are arguments, and everything
+that depends only on the image's size and an argument (such as the pixels that an affine transform
+reads) is computed once by NumPy. `apply_ops` compiles a whole table of operations into one program.
+TensorFlow's own kernels take up to twenty times as long for the same passes (docs/performance.md).
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 FILL_VALUE = 128
-"""Grey level of pixels that an operation leaves empty."""
+"""The grey level of pixels that an operation leaves empty."""
 
 NUM_DRAWS = 3
-"""Random numbers that an operation may use: a sign, and a point's y and x."""
+"""The number of random numbers that an operation may use: a sign, and the y and x of a point."""
 
 Argument = float | int | None
 
@@ -33,11 +33,12 @@ class Op:
     """One operation.
 
     Attributes:
-        name: as in the paper's search space.
-        apply: of (image, argument, draws) → image; images are uint8 [height, width, 3] of static
-            shape, draws float32 [NUM_DRAWS] uniform in [0, 1).
-        argument: of (magnitude, translate_const, cutout_const) → ``apply``'s argument, a Python
-            number (degrees, pixels, bits, …) or None where the operation has no strength.
+        name: The name in the paper's search space.
+        apply: A function of (image, argument, draws) that returns the image afterwards. Images are
+            uint8 [height, width, 3] of static shape, draws float32 [NUM_DRAWS] uniform in [0, 1).
+        argument: A function of (magnitude, translate_const, cutout_const) that returns the argument
+            of ``apply``: a Python number (degrees, pixels, bits, …), or None if the operation has
+            no strength.
     """
 
     name: str
@@ -51,13 +52,14 @@ def apply_ops(
     indices: tf.Tensor,
     draws: tf.Tensor,
 ) -> tf.Tensor:
-    """Applies operations chosen out of a table one after the other, as one compiled program.
+    """Applies operations from a table one after the other, as one compiled program.
 
     Args:
         image: uint8 [height, width, 3] of static shape.
-        table: operations with their arguments.
-        indices: int32 [layers], into the table; one that is outside leaves the image as it is.
-        draws: float32 [layers, NUM_DRAWS] uniform in [0, 1).
+        table: The operations with their arguments.
+        indices: The places of the operations in the table, int32 [layers]. An index outside of the
+            table leaves the image as it is.
+        draws: The random numbers of the operations, float32 [layers, NUM_DRAWS] uniform in [0, 1).
 
     Returns:
         uint8 [height, width, 3].
@@ -69,10 +71,10 @@ def apply_ops(
         operations = [lambda op=op, a=a: op.apply(image, a, draws) for op, a in table]
         return [*operations, lambda: tf.identity(image)]
 
-    # There is no Python control flow on tensors for AutoGraph to convert, only time to lose.
+    # Without AutoGraph, which would find no Python control flow on tensors and take its time.
     @tf.function(jit_compile=True, autograph=False)
     def compiled(image, indices, draws):
-        # A loop, not a list of layers: every operation is compiled once.
+        # A loop instead of a list of layers, so that every operation is compiled once.
         def layer(i, image):
             image = tf.ensure_shape(tf.switch_case(indices[i], branches(image, draws[i])), shape)
             return i + 1, image
@@ -80,15 +82,15 @@ def apply_ops(
         num_layers = indices.shape[0]
         return tf.while_loop(lambda i, image: i < num_layers, layer, (0, image))[1]
 
-    # switch_case takes its last branch for all that is out of range.
+    # switch_case takes its last branch for every index out of range.
     return compiled(image, indices, draws)
 
 
 @functools.cache
 def _settle_xla_flags() -> None:
-    """Has TensorFlow's XLA read its flags, once and for all, without those meant for JAX's.
+    """Makes TensorFlow's XLA read its flags once, without those that are meant for JAX's XLA.
 
-    It ends the process over a flag that it does not know, and the two are of different versions.
+    XLA ends the process over an unknown flag, and the two have different versions.
     """
     flags = os.environ.pop("XLA_FLAGS", None)
     try:
@@ -100,7 +102,7 @@ def _settle_xla_flags() -> None:
 
 
 def _lookup(image, table):
-    """Replaces each value by ``table``'s of its channel; table is uint8 [3, 256]."""
+    """Replaces each value by that in the table of its channel, uint8 [3, 256]."""
     offsets = tf.constant([0, 256, 512])
     return tf.gather(tf.reshape(table, [-1]), tf.cast(image, tf.int32) + offsets)
 
@@ -109,8 +111,8 @@ def _blend(degenerate, image, factor):
     """Inter- or extrapolates from ``degenerate`` (factor 0) to ``image`` (factor 1).
 
     Both are float32 of broadcastable shapes. Like Pillow's blend, it works in float32, clips to
-    0 … 255 and truncates to uint8. Compiled, multiplication and addition are fused: what is an
-    integer in Pillow may come out just below it, and one level less.
+    0 … 255 and truncates to uint8. Compilers fuse the multiplication and the addition, so a value
+    that is an integer in Pillow may come out just below it, and as one level less.
     """
     blended = degenerate + tf.constant(factor, tf.float32) * (image - degenerate)
     return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
@@ -126,13 +128,13 @@ def _grey(image):
 def _auto_contrast(image, argument, draws):
     """Stretches each channel's range of values to 0 … 255; a constant channel stays as it is."""
     del argument, draws
-    # In two steps, the first of which compilers vectorise.
+    # In two steps, because compilers vectorise the first one.
     low = tf.reduce_min(tf.reduce_min(image, axis=0), axis=0)
     high = tf.reduce_max(tf.reduce_max(image, axis=0), axis=0)
     low, high = (tf.cast(value, tf.float64)[:, tf.newaxis] for value in (low, high))
     levels = tf.constant(np.arange(256.0)[np.newaxis])
-    # float64 and this order of operations: the result is truncated, so a last-bit difference from
-    # Pillow would be a difference of one level.
+    # float64 and this order of operations, because the result is truncated: a last-bit difference
+    # from Pillow would be a difference of one level.
     scale = 255.0 / tf.maximum(high - low, 1.0)
     stretched = tf.clip_by_value(levels * scale + -low * scale, 0.0, 255.0)
     return _lookup(image, tf.cast(tf.where(high > low, stretched, levels), tf.uint8))
@@ -194,10 +196,10 @@ def _contrast(image, factor, draws):
     """Blends with a flat image of the mean grey level; factor 0 is flat."""
     del draws
     height, width, _ = image.shape
-    # Rows are summed first and then in int64, as a large image's total overflows int32.
+    # Rows are summed first and their sums in int64, because a large image's total overflows int32.
     total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(image), axis=1), tf.int64))
-    # Pillow's mean. google/automl's code instead divides the number of pixels by 256, whatever
-    # their values, so that images of about 256 by 256 pixels and more are blended with white.
+    # Pillow's mean. The code of google/automl instead divides the number of pixels by 256,
+    # whatever their values. It blends images of about 256 by 256 pixels and more with white.
     mean = tf.floor(tf.cast(total, tf.float64) / (height * width) + 0.5)
     return _blend(tf.cast(mean, tf.float32), tf.cast(image, tf.float32), factor)
 
@@ -214,7 +216,7 @@ def _sharpness(image, factor, draws):
     height, width, _ = image.shape
     if min(height, width) < 3:
         return tf.identity(image)
-    # Rows of 3 · width values: with an inner dimension of 3, compilers do not vectorise.
+    # Rows of 3 · width values, because compilers do not vectorise an inner dimension of 3.
     flat = tf.reshape(image, [height, 3 * width])
     pixels = tf.cast(flat, tf.float32)
     inner = pixels[1:-1, 3:-3]
@@ -226,14 +228,14 @@ def _sharpness(image, factor, draws):
     return tf.reshape(tf.concat([flat[:1], middle, flat[-1:]], axis=0), image.shape)
 
 
-# Of an affine transform: the output at (x, y) is the input at (a x + b y + c, d x + e y + f), in
-# pixels from the image's top left corner, so that pixel centres lie at half-integers (as in
-# Pillow's Image.transform).
+# The coefficients of an affine transform. The output at (x, y) is the input at
+# (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so pixel centres lie
+# at half-integers (as in Pillow's Image.transform).
 Coefficients = tuple[float, float, float, float, float, float]
 
 
 def _source_pixels(height: int, width: int, coefficients: Coefficients) -> np.ndarray:
-    """The nearest source of every pixel, y · width + x; −1 outside. int32 [height, width]."""
+    """The nearest source of every pixel, y · width + x, or −1 outside; int32 [height, width]."""
     a, b, c, d, e, f = coefficients
     y, x = np.mgrid[:height, :width] + 0.5
     source_x, source_y = np.floor(a * x + b * y + c), np.floor(d * x + e * y + f)
@@ -244,7 +246,7 @@ def _source_pixels(height: int, width: int, coefficients: Coefficients) -> np.nd
 def _affine(image, draws, coefficients: Callable[[float], Coefficients]):
     """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn.
 
-    What falls outside the image is ``FILL_VALUE``.
+    Pixels from outside the image are ``FILL_VALUE``.
     """
     height, width, _ = image.shape
     both = np.stack([_source_pixels(height, width, coefficients(sign)) for sign in (-1.0, 1.0)])
@@ -267,7 +269,7 @@ def _rotate(image, degrees, draws):
 
 
 def _cosine_and_sine(degrees: float) -> tuple[float, float]:
-    # Rounded so that right angles are exact; the rest is far below a pixel.
+    # Rounded so that right angles are exact. The error is far below a pixel.
     radians = math.radians(degrees)
     return round(math.cos(radians), 15), round(math.sin(radians), 15)
 
@@ -283,7 +285,7 @@ def _shear_y(image, level, draws):
 
 
 def _whole(pixels: float) -> float:
-    """As Pillow rounds a shift: halves up."""
+    """Rounds a shift as Pillow does, halves up."""
     return math.floor(pixels + 0.5)
 
 
@@ -307,17 +309,17 @@ def _cutout(image, half_side, draws):
 
 
 def noise_square(image: tf.Tensor, seed: tf.Tensor, half_side: int) -> tf.Tensor:
-    """Cutout with bright noise, which the published code fine-tunes with.
+    """Fills a square with bright noise: the Cutout with which the published code fine-tunes.
 
-    It draws 0 … 1 after a normalisation with (x − 127.5) / 127.5, hence the brightness.
+    That code draws 0 … 1 after a normalisation with (x − 127.5) / 127.5, hence the brightness.
 
     Args:
         image: uint8 [height, width, 3] of static shape.
-        seed: int64 [2].
-        half_side: of the square in px.
+        seed: The seed of the draw, int64 [2].
+        half_side: Half the side of the square in px.
 
     Returns:
-        The image with uniform noise of 128 … 255 in a square as of Cutout.
+        The image with uniform noise of 128 … 255 in a square that is placed as Cutout's.
     """
     draw_seed, noise_seed = tf.unstack(tf.random.split(seed))
     noise = tf.random.stateless_uniform(image.shape, noise_seed, 128, 256, tf.int32)
@@ -326,7 +328,7 @@ def noise_square(image: tf.Tensor, seed: tf.Tensor, half_side: int) -> tf.Tensor
 
 
 def _square(image, draws, half_side):
-    """Where a square around a drawn pixel lies; bool [height, width, 1]."""
+    """The mask of a square around a drawn pixel, bool [height, width, 1]."""
     inside = [
         tf.abs(tf.constant(np.arange(size) + 0.5, tf.float32) - tf.floor(draws[1 + axis] * size))
         < half_side
@@ -335,41 +337,26 @@ def _square(image, draws, half_side):
     return (inside[0][:, tf.newaxis] & inside[1][tf.newaxis])[..., tf.newaxis]
 
 
-def _none(magnitude, translate_const, cutout_const):
+def _no_argument(magnitude, translate_const, cutout_const):
     del magnitude, translate_const, cutout_const
 
 
-def _enhance_factor(magnitude, translate_const, cutout_const):
-    del translate_const, cutout_const
-    return 1.8 * magnitude / 10 + 0.1
-
-
-def _shear_level(magnitude, translate_const, cutout_const):
-    del translate_const, cutout_const
-    return 0.3 * magnitude / 10
-
-
-def _translate_pixels(magnitude, translate_const, cutout_const):
-    del cutout_const
-    return translate_const * magnitude / 10
-
-
 OPS: tuple[Op, ...] = (
-    Op("AutoContrast", _auto_contrast, _none),
-    Op("Equalize", _equalize, _none),
-    Op("Invert", _invert, _none),
+    Op("AutoContrast", _auto_contrast, _no_argument),
+    Op("Equalize", _equalize, _no_argument),
+    Op("Invert", _invert, _no_argument),
     Op("Rotate", _rotate, lambda m, t, c: 30.0 * m / 10),
     Op("Posterize", _posterize, lambda m, t, c: min(int(m / 10 * 4), 8)),
     Op("Solarize", _solarize, lambda m, t, c: int(m / 10 * 256)),
-    Op("Color", _color, _enhance_factor),
-    Op("Contrast", _contrast, _enhance_factor),
-    Op("Brightness", _brightness, _enhance_factor),
-    Op("Sharpness", _sharpness, _enhance_factor),
-    Op("ShearX", _shear_x, _shear_level),
-    Op("ShearY", _shear_y, _shear_level),
-    Op("TranslateX", _translate_x, _translate_pixels),
-    Op("TranslateY", _translate_y, _translate_pixels),
+    Op("Color", _color, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Contrast", _contrast, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Brightness", _brightness, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("Sharpness", _sharpness, lambda m, t, c: 1.8 * m / 10 + 0.1),
+    Op("ShearX", _shear_x, lambda m, t, c: 0.3 * m / 10),
+    Op("ShearY", _shear_y, lambda m, t, c: 0.3 * m / 10),
+    Op("TranslateX", _translate_x, lambda m, t, c: t * m / 10),
+    Op("TranslateY", _translate_y, lambda m, t, c: t * m / 10),
     Op("Cutout", _cutout, lambda m, t, c: int(m / 10 * c)),
     Op("SolarizeAdd", _solarize_add, lambda m, t, c: int(m / 10 * 110)),
 )
-"""In the order of RandAugment's indices."""
+"""The operations in the order of RandAugment's indices."""

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719): some operations, drawn uniformly, in a row."""
+"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719): a few uniformly drawn operations in a row."""
 
 import math
 
@@ -8,14 +8,14 @@ from effnetv2_jax.data.augment.operations import NUM_DRAWS, OPS, apply_ops
 
 
 def draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws each layer's operation and what is random in it.
+    """Draws the operation of each layer and its random numbers.
 
     Args:
-        seed: int32 or int64 [2].
-        num_layers: at least 1.
+        seed: The seed of the draw, int32 or int64 [2].
+        num_layers: The number of operations, at least 1.
 
     Returns:
-        Indices into ``OPS``, int32 [num_layers], and draws for ``ops.apply_ops``, float32
+        Indices into ``OPS``, int32 [num_layers], and random numbers for ``apply_ops``, float32
         [num_layers, NUM_DRAWS].
     """
     draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
@@ -35,19 +35,18 @@ def rand_augment(
 
     Args:
         image: uint8 [height, width, 3] of static shape.
-        seed: int32 or int64 [2], as for ``tf.random.stateless_uniform``; the same seed gives the
-            same result.
-        magnitude: strength of the operations, at least 0. The scale's nominal top is 10, but
-            larger and fractional values are allowed.
-        num_layers: operations applied, at least 0; 0 returns the image unchanged.
-        translate_const: px that an image is translated by at magnitude 10.
-        cutout_const: half the side in px of the cut out square at magnitude 10.
+        seed: The seed of the draw, int32 or int64 [2]. The same seed gives the same result.
+        magnitude: The strength of the operations, at least 0. The nominal top of the scale is 10,
+            but larger and fractional values are allowed.
+        num_layers: The number of operations, at least 0, which returns the image unchanged.
+        translate_const: The distance in px that an image is moved at magnitude 10.
+        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: for a negative magnitude or num_layers.
+        ValueError: For a negative magnitude or num_layers.
     """
     if not 0 <= magnitude < math.inf:
         raise ValueError(f"magnitude is {magnitude}, but it must be a finite number >= 0.")

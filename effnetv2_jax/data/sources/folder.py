@@ -1,4 +1,4 @@
-"""Your own images: a folder for every class, in ``train/`` and, where there are, val/ and test/."""
+"""Your own images: a folder for every class, in ``train/`` and optionally val/ and test/."""
 
 import dataclasses
 import hashlib
@@ -9,34 +9,34 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
-    """Opens a folder of images as a data set; files are listed now and read when needed.
+    """Opens a folder of images as a data set. Files are listed now and read when needed.
 
-    The layout is ``path/train/CLASS/…/IMAGE`` and, where wanted, the same in ``path/val`` and
-    ``path/test``. Labels number the class folders in the order of their names. Files count whose
-    names end in ``ENDINGS``, in any case, at any depth below a class folder; names with a leading
-    dot do not. The splits are ``train``, ``val``, ``test`` where its folder exists, and
-    ``trainval``, which is all of ``train/``. Their examples are in the order of the paths; an
-    example has ``image``, the content of the file (string []), and ``label`` (int64 []).
+    The layout is ``path/train/CLASS/…/IMAGE``, and optionally the same in ``path/val`` and
+    ``path/test``. Labels number the class folders in the order of their names. Images are the files
+    at any depth below a class folder whose names end in ``ENDINGS``, in any case, and do not begin
+    with a dot. The splits are ``train``, ``val``, ``test`` if its folder exists, and ``trainval``,
+    which is all of ``train/``. Their examples are in the order of the paths. An example has
+    ``image``, the content of the file (string []), and ``label`` (int64 []).
 
-    Without ``val/``, a share of every class in ``train/`` is held out as ``val``. Which files these
-    are depends on the seed and on the names in that class alone.
+    Without ``val/``, a share of every class in ``train/`` is held out as ``val``. The choice
+    depends only on the seed and on the names in that class.
 
     Args:
-        path: local, or remote such as ``gs://bucket/images``.
-        holdout: share of each class held out, between 0 and 1: rounded, at least one image, and
-            one stays in ``train``; a class of one image is not in ``val``.
-        seed: of the draw.
+        path: A local folder, or a remote one such as ``gs://bucket/images``.
+        holdout: The share of each class that is held out, between 0 and 1. It is rounded to at
+            least one image, and one stays in ``train``. A class of one image is not in ``val``.
+        seed: The seed of the draw.
 
     Raises:
-        UsageError: if holdout is not between 0 and 1, the folders are not laid out as above, cannot
-            be read, lack images, or differ in their classes.
+        UsageError: If holdout is not between 0 and 1, or if the folders are not laid out as above,
+            cannot be read, lack images, or differ in their classes.
     """
     if not 0 < holdout < 1:
         raise UsageError(
@@ -66,7 +66,7 @@ def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
     def split(name: str) -> Split:
         if name not in images:
             raise unknown_name(f"split of folder:{path}", name, images)
-        if not any(images[name].files.values()):  # only a held-out share can be
+        if not any(images[name].files.values()):  # only a held-out share can be empty
             raise UsageError(
                 f"no image of {root}/train can be held out, as each class has just one: add images "
                 "or make a folder val/"
@@ -80,7 +80,7 @@ def images_below(folder: str) -> Iterator[str]:
     """Yields the paths of the images at any depth below a folder, as ``folder_source`` sees them.
 
     Raises:
-        UsageError: where a folder cannot be read.
+        UsageError: If a folder cannot be read.
     """
     for name, is_folder in _entries(folder):
         if is_folder:
@@ -94,8 +94,8 @@ class _Images:
     """The images below a folder.
 
     Attributes:
-        folder: the path.
-        files: class → names of its files relative to the folder, CLASS/…/IMAGE; both sorted.
+        folder: The path of the folder.
+        files: The names of each class's files relative to the folder, CLASS/…/IMAGE, both sorted.
     """
 
     folder: str
@@ -106,8 +106,8 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
     """Finds the images in the class folders of a folder.
 
     Args:
-        folder: its path.
-        expected: the classes it must have; None where it decides which there are.
+        folder: The path of the folder.
+        expected: The classes it must have. None accepts any.
     """
     entries = list(_entries(folder))
     classes = sorted(name for name, is_folder in entries if is_folder)
@@ -142,7 +142,7 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yields (name, whether it is a folder) of what is in a folder and not hidden."""
+    """Yields (name, is it a folder) of everything in a folder that is not hidden."""
     try:
         for name, is_folder in _remote(folder) if "://" in folder else _local(folder):
             if name and not name.startswith("."):
@@ -159,7 +159,8 @@ def _local(folder: str) -> Iterator[tuple[str, bool]]:
 
 def _remote(folder: str) -> Iterator[tuple[str, bool]]:
     for name in tf.io.gfile.listdir(folder):
-        # Each isdir is a request: buckets mark folders with a slash, and images are files.
+        # Each isdir is a request. It is not needed for names with a slash, with which buckets mark
+        # folders, nor for images, which are files.
         is_folder = name.endswith("/") or (
             not _is_image(name) and tf.io.gfile.isdir(f"{folder}/{name}")
         )
@@ -192,7 +193,7 @@ def _hold_out(images: _Images, holdout: float, seed: int) -> tuple[_Images, _Ima
 
 
 def _split(images: _Images) -> Split:
-    # Bytes, as a file's name need not be text.
+    # Bytes, because a file's name need not be text.
     paths = [
         os.fsencode(f"{images.folder}/{file}") for files in images.files.values() for file in files
     ]

@@ -1,7 +1,8 @@
 """ImageNet and ImageNet-21k as the official TFRecord files.
 
-Files, features and splits: google/automl, efficientnetv2/datasets.py. The files of ImageNet are
-what https://github.com/tensorflow/tpu/blob/master/tools/datasets/imagenet_to_gcs.py writes.
+Files, features and splits are those of google/automl, efficientnetv2/datasets.py. The files of
+ImageNet are written by
+https://github.com/tensorflow/tpu/blob/master/tools/datasets/imagenet_to_gcs.py.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from effnetv2_jax.data.sources.base import MAX_LABELS, Example, Source, Split
+from effnetv2_jax.data.sources import MAX_LABELS, Example, Source, Split, fill_up
 from effnetv2_jax.data.sources.tfrecords import open_split
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
@@ -21,13 +22,13 @@ NUM_CLASSES_21K = 21_843
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """Which files in a folder make up a split.
+    """The files in a folder that make up a split.
 
     Attributes:
-        pattern: of their names.
-        first: of those in the order of their names, the first taken.
-        end: the first no longer taken; None means all of the rest.
-        meaning: which those are, for a person.
+        pattern: The pattern of their names.
+        first: The first file, among those that match in the order of their names.
+        end: The file after the last one. None means all of the rest.
+        meaning: The same in words.
     """
 
     pattern: str
@@ -35,20 +36,13 @@ class _Files:
     end: int | None = None
     meaning: str = "all"
 
-    def among(self, names: list[str]) -> list[str]:
-        return names[self.first : self.end]
 
-
-def _imagenet_splits() -> dict[str, _Files]:
-    eval_files = _Files("val*")
-    return {
-        "train": _Files("train*", 20, None, "those from the 21st on"),
-        "minival": _Files("train*", 0, 20, "the first 20"),
-        "trainval": _Files("train*"),
-        "eval": eval_files,
-        "validation": eval_files,
-        "test": eval_files,
-    }
+_IMAGENET_SPLITS = {
+    "train": _Files("train*", 20, None, "those from the 21st on"),
+    "minival": _Files("train*", 0, 20, "the first 20"),
+    "trainval": _Files("train*"),
+    **dict.fromkeys(("eval", "validation", "test"), _Files("val*")),
+}
 
 
 def _imagenet21k_splits(train: str) -> dict[str, _Files]:
@@ -63,7 +57,7 @@ def _imagenet21k_splits(train: str) -> dict[str, _Files]:
 
 
 def is_imagenet_dir(data_dir: str) -> bool:
-    """Whether a folder holds the official TFRecord files of ImageNet (``train-*``)."""
+    """Returns True if a folder has the official TFRecord files of ImageNet (``train-*``)."""
     try:
         return bool(_matching(_list_files(data_dir), "train-*"))
     except tf.errors.OpError:
@@ -71,20 +65,20 @@ def is_imagenet_dir(data_dir: str) -> bool:
 
 
 def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
-    """ImageNet, ILSVRC 2012: labels 0 to 999 in the order of the WordNet ids, their names.
+    """Opens ImageNet, ILSVRC 2012. Classes are named by their WordNet ids, in that order.
 
-    Splits: ``train`` (the train files from the 21st on; 1,256,144 examples), ``minival`` (the first
-    20; 25,021), ``trainval`` (both; 1,281,167), ``eval`` (50,000; also ``validation``, ``test``).
-    Examples: ``image``, a JPEG string, and ``label``, int64 []; reading one whose
-    ``image/class/label`` is not in 1…1000 (0 is the background) fails with
+    The splits are ``train`` (the train files from the 21st on; 1,256,144 examples), ``minival``
+    (the first 20; 25,021), ``trainval`` (both; 1,281,167) and ``eval`` (50,000; also
+    ``validation`` and ``test``). An example has ``image``, a JPEG string, and ``label``, int64 [].
+    Parsing one whose ``image/class/label`` is not in 1…1000 (0 is the background) fails with
     tf.errors.InvalidArgumentError.
 
     Args:
-        data_dir: the folder with the files ``train*`` and ``val*``.
-        cache_dir: as in ``tfrecords.build_index``.
+        data_dir: The folder with the files ``train*`` and ``val*``.
+        cache_dir: The folder for the index, as for ``tfrecords.build_index``.
 
     Raises:
-        UsageError: for a folder without train files, and from ``split`` for an unknown name, a
+        UsageError: For a folder without train files. ``split`` raises it for an unknown name, a
             split without files, and files that are empty or cut off.
     """
     files = _files_in(
@@ -97,27 +91,26 @@ def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
     return Source(
         name="imagenet2012",
         class_names=tuple(names),
-        split=_splits("imagenet2012", data_dir, files, _imagenet_splits(), _parse, cache_dir),
+        split=_splits("imagenet2012", data_dir, files, _IMAGENET_SPLITS, _parse, cache_dir),
     )
 
 
 def imagenet21k_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
-    """ImageNet-21k: 21,843 classes without names, several labels an example.
+    """Opens ImageNet-21k: 21,843 classes without names, with several labels per example.
 
-    The train files are ``imagenet21k*``, as in the official code, or ``train*`` where there are
-    none. Splits: ``train`` (those from the 21st on; 12,720,275 examples), ``minival`` (the 17th to
+    The train files are ``imagenet21k*``, as in the official code, or ``train*`` if there are none.
+    The splits are ``train`` (those from the 21st on; 12,720,275 examples), ``minival`` (the 17th to
     the 20th; 25,089), ``eval`` (the first 16; 100,357), ``trainval`` (all of them), and
-    ``validation`` (``val*``) and ``test`` (``test*``) where there are such files.
-    Examples: ``image``, a JPEG string, and ``label``, int64 [MAX_LABELS], filled up with -1;
-    reading one with more labels, or one not in 0…21842, fails with
-    tf.errors.InvalidArgumentError.
+    ``validation`` (``val*``) and ``test`` (``test*``) if there are such files. An example has
+    ``image``, a JPEG string, and ``label``, int64 [MAX_LABELS], filled up with -1. Parsing one with
+    more labels, or with one not in 0…21842, fails with tf.errors.InvalidArgumentError.
 
     Args:
-        data_dir: the folder with the files.
-        cache_dir: as in ``tfrecords.build_index``.
+        data_dir: The folder with the files.
+        cache_dir: The folder for the index, as for ``tfrecords.build_index``.
 
     Raises:
-        UsageError: as in ``imagenet_source``.
+        UsageError: For the same reasons as ``imagenet_source``.
     """
     patterns = ["imagenet21k*", "train*"]
     files = _files_in(
@@ -165,7 +158,7 @@ def _splits(
             raise unknown_name(f"split of {source}", name, splits)
         wanted = splits[name]
         found = _matching(files, wanted.pattern)
-        taken = wanted.among(found)
+        taken = found[wanted.first : wanted.end]
         if not taken:
             raise UsageError(
                 f"no files for split {name!r} of {source}: it takes {wanted.meaning} of the files "
@@ -207,17 +200,10 @@ def _parse_21k(record: tf.Tensor) -> Example:
         },
     )
     labels = features["labels"]
-    count = tf.size(labels)
-    few = tf.debugging.Assert(
-        count <= MAX_LABELS,
-        [f"an example may have at most {MAX_LABELS} labels, but one has", count],
-    )
     valid = tf.debugging.Assert(
         tf.reduce_all((labels >= 0) & (labels < NUM_CLASSES_21K)),
         [f"labels must be in 0...{NUM_CLASSES_21K - 1}, but are", labels],
         summarize=MAX_LABELS,
     )
-    with tf.control_dependencies([few, valid]):
-        missing = tf.maximum(MAX_LABELS - count, 0)
-        label = tf.pad(labels, [[0, missing]], constant_values=-1)
-        return {"image": features["image"], "label": tf.ensure_shape(label, [MAX_LABELS])}
+    with tf.control_dependencies([valid]):
+        return {"image": features["image"], "label": fill_up(labels)}

@@ -1,4 +1,4 @@
-"""Images that somebody names: files, folders, and what comes from standard input."""
+"""Images named on a command line: files, folders, and standard input."""
 
 import dataclasses
 import os
@@ -7,25 +7,24 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from effnetv2_jax.data.decoding import decode_box, whole_box
-from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.data.decoding import decode_box, switch, whole_box
+from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.data.sources.folder import ENDINGS, images_below
-from effnetv2_jax.data.switch import switch
 from effnetv2_jax.runtime.errors import UsageError
 
 STDIN = "-"
 
-# How files begin that can be decoded. Names of files may begin with BM, GIF or RIFF, too.
+# The first bytes of files that can be decoded. Names of files may begin with BM, GIF or RIFF, too.
 _BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedImage:
-    """An image, which may turn out to be none.
+    """An image, or something that turns out to be none when it is decoded.
 
     Attributes:
-        name: the path of its file, or ``-`` for standard input.
-        content: of the file; None where it is read when it is needed.
+        name: The path of its file, or ``-`` for standard input.
+        content: The content of the file. None if it is read when it is needed.
     """
 
     name: str
@@ -33,17 +32,16 @@ class NamedImage:
 
 
 def find_images(arguments: list[str], read_stdin: Callable[[], bytes]) -> list[NamedImage]:
-    """The images that arguments stand for, in their order.
+    """Returns the images that arguments stand for, in their order.
 
     Args:
-        arguments: files; folders, for all images at any depth below them whose names end in
-            ``ENDINGS``, in the order of their paths; ``-`` for what comes from standard input: one
-            image, or else files and folders, one a line.
-        read_stdin: is called where ``-`` is among them.
+        arguments: Files, folders or ``-``. A folder stands for all images at any depth below it
+            whose names end in ``ENDINGS``, in the order of their paths. ``-`` stands for standard
+            input: one image, or else files and folders, one per line.
+        read_stdin: A function that reads standard input. It is called if ``-`` is an argument.
 
     Raises:
-        UsageError: for a path that is not there, a folder without images, and where there is
-            nothing at all.
+        UsageError: For a path that does not exist, a folder without images, and no images at all.
     """
     images: list[NamedImage] = []
     for argument in arguments:
@@ -57,7 +55,7 @@ def find_images(arguments: list[str], read_stdin: Callable[[], bytes]) -> list[N
 
 
 def named_source(images: list[NamedImage]) -> Source:
-    """A data set of these images in this order; all have label 0, and every split is all."""
+    """Returns a data set of images in their order. All have label 0, and every split has all."""
     paths = tf.constant([b"" if x.content else os.fsencode(x.name) for x in images])
     contents = tf.constant([x.content or b"" for x in images])
 
@@ -73,10 +71,10 @@ def named_source(images: list[NamedImage]) -> Source:
 
 
 def small_copy(image: NamedImage, side: int) -> tf.Tensor:
-    """The whole image in its own shape, at most ``side`` px long; uint8 [height, width, 3].
+    """Returns the whole image in its own shape, at most ``side`` px long: uint8 [height, width, 3].
 
     Raises:
-        tf.errors.OpError: where it cannot be read or decoded.
+        tf.errors.OpError: If the image cannot be read or decoded.
     """
     content = image.content or tf.io.read_file(os.fsencode(image.name))
     pixels = decode_box(tf.constant(content), whole_box, min_size=side)
@@ -88,20 +86,20 @@ def small_copy(image: NamedImage, side: int) -> tf.Tensor:
 
 
 def printable(name: str) -> str:
-    """A name on one line; what a terminal cannot show, such as bytes that are no text, is �."""
+    """Returns a name on one line, with � for what a terminal cannot show."""
     return "".join(letter if letter.isprintable() else "�" for letter in name)
 
 
 def _at(path: str) -> Iterator[NamedImage]:
-    where = os.fsencode(path)  # a file's name need not be text
-    if tf.io.gfile.isdir(where):
+    name = os.fsencode(path)  # a file's name need not be text
+    if tf.io.gfile.isdir(name):
         paths = sorted(images_below(path.rstrip("/") or "/"))
         if not paths:
             raise UsageError(
                 f"the folder {path!r} has no images, whose names end in {', '.join(ENDINGS)}"
             )
         yield from map(NamedImage, paths)
-    elif tf.io.gfile.exists(where):
+    elif tf.io.gfile.exists(name):
         yield NamedImage(path)
     else:
         raise UsageError(f"{path!r} does not exist: give image files, folders of them, or -")

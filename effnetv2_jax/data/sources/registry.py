@@ -1,14 +1,14 @@
 """Data sets by name.
 
-A new one is a function that returns a ``Source``, and a line in ``SOURCES``; data sets of TFDS are
-lines in ``tfds_source.TFDS_DATASETS``.
+A new one is a function that returns a ``Source``, and a line in ``SOURCES``. A data set of TFDS is
+only a line in ``tfds.TFDS_DATASETS``.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 
-from effnetv2_jax.data.sources.base import Source
+from effnetv2_jax.data.sources import Source
 from effnetv2_jax.data.sources.digits import Digits
 from effnetv2_jax.data.sources.folder import folder_source
 from effnetv2_jax.data.sources.imagenet import (
@@ -24,20 +24,24 @@ FOLDER_PREFIX = "folder:"
 
 
 def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) -> Source:
-    """Opens a data set, preparing it first where it is not on disk and that can be done.
+    """Opens a data set. If it is not on disk and TFDS can prepare it, that is done first.
 
     Args:
-        name: a name in ``SOURCES`` or ``TFDS_DATASETS``, ``folder:PATH`` for your own images, or
-            ``tfds:NAME`` for any other of TFDS.
-        data_dir: where the data are: TFDS's folder (None means its default, ``TFDS_DATA_DIR`` or
-            ``~/tensorflow_datasets``), or the official TFRecords of ImageNet and ImageNet21k.
-        holdout: share of a folder's training images that is its split ``val``, where it has no
-            images for that.
+        name: A name in ``SOURCES`` or ``TFDS_DATASETS``, ``folder:PATH`` for your own images, or
+            ``tfds:NAME`` for any other data set of TFDS.
+        data_dir: The folder of the data: TFDS's (None means its default, ``TFDS_DATA_DIR`` or
+            ``~/tensorflow_datasets``), or that of the official TFRecords of ImageNet and
+            ImageNet-21k.
+        holdout: The share of a folder's training images that becomes its split ``val`` if it has
+            no folder ``val/``.
 
     Raises:
-        UsageError: for an unknown name, and for data that are not there or not as they should be.
+        UsageError: For an unknown name, and for data that are missing or not laid out as they
+            should be.
     """
-    return _with_splits_kept(_open(name, data_dir, holdout))
+    source = _open(name, data_dir, holdout)
+    # Opening a split may list a folder or read an index of a million records, so it is done once.
+    return dataclasses.replace(source, split=functools.cache(source.split))
 
 
 def _open(name: str, data_dir: str | None, holdout: float) -> Source:
@@ -50,11 +54,6 @@ def _open(name: str, data_dir: str | None, holdout: float) -> Source:
     raise unknown_name(
         "data set", name, [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
     )
-
-
-def _with_splits_kept(source: Source) -> Source:
-    """Opens every split once: that may read a folder or an index of a million records."""
-    return dataclasses.replace(source, split=functools.cache(source.split))
 
 
 def _digits(data_dir: str | None) -> Source:
@@ -84,4 +83,4 @@ SOURCES: dict[str, Callable[[str | None], Source]] = {
     "imagenet21k": _imagenet21k,
     "synthetic": lambda data_dir: synthetic_source(),
 }
-"""Of (data_dir) → Source."""
+"""Functions of data_dir that open a data set."""

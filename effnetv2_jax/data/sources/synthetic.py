@@ -1,8 +1,8 @@
-"""Coloured noise for trying things out: the class sets the colour, so there is much to learn."""
+"""Coloured noise for trying things out. The class sets the colour, so there is much to learn."""
 
 import tensorflow as tf
 
-from effnetv2_jax.data.sources.base import Example, Source, Split
+from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.runtime.errors import unknown_name
 
 _EXAMPLES = {"train": 8192, "test": 500}
@@ -11,7 +11,7 @@ _SIZE = 64
 
 
 def synthetic_source() -> Source:
-    """ImageNet's 1,000 classes; example i of a split is the same in every run."""
+    """Returns a data set of 1,000 classes. Example i of a split is the same in every run."""
     return Source(
         name="synthetic",
         class_names=tuple(f"class {i}" for i in range(_CLASSES)),

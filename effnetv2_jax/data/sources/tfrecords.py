@@ -1,17 +1,16 @@
-"""Random access into TFRecord files: a split that is readable from any example on.
+"""Random access into TFRecord files: a split that can be read from any example on.
 
-A TFRecord file tells nowhere where its records begin, so an index is read from the records' headers
-once and kept in a cache. Format: https://www.tensorflow.org/tutorials/load_data/tfrecord, a uint64
-length, its checksum (4 bytes), the data, its checksum (4 bytes).
+A TFRecord file has no table of its records. An index is therefore read from the headers of the
+records once, and kept in a cache. The format of a record
+(https://www.tensorflow.org/tutorials/load_data/tfrecord): the length as uint64, its checksum (4
+bytes), the data, its checksum (4 bytes).
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,27 +20,27 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from effnetv2_jax.data.sources.base import Example, Split
+from effnetv2_jax.data.sources import Example, Split
 from effnetv2_jax.runtime.bars import track
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.files import cache_folder
+from effnetv2_jax.runtime.files import cache_folder, whole_file
 
 _HEADER_BYTES = 12
 _FRAME_BYTES = 16
 _MAX_BUFFER_BYTES = 8 << 20
-# Reading headers is waiting for the disk or the network.
+# Many, because reading headers is waiting for the disk or the network.
 _THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordIndex:
-    """Where the records of some files begin, as if the files were laid end to end.
+    """The places of the records of some files, as if the files were one after the other.
 
     Attributes:
-        files: their names, in order.
-        bases: int64 [files], the byte at which each file begins.
-        positions: int64 [records + 1], the byte at which each record begins, and the last one's
-            end.
+        files: The names of the files, in order.
+        bases: The byte at which each file begins, int64 [files].
+        positions: The byte at which each record begins, and the end of the last one, int64
+            [records + 1].
     """
 
     files: tuple[str, ...]
@@ -50,10 +49,11 @@ class RecordIndex:
 
     @property
     def num_records(self) -> int:
+        """The number of records in all files."""
         return len(self.positions) - 1
 
     def describe(self, record: int) -> str:
-        """The file that holds a record and the record's number in that file, from 0."""
+        """Returns the file that holds a record, and the record's number in it, from 0."""
         file = np.searchsorted(self.bases, self.positions[record], side="right") - 1
         first = np.searchsorted(self.positions, self.bases[file])
         return f"{self.files[file]}, record {record - first}"
@@ -68,21 +68,21 @@ def open_split(
     cache_dir: str | None = None,
     allow_empty_files: bool = True,
 ) -> Split:
-    """The records of some files as a split: in the order of the files, numbered over all of them.
+    """Opens the records of some files as a split, in the order of the files.
 
-    ``read`` fails with tf.errors.DataLossError where a record does not match its checksum.
+    Reading a record that does not match its checksum fails with tf.errors.DataLossError.
 
     Args:
-        files: TFRecord files without compression; anything ``tf.io.gfile`` opens.
-        parse: of (record), a string scalar → its example.
-        start: the split's first record.
-        stop: the record after the split's last; None means all.
-        cache_dir: as in ``build_index``.
-        allow_empty_files: whether a file may have no records.
+        files: TFRecord files without compression, as paths for ``tf.io.gfile``.
+        parse: A function that makes an example of a record, a string scalar.
+        start: The first record of the split.
+        stop: The record after the last one of the split. None means all.
+        cache_dir: The folder for the index, as for ``build_index``.
+        allow_empty_files: Accepts files without records if set.
 
     Raises:
-        UsageError: for files that cannot be read, are cut off or empty, and for a range that the
-            records do not have.
+        UsageError: For files that cannot be read, are cut off or empty, and for a range that
+            exceeds the records.
     """
     index = build_index(files, cache_dir=cache_dir)
     if not allow_empty_files:
@@ -105,41 +105,40 @@ def open_split(
         records = tf.raw_ops.TFRecordDatasetV2(
             filenames=names[first_file:end_file],
             compression_type="",
-            # No larger than what is wanted, so that a record alone stays cheap.
+            # No larger than the row, so that reading a single record stays cheap.
             buffer_size=tf.minimum(end - begin, _MAX_BUFFER_BYTES),
             byte_offsets=tf.maximum(begin - bases[first_file:end_file], 0),
         )
         dataset = tf.data.experimental.from_variant(records, tf.TensorSpec([], tf.string))
         # A file that lost records since it was indexed is an error, not a shorter row.
         whole = tf.data.experimental.assert_cardinality(count)
-        return dataset.take(count).apply(whole).map(parse)
+        return dataset.take(count).apply(whole)
 
-    def read(first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+    def records(first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         first, count = tf.cast(first, tf.int64), tf.cast(count, tf.int64)
         if tf.executing_eagerly():
-            # tf.data serialises an outermost dataset, which TensorFlow 2.21 cannot with offsets.
+            # tf.data serialises an outermost dataset. TensorFlow 2.21 cannot do that with offsets.
             return tf.data.Dataset.from_tensors((first, count)).flat_map(row)
         return row(first, count)
 
     return Split(
         size=stop - start,
-        read=read,
-        get=None,
+        records=records,
+        parse=parse,
         describe=lambda example: index.describe(start + example),
     )
 
 
 def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> RecordIndex:
-    """Reads where the records begin, from the cache where the files are those indexed before.
+    """Finds the beginnings of records, in the cache if the files have not changed since.
 
     Args:
-        files: at least one TFRecord file without compression.
-        cache_dir: a local folder; None means ``$XDG_CACHE_HOME/effnetv2_jax``, or
-            ``~/.cache/effnetv2_jax`` where that is not set. One that cannot be written is done
-            without.
+        files: At least one TFRecord file without compression.
+        cache_dir: A local folder. None means ``$XDG_CACHE_HOME/effnetv2_jax``, by default
+            ``~/.cache/effnetv2_jax``. If it cannot be written, the index is not kept.
 
     Raises:
-        UsageError: for no files, and for a file that cannot be read or is cut off.
+        UsageError: For no files, and for a file that cannot be read or is cut off.
     """
     if not files:
         raise UsageError("no TFRecord files given: name at least one")
@@ -151,7 +150,7 @@ def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> Record
         cache = _cache_file(files, stats, cache_dir)
         positions = _load(cache, ends[-1])
         if positions is None:
-            logging.info("reading where the records of %s begin", _listed(files))
+            logging.info("indexing the records of %s", _listed(files))
             parts = pool.map(_record_starts, files, sizes.tolist())
             starts = list(track(parts, "indexing files", len(files)))
             positions = np.concatenate(
@@ -174,7 +173,7 @@ def _check_none_is_empty(index: RecordIndex) -> None:
 
 
 def _stat(file: str) -> tuple[int, int]:
-    """A file's size in bytes and the time of its last change, to the second."""
+    """The size of a file in bytes, and the time of its last change to the second."""
     try:
         stat = tf.io.gfile.stat(file)
     except tf.errors.OpError as error:
@@ -185,8 +184,8 @@ def _stat(file: str) -> tuple[int, int]:
 
 
 def open_binary(file: str) -> IO[bytes]:
-    """Opens a file of this machine or of a bucket, to read from anywhere in it."""
-    # GFile reads half a MiB for the 12 bytes of a header, which only a network makes up for.
+    """Opens a file on this machine or in a bucket, to read from anywhere in it."""
+    # GFile reads half a MiB for the 12 bytes of a header, which pays only over a network.
     return tf.io.gfile.GFile(file, "rb") if "://" in file else open(file, "rb", buffering=0)
 
 
@@ -224,32 +223,25 @@ def _cache_file(
 
 
 def _load(cache: str, num_bytes: int) -> np.ndarray | None:
-    """The positions in a cache file, None where there is none that can be used."""
+    """The positions in a cache file, None if there is none that can be used."""
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             positions = arrays["positions"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("the index %s is broken (%s) and is made anew", cache, error)
+        logging.warning("the index %s is broken (%s) and is made again", cache, error)
         return None
     if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
-        logging.warning("the index %s does not fit its files and is made anew", cache)
+        logging.warning("the index %s does not fit its files and is made again", cache)
         return None
     return positions
 
 
 def _save(cache: str, positions: np.ndarray) -> None:
-    folder = os.path.dirname(cache)
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(file, positions=positions)
-                os.replace(file.name, cache)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(file.name)
-                raise
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        with whole_file(cache) as temporary:
+            np.savez(temporary, positions=positions)
     except OSError as error:
         logging.warning("the index %s cannot be kept for the next time: %s", cache, error)

@@ -61,7 +61,7 @@ def test_one_example_and_a_row_of_them_are_the_bytes_of_the_files(root):
     row = list(dataset.as_numpy_iterator())
     assert len(row) == 4
     for index, example in enumerate(row, start=18):
-        alone = split.get(tf.constant(index, tf.int64))
+        alone = split.parse(tf.constant(index, tf.int64))
         assert set(alone) == {"image", "label"}
         assert alone["label"].dtype == tf.int64
         assert alone["label"].shape == ()
@@ -104,7 +104,7 @@ def test_links_are_followed_and_names_need_not_be_text(root, tmp_path_factory):
     split = folder_source(str(root)).split("trainval")
     assert split.size == 28
     assert "ant" in split.describe(2)
-    assert split.get(tf.constant(2, tf.int64))["image"].numpy().startswith(b"\x89PNG")
+    assert split.parse(tf.constant(2, tf.int64))["image"].numpy().startswith(b"\x89PNG")
 
 
 def test_the_holdout_takes_its_share_of_every_class(root):
@@ -178,7 +178,7 @@ def test_a_remote_folder_reads_like_a_local_one(root):
     assert split.size == 25
     assert split.describe(24) == f"{remote}/train/dog/deep/004.png"
     content = (root / "train" / "dog" / "004.png").read_bytes()
-    assert split.get(tf.constant(24, tf.int64))["image"].numpy() == content
+    assert split.parse(tf.constant(24, tf.int64))["image"].numpy() == content
 
 
 def test_a_listing_with_slashes_is_understood(monkeypatch):

@@ -107,7 +107,7 @@ def test_files_and_standard_input_are_one_data_set(folder):
     split = named_source(images).split("any")
     rows = split.read(tf.constant(0, tf.int64), tf.constant(3, tf.int64))
     assert [row["image"].numpy() for row in rows] == [encode("PNG"), content, encode("PNG")]
-    assert split.get(tf.constant(1, tf.int64))["image"].numpy() == content
+    assert split.parse(tf.constant(1, tf.int64))["image"].numpy() == content
 
 
 @pytest.mark.parametrize(

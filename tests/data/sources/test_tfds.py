@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from effnetv2_jax.data.sources import tfds as tfds_source_module
+from effnetv2_jax.data.sources import MAX_LABELS, tfds_splits
 from effnetv2_jax.data.sources.digits import Digits
-from effnetv2_jax.data.sources.tfds import MAX_LABELS, TfdsDataset, open_tfds, tfds_source
+from effnetv2_jax.data.sources.tfds import TfdsDataset, open_tfds, tfds_source
 from effnetv2_jax.runtime.errors import UsageError
 
 NAMED = {
@@ -235,7 +235,7 @@ def test_several_labels_and_none_are_filled_up(memory_limit, tmp_path):
 )
 def test_memory_and_files_give_the_same_examples(digits, digits_in_files, spec):
     memory, files = digits.split(spec), digits_in_files.split(spec)
-    assert memory.get is not None and files.get is None
+    assert memory.random_access and not files.random_access
     assert memory.size == files.size
     assert_same(rows(memory), rows(files))
     middle = memory.size // 2
@@ -256,26 +256,24 @@ def test_a_slice_counts_its_share_of_the_bytes(digits_dir, tmp_path):
     builder = Digits(data_dir=digits_dir)
     limit = builder.info.splits["train"].num_bytes // 2
     source = tfds_source("digits", builder, memory_limit=limit, cache_dir=str(tmp_path))
-    assert source.split("train").get is None
-    assert source.split("train[:60%]").get is None
-    assert source.split("train[:40%]").get is not None
+    assert not source.split("train").random_access
+    assert not source.split("train[:60%]").random_access
+    assert source.split("train[:40%]").random_access
 
 
 def test_examples_are_read_once_at_the_first_get_also_inside_a_map_and_by_threads(
     digits, monkeypatch
 ):
     reads = []
-    read_all = tfds_source_module._read_all
-    monkeypatch.setattr(
-        tfds_source_module, "_read_all", lambda *args: reads.append(1) or read_all(*args)
-    )
+    read_all = tfds_splits._read_all
+    monkeypatch.setattr(tfds_splits, "_read_all", lambda *args: reads.append(1) or read_all(*args))
     split = digits.split("test")
     assert reads == []
     order = tf.constant([5, 0, 359], tf.int64)
     datasets = []
 
     def read():
-        datasets.append(tf.data.Dataset.from_tensor_slices(order).map(split.get))
+        datasets.append(tf.data.Dataset.from_tensor_slices(order).map(split.parse))
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
@@ -323,7 +321,7 @@ def test_fewer_examples_than_promised_are_refused(tmp_path):
     with tfds.testing.mock_data(5, data_dir=str(tmp_path)):
         split = open_tfds("cifar10", None).split("train")
         with pytest.raises(UsageError, match=r"should have 6 examples, but .* has 5: remove"):
-            split.get(0)
+            split.parse(0)
 
 
 @pytest.mark.parametrize(

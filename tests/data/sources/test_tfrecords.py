@@ -52,7 +52,7 @@ def test_every_row_equals_what_tf_data_reads(files, cache_dir):
     split = tfrecords.open_split(files, parse, cache_dir=cache_dir)
     expected = list(tf.data.TFRecordDataset(files).as_numpy_iterator())
     assert split.size == len(expected) == NUM_RECORDS
-    assert split.get is None
+    assert not split.random_access
     rows = [(f, c) for f in range(NUM_RECORDS + 1) for c in range(NUM_RECORDS + 1 - f)]
     # One graph for all rows: first and count are known only when it runs.
     dataset = tf.data.Dataset.from_tensor_slices(np.array(rows, np.int64)).flat_map(

@@ -11,8 +11,8 @@ NUM_TRAIN = 1437
 class Digits(tfds.core.GeneratorBasedBuilder):
     """Images of 8 × 8 px in 17 grey levels, scaled to 0 … 255; labels 0 … 9.
 
-    The first 1,437 examples are ``train``, the last 360 ``test``: scikit-learn keeps the order of
-    the writers, so the split is a fixed one and the test digits are mostly by other hands.
+    The first 1,437 examples are ``train``, the last 360 ``test``. scikit-learn keeps the order of
+    the writers, so the split is fixed and the test digits are mostly by other writers.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -29,7 +29,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            # The writers' order, so that a slice such as train[80%:] holds out whole writers.
+            # The order of the writers, so that a slice such as train[80%:] holds out whole writers.
             disable_shuffling=True,
             homepage="https://archive.ics.uci.edu/dataset/80",
         )
