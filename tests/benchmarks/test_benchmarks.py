@@ -48,7 +48,13 @@ def test_the_input_pipeline_is_timed_step_by_step(capsys):
 
 def test_the_preview_has_a_row_of_images_per_stage(tmp_path):
     picture = tmp_path / "folder" / "preview.png"
-    run_input(sizes="16,24,32", columns="4", augmentation="none", preview=str(picture))
+    run_input(
+        sizes="16,24,32",
+        jpeg_size="80,60",
+        columns="4",
+        augmentation="none",
+        preview=str(picture),
+    )
     image = np.asarray(Image.open(picture).convert("RGB"))
     # Of 1.2 inches at 150 dots, without the title and the names: nowhere white, as paper is.
     cells = image[60:, 180:].reshape(3, 180, 4, 180, 3)[:, 20:160, :, 20:160]
@@ -62,7 +68,10 @@ def test_the_preview_has_a_row_of_images_per_stage(tmp_path):
         ({"jpeg_size": "5"}, "--jpeg_size must be 2 numbers"),
         ({"dataset": "digit"}, "unknown data set 'digit': did you mean digits?"),
         ({"augmentation": "rand"}, "unknown augmentation 'rand'"),
-        ({"preview": "/proc/x.png", "sizes": "8"}, "preview '/proc/x.png' cannot be written"),
+        (
+            {"preview": "/proc/x.png", "sizes": "8", "jpeg_size": "8,8"},
+            "preview '/proc/x.png' cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(values, message):

@@ -174,7 +174,11 @@ def race(
                     start(contender, python=pythons[name], cores=cores, cache=f"{cache}/{name}")
                 )
                 facts[name] = worker.call("load")
-                _check_platform(facts, name)
+                # All run on the kind of device that the first one runs on.
+                first = facts[next(iter(workers), name)]["platform"]
+                here = facts[name]["platform"]
+                if here != first:
+                    raise WorkerError(f"it finds no {first} here, only a {here}")
                 workers[name] = worker
             except WorkerError as error:
                 reasons[name] = dict.fromkeys(whats, _reason(error))
@@ -208,13 +212,6 @@ def race(
         name: Entry(contender.title, facts[name], results[name], reasons[name])
         for name, contender in contenders.items()
     }
-
-
-def _check_platform(facts: Mapping[str, Mapping[str, Any]], name: str) -> None:
-    """Raises WorkerError if a contender would run on another kind of device than the first."""
-    first = next((found["platform"] for found in facts.values() if found), None)
-    if facts[name]["platform"] != first:
-        raise WorkerError(f"it finds no {first} here, only a {facts[name]['platform']}")
 
 
 def _reason(error: WorkerError) -> str:

@@ -163,10 +163,11 @@ def compare(
     sections: list[Section] = []
     for section in plan.sections:
         rows = rows_of(plan, section, models)
+        units = {column.name: column.unit for column in (section.table or plan.table).columns}
         found = [
             Section(
                 title,
-                _unit(plan, section),
+                section.unit or units[section.column],
                 tuple(_compared(plan, section, row, source, quantity, on_row) for row in rows),
                 section.tolerance,
             )
@@ -233,8 +234,3 @@ def _compared(
     if footnote:
         ours = dataclasses.replace(ours, notes=(*ours.notes, footnote))
     return Comparison(row.label, row.model, published, ours)
-
-
-def _unit(plan: TablePlan, section: SectionPlan) -> str:
-    units = {column.name: column.unit for column in (section.table or plan.table).columns}
-    return section.unit or units[section.column]

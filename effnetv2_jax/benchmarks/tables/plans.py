@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from effnetv2_jax.benchmarks.tables import quantities
+from effnetv2_jax.benchmarks.tables.costs import not_run
 from effnetv2_jax.benchmarks.tables.paper import TABLES, Row, Table
 from effnetv2_jax.benchmarks.tables.quantities import Quantity
 from effnetv2_jax.models import list_models
@@ -95,7 +96,7 @@ def _training(column: str, batch_size: int, image_size: Callable[[Row], int]) ->
 
 def _not_here(table: str, reason: str) -> list[SectionPlan]:
     """Plans all columns of a table of accuracies."""
-    return [_exact(column.name, quantities.unknown(reason)) for column in TABLES[table].columns]
+    return [_exact(c.name, lambda costs, row: not_run(reason)) for c in TABLES[table].columns]
 
 
 def _pixels(row: Row) -> int:

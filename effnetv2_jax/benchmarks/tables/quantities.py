@@ -35,11 +35,6 @@ def trains_with(command: Callable[[Row], str]) -> Quantity:
     return lambda costs, row: not_run(f"needs ImageNet: `{command(row)}`")
 
 
-def unknown(reason: str) -> Quantity:
-    """Makes a quantity that cannot be run for any model."""
-    return lambda costs, row: not_run(reason)
-
-
 def training_throughput(
     batch_size: int, image_size: Callable[[Row], int], *, of_a_gpu: bool = False
 ) -> Quantity:

@@ -66,11 +66,17 @@ DOCUMENT = flags.DEFINE_string(
 
 def main() -> None:
     # Every check comes before the first row, which takes minutes.
-    names, models = _tables(), _models()
+    names, models = _tables(), MODELS.value or None
+    for model in MODELS.value:
+        get_spec(model)
     topologies = [topology_of(device) for device in dict.fromkeys(DEVICE.value)]
     if not topologies:
         raise UsageError("--device must name local, or tpu: and a topology, or both")
-    _check_dtypes()
+    if DTYPE.value is not None and DTYPE.value not in DTYPES:
+        raise unknown_name("dtype", DTYPE.value, DTYPES)
+    for dtype in INFERENCE.value:
+        if dtype not in INFERENCE_DTYPES:
+            raise unknown_name("inference_dtypes", dtype, INFERENCE_DTYPES)
     document = document_path(DOCUMENT.value)
     with Counter() as bar:
         sources = [_costs(topology, bar) for topology in topologies]
@@ -105,20 +111,6 @@ def _tables() -> list[str]:
         if name not in PLANS:
             raise unknown_name("table", name, [*PLANS, ALL])
     return list(dict.fromkeys(asked))
-
-
-def _models() -> list[str] | None:
-    for model in MODELS.value:
-        get_spec(model)
-    return MODELS.value or None
-
-
-def _check_dtypes() -> None:
-    if DTYPE.value is not None and DTYPE.value not in DTYPES:
-        raise unknown_name("dtype", DTYPE.value, DTYPES)
-    for dtype in INFERENCE.value:
-        if dtype not in INFERENCE_DTYPES:
-            raise unknown_name("inference_dtypes", dtype, INFERENCE_DTYPES)
 
 
 def _costs(topology: str | None, bar: Counter) -> Costs:

@@ -70,9 +70,9 @@ def main() -> None:
         arrays = jax.tree.leaves(state)
         blocked, cpu = (statistics.median(times) for times in zip(*saves, strict=True))
         print(
-            f"a checkpoint without training: {sum(x.nbytes for x in arrays) / 1e6:.1f} MB in {len(arrays)} "
-            f"arrays, keeps the loop for {blocked:.2f} s, takes {cpu:.2f} s of a core "
-            f"(medians of {ROUNDS.value})"
+            f"a checkpoint without training: {sum(x.nbytes for x in arrays) / 1e6:.1f} MB in "
+            f"{len(arrays)} arrays, keeps the loop for {blocked:.2f} s, takes {cpu:.2f} s of a "
+            f"core (medians of {ROUNDS.value})"
         )
         times: dict[bool, list[float]] = {True: [], False: []}
         for number in range(ROUNDS.value):

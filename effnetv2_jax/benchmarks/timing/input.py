@@ -79,7 +79,13 @@ def main() -> None:
         )
 
     if PREVIEW.value:
-        rows = [(_name(stage), next(batches(stage, augmentation))["image"]) for stage in stages]
+        rows = [
+            (
+                f"{stage.image_size} px\nmagnitude {stage.randaugment_magnitude:.3g}",
+                next(batches(stage, augmentation))["image"],
+            )
+            for stage in stages
+        ]
         _write_preview(pathlib.Path(PREVIEW.value), f"{source.name}, {augmentation.name}", rows)
         print(f"preview: {PREVIEW.value}")
         return
@@ -149,10 +155,6 @@ def _numbers(flag: str, values: list[str], kind: Callable, count: int | None = N
             f"them, got {','.join(values)!r}"
         )
     return numbers
-
-
-def _name(stage: Stage) -> str:
-    return f"{stage.image_size} px\nmagnitude {stage.randaugment_magnitude:.3g}"
 
 
 def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
