@@ -111,7 +111,14 @@ def train_batches(
         image = train_image(example["image"], example["seed"], stage, preprocessing, augmentation)
         return {"image": image, "label": example["label"]}
 
-    dataset = _batches(elements.take(num_batches * batch_size), prepare, batch_size, share.threads)
+    dataset = _batches(
+        elements.take(num_batches * batch_size),
+        prepare,
+        stage.image_size,
+        source.label_shape,
+        batch_size,
+        share.threads,
+    )
     index = np.arange(share.index, stage.batch_size, share.count, dtype=np.int32)
 
     def checked() -> Iterator[Batch]:
@@ -178,7 +185,14 @@ def eval_batches(
         image = eval_image(example["image"], image_size, preprocessing)
         return {"image": image, "label": example["label"]}
 
-    dataset = _batches(_read_once(examples, begin, end), prepare, batch_size, share.threads)
+    dataset = _batches(
+        _read_once(examples, begin, end),
+        prepare,
+        image_size,
+        source.label_shape,
+        batch_size,
+        share.threads,
+    )
     bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
 
     def padded() -> Iterator[Batch]:
@@ -236,6 +250,8 @@ def _read_once(split: Split, begin: int, end: int) -> tf.data.Dataset:
 def _batches(
     elements: tf.data.Dataset,
     prepare: Callable[[Example], Example],
+    image_size: int,
+    label_shape: tuple[int, ...],
     batch_size: int,
     threads: int | None,
 ) -> tf.data.Dataset:
@@ -246,39 +262,43 @@ def _batches(
     Args:
         elements: Dictionaries with ``position``.
         prepare: A function of an element that returns ``image`` and ``label``.
+        image_size: The side of the prepared images in px.
+        label_shape: The shape of an example's label.
         batch_size: The number of examples per batch. The last batch may have fewer.
         threads: The number of threads, None for one per core.
     """
     threads = threads or os.cpu_count() or 1
+    rows = elements.batch(_ROW)
+    spec = {
+        "image": tf.TensorSpec((image_size, image_size, 3), tf.uint8),
+        "label": tf.TensorSpec(label_shape, tf.int32),
+    }
 
-    # Traced once, though a row may be prepared in two ways.
-    @tf.function(autograph=False, input_signature=[elements.element_spec])
-    def good(element: Example) -> Example:
+    def prepare_one(element: Example) -> Example:
         example = prepare(element)
-        return {
-            "image": example["image"],
-            "label": tf.cast(example["label"], tf.int32),
-            "mask": tf.ones([]),
-            "position": element["position"],
-        }
+        return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
 
-    spec = good.get_concrete_function().structured_outputs
+    # Not a tf.function, whose calls inside of a graph cost another 30 µs per image.
+    def good(row: Example) -> Example:
+        examples = tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
+        mask = tf.ones_like(row["position"], tf.float32)
+        return examples | {"mask": mask, "position": row["position"]}
 
-    def bad(element: Example) -> tf.data.Dataset:
-        zeros = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
-        return tf.data.Dataset.from_tensors(zeros | {"position": element["position"]})
-
-    def all_at_once(row: Example) -> Example:
-        specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in spec.items()}
-        return tf.map_fn(good, row, fn_output_signature=specs, parallel_iterations=1)
+    def bad(row: Example) -> tf.data.Dataset:
+        zeros = {name: tf.zeros((1, *x.shape), x.dtype) for name, x in spec.items()}
+        return tf.data.Dataset.from_tensors(
+            zeros | {"mask": tf.zeros([1]), "position": row["position"]}
+        )
 
     def one_by_one(row: Example) -> tf.data.Dataset:
-        each = tf.data.Dataset.from_tensor_slices(row)
-        return each.flat_map(lambda element: attempt(good, element, bad)).batch(_ROW)
+        each = tf.data.Dataset.from_tensor_slices(row).batch(1)
+        masked = each.flat_map(lambda one: attempt(good, one, bad))
+        return masked.unbatch().batch(_ROW)
 
+    # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        return attempt(all_at_once, row, one_by_one).get_single_element()
+        return attempt(good, row, one_by_one).get_single_element()
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -287,8 +307,7 @@ def _batches(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return (
-        elements.batch(_ROW)
-        .map(
+        rows.map(
             prepare_row,
             num_parallel_calls=threads * _ROWS_BEGUN,
             deterministic=True,
