@@ -37,7 +37,7 @@ LARGEST_ROOM = 13
 
 
 def room_of(path: pathlib.Path) -> str:
-    """Returns ``models`` for effnetv2_jax/models/…, ``progressive`` for effnetv2_jax/progressive.py."""
+    """Returns the first part of a path below the package, without ``.py``."""
     return path.parts[1].removesuffix(".py")
 
 
