@@ -17,7 +17,8 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.vit import REMAT, Patches
+from effnetv2_jax.models.family import REMAT
+from effnetv2_jax.models.vit import Patches
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 
