@@ -14,20 +14,16 @@ from effnetv2_jax.models.family import CLASSIFIER, Family, Names
 from effnetv2_jax.models.layers import BatchNorm, Conv, DepthwiseConv
 from effnetv2_jax.runtime.errors import UsageError
 
+_EXPAND = ["expand.conv", "expand.norm"]
+_DEPTHWISE = ["depthwise.conv", "depthwise.norm"]
+_END = ["se.reduce", "se.expand", "project.conv", "project.norm"]
+
 # The layers of each kind of block. MBConv1 is the paper's word for a block with expansion ratio 1.
-_MBCONV1 = [
-    "depthwise.conv",
-    "depthwise.norm",
-    "se.reduce",
-    "se.expand",
-    "project.conv",
-    "project.norm",
-]
 _BLOCKS = {
-    "mbconv": ["expand.conv", "expand.norm", *_MBCONV1],
-    "mbconv1": _MBCONV1,
-    "fused": ["expand.conv", "expand.norm", *_MBCONV1[2:]],
-    "fused1": _MBCONV1[2:],
+    "mbconv": _EXPAND + _DEPTHWISE + _END,
+    "mbconv1": _DEPTHWISE + _END,
+    "fused": _EXPAND + _END,
+    "fused1": _END,
 }
 
 
@@ -191,6 +187,7 @@ def _keras_numbers(spec: EfficientNetSpec) -> dict[str, str]:
 
 
 _NORM = "tpu_batch_normalization"
+_SE_TORCH = "_se_reduce _se_expand"
 _SE_GRAPH = "se/conv2d se/conv2d_1"
 _SE_OBJECTS = "_se/_se_reduce _se/_se_expand"
 
@@ -241,8 +238,8 @@ _NAMES = (
         layers=_layers(
             "_conv_stem _bn0 _conv_head _bn1 _fc",
             "_blocks.{number}.",
-            mbconv="_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
-            mbconv1="_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
+            mbconv=f"_expand_conv _bn0 _depthwise_conv _bn1 {_SE_TORCH} _project_conv _bn2",
+            mbconv1=f"_depthwise_conv _bn1 {_SE_TORCH} _project_conv _bn2",
         ),
         territory=re.compile(r"(_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\..*"),
         trained=_as_published,

@@ -20,12 +20,7 @@ ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 
 
 def activated(x: jax.Array, activation: str | None) -> jax.Array:
-    """Returns the activation of x.
-
-    Args:
-        x: An array of any shape.
-        activation: A name in ``ACTIVATIONS``, or None for the identity.
-    """
+    """Returns the activation of x by its name in ``ACTIVATIONS``; None is the identity."""
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
@@ -102,12 +97,7 @@ def normalize(
 
 
 def gated(x: Value, gate: jax.Array) -> Value:
-    """Returns x · gate, of x's dtype.
-
-    Args:
-        x: [batch, height, width, channels].
-        gate: [batch, 1, 1, channels].
-    """
+    """Returns x · gate, of x's dtype, for a gate [batch, 1, 1, channels]."""
     gate = gate.astype(x.dtype)
     product = _gated(x, gate)
     # A value remembers one gate. With a second one, it becomes a plain array.
@@ -161,9 +151,7 @@ def scale_shift(
         An array [..., channels] of this dtype.
     """
     return lax.platform_dependent(
-        x,
-        scale,
-        shift,
+        *(x, scale, shift),
         cpu=functools.partial(_forward_on_cpu, activation=activation, dtype=dtype),
         default=functools.partial(_forward, activation=activation, dtype=dtype),
     )
