@@ -67,7 +67,7 @@ class _Block(nnx.Module):
         expands = expand_ratio != 1
         se_ratio = self.SE_RATIO if se_ratio is None else se_ratio
         numeric: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        square = {"kernel_size": kernel_size, "stride": stride, "padding": padding} | numeric
+        square = {**numeric, "kernel_size": kernel_size, "stride": stride, "padding": padding}
 
         def layer(conv, channels: int, activation: str | None = activation) -> ConvNorm:
             return ConvNorm(conv, norm(channels, dtype=dtype), activation)
@@ -76,11 +76,10 @@ class _Block(nnx.Module):
         self.expand = layer(Conv(in_filters, inside, **first), inside) if expands else _identity
         if not self.FUSED:
             self.depthwise = layer(DepthwiseConv(inside, **square), inside)
+        squeezed = max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
         self.se = (
-            SqueezeExcite(
-                inside, max(1, int(in_filters * se_ratio)), activation=activation, **numeric
-            )
-            if se_ratio > 0
+            SqueezeExcite(inside, squeezed, activation=activation, **numeric)
+            if squeezed
             else _identity
         )
         self.project = (
@@ -152,7 +151,7 @@ class MBConv(_Block):
             skip (stride 1, equal filters).
         padding: One of ``convolutions.PADDINGS``.
         activation: A name in ``activations.ACTIVATIONS``.
-        norm: Makes a batch norm from the number of channels and ``dtype=``.
+        norm: Makes a batch norm from a number of channels and ``dtype=``.
         dtype: The dtype of the computation; parameters stay float32.
         rngs: Gives the ``params`` keys.
     """
@@ -245,10 +244,11 @@ class EfficientNet(Network):
             epsilon=spec.bn_epsilon,
             axis_name=axis_name,
             group_size=bn_group_size,
+            dtype=dtype,
         )
         self.stem = ConvNorm(
             conv(3, spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding),
-            norm(spec.stem_filters, dtype=dtype),
+            norm(spec.stem_filters),
             spec.activation,
         )
         blocks = spec.blocks
@@ -278,26 +278,16 @@ class EfficientNet(Network):
         # A run is a range of blocks in one loop. A row is a tuple of runs recomputed together.
         runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
         by_group = itertools.groupby(runs, key=lambda run: blocks[run.start].group)
-        rows = (
-            [tuple(group) for _, group in by_group] if remat == "stages" else [(r,) for r in runs]
-        )
-        self.rows = tuple(rows)
+        stages = (tuple(group) for _, group in by_group)
+        self.rows = tuple(stages) if remat == "stages" else tuple((run,) for run in runs)
         self.head = ConvNorm(
             conv(spec.groups[-1].filters, spec.head_filters),
-            norm(spec.head_filters, dtype=dtype),
+            norm(spec.head_filters),
             spec.activation,
         )
-        self.classifier = (
-            nnx.Linear(
-                spec.head_filters,
-                num_classes,
-                kernel_init=functools.partial(dense_kernel_init, scale=spec.head_init_scale),
-                dtype=dtype,
-                rngs=rngs,
-            )
-            if num_classes
-            else None
-        )
+        init = functools.partial(dense_kernel_init, scale=spec.head_init_scale)
+        linear = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = linear(spec.head_filters, num_classes) if num_classes else None
         self.rngs = dropout_rngs(rngs)
 
     def pooled(

@@ -299,7 +299,7 @@ FAMILY = Family(
     module=EfficientNet,
     specs=EFFICIENTNET_SPECS,
     read_spec=lambda fields: EfficientNetSpec(
-        **fields | {"groups": tuple(GroupSpec(**group) for group in fields["groups"])}
+        **dict(fields) | {"groups": tuple(GroupSpec(**group) for group in fields["groups"])}
     ),
     as_trained={
         "padding": ((Conv, "padding"), (DepthwiseConv, "padding")),

@@ -100,11 +100,6 @@ class EfficientNetSpec:
     padding: str = "same"
 
     @property
-    def num_features(self) -> int:
-        """The number of features of a pooled image, which the classifier sees."""
-        return self.head_filters
-
-    @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All blocks of the body, in order."""
         blocks: list[BlockSpec] = []

@@ -41,8 +41,6 @@ class Spec(Protocol):
     def survival_prob(self) -> float: ...
     @property
     def preprocessing(self) -> str: ...
-    @property
-    def num_features(self) -> int: ...
 
 
 REMAT = ("none", "blocks", "stages")
@@ -91,7 +89,7 @@ class Network(nnx.Module):
     def pooled(
         self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        """Returns the features that the classifier sees, float32 [batch, num_features]."""
+        """Returns the features that the classifier sees, float32 [batch, features]."""
 
     def __call__(
         self,
@@ -117,7 +115,7 @@ class Network(nnx.Module):
 
         Returns:
             float32 logits [batch, num_classes]. If num_classes is 0, the float32 features
-            [batch, num_features] that a classifier would see.
+            [batch, features] that a classifier would see.
 
         Raises:
             UsageError: If the images or index have another shape or dtype.

@@ -57,16 +57,6 @@ class VisionTransformerSpec:
         """The side of training images in px, which is the evaluation size."""
         return self.eval_size
 
-    @property
-    def num_features(self) -> int:
-        """The number of features of the class token, which the classifier sees."""
-        return self.width
-
-    @property
-    def grid(self) -> int:
-        """The number of patches along a side of the image."""
-        return self.eval_size // self.patch_size
-
 
 _SPEC = VisionTransformerSpec
 _DEIT = functools.partial(_SPEC, preprocessing="deit", survival_prob=0.9)
@@ -129,7 +119,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, spec: VisionTransformerSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        tokens = 1 + spec.grid**2
+        tokens = 1 + (spec.eval_size // spec.patch_size) ** 2
         self.patches = Patches(spec.patch_size, spec.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(small_normal_init(rngs.params(), (1, 1, spec.width)))
         self.positions = nnx.Param(small_normal_init(rngs.params(), (1, tokens, spec.width)))
@@ -221,10 +211,8 @@ class TransformerBlock(nnx.Module):
             rngs: The source of the ``dropout`` keys, which training with survival_prob < 1 needs.
             index: int32 [batch], the number of each image. None means 0 … batch − 1.
         """
-        for norm, branch in (
-            (self.attention_norm, self.attention),
-            (self.mlp_norm, self.mlp),
-        ):
+        pairs = (self.attention_norm, self.attention), (self.mlp_norm, self.mlp)
+        for norm, branch in pairs:
             y = branch(norm(x))
             if training and self.survival_prob < 1.0:
                 numbers = jnp.arange(len(x)) if index is None else index

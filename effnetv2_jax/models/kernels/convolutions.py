@@ -82,8 +82,8 @@ def biased_depthwise_conv(
 
 def _pads(x: Value, kernel: jax.Array, stride: int, padding: str) -> Pads:
     if padding == "symmetric":
-        rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
-        return (rows, rows), (columns, columns)
+        top, left = ((size - 1) // 2 for size in kernel.shape[:2])
+        return (top, top), (left, left)
     rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
     return rows, columns
 
@@ -161,21 +161,15 @@ def _biased_backward(stride, pads, activation, residuals, dy):
 _biased.defvjp(_biased_forward, _biased_backward)
 
 
-def _xla_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads, groups: int = 1
-) -> jax.Array:
+def _xla_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
-
-
-def _grouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    return _xla_conv(x, kernel, stride=stride, pads=pads, groups=x.shape[-1])
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
@@ -197,4 +191,4 @@ _PRODUCT = _Kind(_product, _product, on_cpu.product_gradients)
 _WINOGRAD = _Kind(_xla_conv, winograd.conv, winograd.gradients)
 _OF_FEW_CHANNELS = _Kind(_xla_conv, on_cpu.conv_by_taps, _dense_gradients)
 _DENSE = _Kind(_xla_conv, _xla_conv, _dense_gradients)
-_DEPTHWISE = _Kind(_grouped, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)
+_DEPTHWISE = _Kind(_xla_conv, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)

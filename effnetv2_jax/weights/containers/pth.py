@@ -72,7 +72,7 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *other
 
 # The only objects that a pickle may name, and the only functions that it may call. Nothing that it
 # names is ever looked up.
-_NAMED: Mapping[str, np.dtype | Callable[..., Any]] = {
+_NAMED: Mapping[str, Any] = {
     "collections.OrderedDict": dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *others: tensor,
@@ -173,7 +173,7 @@ _MARK = object()
 
 
 def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
-    """Reads a pickle of numbers, text, lists, tuples, dictionaries and tensors, from here to its end.
+    """Reads a pickle of numbers, text, lists, tuples, dictionaries and tensors to its end.
 
     ``storages`` receives the storages that the pickle names.
     """
