@@ -1,4 +1,4 @@
-"""The record of a family of networks: everything the package has to know of one in one place.
+"""The record of a family of networks, with all that the package knows of it, and its modules' base.
 
 A new family is a file with its module, its frozen specs and a ``Family`` named ``FAMILY``, and a
 line in ``registry.FAMILIES``. Nothing else in the package asks which family a network belongs to.
@@ -89,7 +89,10 @@ class Network(nnx.Module):
     def pooled(
         self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        """Returns the features that the classifier sees, float32 [batch, features]."""
+        """Returns the features that the classifier sees, float32 [batch, features].
+
+        The arguments are those of ``__call__`` after its checks; only index may be None.
+        """
 
     def __call__(
         self,

@@ -150,11 +150,11 @@ def scale_shift(
     Returns:
         An array [..., channels] of this dtype.
     """
-    return lax.platform_dependent(
-        *(x, scale, shift),
-        cpu=functools.partial(_forward_on_cpu, activation=activation, dtype=dtype),
-        default=functools.partial(_forward, activation=activation, dtype=dtype),
+    on_cpu, default = (
+        functools.partial(function, activation=activation, dtype=dtype)
+        for function in (_forward_on_cpu, _forward)
     )
+    return lax.platform_dependent(x, scale, shift, cpu=on_cpu, default=default)
 
 
 def _scale_shift_forward(x, scale, shift, activation, dtype):
@@ -163,11 +163,11 @@ def _scale_shift_forward(x, scale, shift, activation, dtype):
 
 def _scale_shift_backward(activation, dtype, residuals, dy):
     x, scale, shift = residuals
-    dz = lax.platform_dependent(
-        *(x, scale, shift, dy),
-        cpu=functools.partial(_before_activation_on_cpu, activation=activation, dtype=dtype),
-        default=functools.partial(_before_activation, activation=activation, dtype=dtype),
+    on_cpu, default = (
+        functools.partial(function, activation=activation, dtype=dtype)
+        for function in (_before_activation_on_cpu, _before_activation)
     )
+    dz = lax.platform_dependent(x, scale, shift, dy, cpu=on_cpu, default=default)
     dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
     # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
     return (dz * scale).astype(x.dtype), dscale, dshift

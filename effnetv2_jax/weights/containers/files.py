@@ -78,7 +78,7 @@ def _open_zip(path: pathlib.Path) -> Opened:
             is_keras = "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile as error:
         raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
-    return hdf5.open_archive(path) if is_keras else _open_pth(path)
+    return hdf5.open_hdf5(path, archived=True) if is_keras else _open_pth(path)
 
 
 @contextlib.contextmanager
