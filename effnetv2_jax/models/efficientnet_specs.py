@@ -136,7 +136,7 @@ def round_filters(filters: int, width: float, keep: float = 0.0) -> int:
     return rounded if rounded >= keep * filters * width else rounded + 8
 
 
-_V1_KEEPS = 0.9
+_V1_KEEPS = 0.9  # of round_filters, in V1 and Lite
 
 
 def _fused(repeats: int, stride: int, expand_ratio: int, filters: int) -> GroupSpec:

@@ -58,23 +58,22 @@ class VisionTransformerSpec:
         return self.eval_size
 
 
-_SPEC = VisionTransformerSpec
-_DEIT = functools.partial(_SPEC, preprocessing="deit", survival_prob=0.9)
+_deit = functools.partial(VisionTransformerSpec, preprocessing="deit", survival_prob=0.9)
 
 VIT_SPECS: dict[str, VisionTransformerSpec] = {
     spec.name: spec
     for spec in (
         # Table 1 of Dosovitskiy et al. 2021, at the size that EfficientNetV2's Table 7 compares:
         # the 56 · 10⁹ multiply-adds that it gives for ViT-B/16 are those at 384 px.
-        _SPEC("vit-b-32", 32, 768, 12, 12, 384, "vit"),
-        _SPEC("vit-b-16", 16, 768, 12, 12, 384, "vit"),
-        _SPEC("vit-l-16", 16, 1024, 24, 16, 384, "vit"),
+        VisionTransformerSpec("vit-b-32", 32, 768, 12, 12, 384, "vit"),
+        VisionTransformerSpec("vit-b-16", 16, 768, 12, 12, 384, "vit"),
+        VisionTransformerSpec("vit-l-16", 16, 1024, 24, 16, 384, "vit"),
         # Table 1 of Touvron et al. 2021 (arXiv 2012.12877), without distillation: ViTs that are
         # trained with heavy augmentation. Stochastic depth is from their Table 9.
-        _DEIT("deit-ti", 16, 192, 12, 3, 224),
-        _DEIT("deit-s", 16, 384, 12, 6, 224),
-        _DEIT("deit-b", 16, 768, 12, 12, 224),
-        _DEIT("deit-b-384", 16, 768, 12, 12, 384),
+        _deit("deit-ti", 16, 192, 12, 3, 224),
+        _deit("deit-s", 16, 384, 12, 6, 224),
+        _deit("deit-b", 16, 768, 12, 12, 224),
+        _deit("deit-b-384", 16, 768, 12, 12, 384),
     )
 }
 
