@@ -48,12 +48,8 @@ def main() -> None:
         f"{spec.name} with {weights.num_classes} classes, {len(weights.tensors)} tensors, "
         f"{numbers:,} numbers, from {weights.origin}"
     )
-    computes = (name for name in family.adopted if not name.endswith("_size"))
-    print(
-        ", ".join(f"{name} {getattr(spec, name)}" for name in computes),
-        f"{spec.eval_size} px",
-        sep=", ",
-    )
+    computes = (f"{x} {getattr(spec, x)}" for x in family.adopted if not x.endswith("_size"))
+    print(*computes, f"{spec.eval_size} px", sep=", ")
     if NAMING.value == OURS:
         print(f"written to {TO.value}")
         return

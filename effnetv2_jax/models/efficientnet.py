@@ -4,13 +4,14 @@ import abc
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, squeezed_filters
-from effnetv2_jax.models.family import Network
+from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec
+from effnetv2_jax.models.family import Network, dropout_rngs
 from effnetv2_jax.models.initializers import dense_kernel_init
 from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
@@ -24,7 +25,6 @@ from effnetv2_jax.models.layers import (
     DepthwiseConv,
     SqueezeExcite,
     check_images,
-    dropout,
     global_average_pool,
     stochastic_depth,
     uniform_by_example,
@@ -32,33 +32,61 @@ from effnetv2_jax.models.layers import (
 from effnetv2_jax.models.scanning import Draws, equal_runs, scan
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
-Norm = Callable[..., BatchNorm]
-
 
 def _identity(x: Value, train: bool | None = None) -> Value:
     """Stands in for a part that a block leaves out."""
     return x
 
 
-def _squeeze_excite(
-    in_filters: int, expanded: int, se_ratio: float, activation: str, dtype, rngs: nnx.Rngs
-) -> Callable[..., Value]:
-    """Returns SE on the expanded channels, or the identity if se_ratio is 0."""
-    if not (squeezed := squeezed_filters(in_filters, se_ratio)):
-        return _identity
-    return SqueezeExcite(expanded, squeezed, activation=activation, dtype=dtype, rngs=rngs)
+class _Block(nnx.Module):
+    """A block whose output is added to its input if their shapes are equal; see ``MBConv``."""
 
+    FUSED: ClassVar[bool]
+    SE_RATIO: ClassVar[float]
 
-class _Residual(nnx.Module):
-    """A block whose output is added to its input if their shapes are equal.
-
-    Stochastic depth drops its branch in training.
-    """
-
-    def __init__(self, has_skip: bool, survival_prob: float):
-        self.has_skip = has_skip
+    def __init__(
+        self,
+        in_filters: int,
+        filters: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        expand_ratio: int = 4,
+        se_ratio: float | None = None,
+        survival_prob: float = 1.0,
+        padding: str = "same",
+        activation: str = "silu",
+        norm: Callable[..., BatchNorm] = BatchNorm,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.has_skip = stride == 1 and in_filters == filters
         self.survival_prob = survival_prob
         self.deterministic = True
+        inside = in_filters * expand_ratio
+        expands = expand_ratio != 1
+        se_ratio = self.SE_RATIO if se_ratio is None else se_ratio
+        numeric: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        square = {**numeric, "kernel_size": kernel_size, "stride": stride, "padding": padding}
+
+        def layer(conv, channels: int, activation: str | None = activation) -> ConvNorm:
+            return ConvNorm(conv, norm(channels, dtype=dtype), activation)
+
+        first = square if self.FUSED else numeric
+        self.expand = layer(Conv(in_filters, inside, **first), inside) if expands else _identity
+        if not self.FUSED:
+            self.depthwise = layer(DepthwiseConv(inside, **square), inside)
+        squeezed = max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
+        self.se = (
+            SqueezeExcite(inside, squeezed, activation=activation, **numeric)
+            if squeezed
+            else _identity
+        )
+        self.project = (
+            layer(Conv(inside, filters, **numeric), filters, None)
+            if expands or not self.FUSED
+            else layer(Conv(inside, filters, **square), filters)
+        )
 
     @abc.abstractmethod
     def branch(self, x: Value, train: bool | None = None) -> Value:
@@ -70,7 +98,6 @@ class _Residual(nnx.Module):
         *,
         train: bool | None = None,
         rngs: nnx.Rngs | None = None,
-        index: jax.Array | None = None,
         draw: jax.Array | None = None,
         survival_prob: jax.Array | None = None,
     ) -> jax.Array:
@@ -81,10 +108,8 @@ class _Residual(nnx.Module):
             train: True uses the batch's statistics and stochastic depth. None does what
                 ``.train()`` or ``.eval()`` said last; a new block is in evaluation mode.
             rngs: Gives the ``dropout`` key, which training needs if survival_prob < 1.
-            index: The number of each image, int32 [batch]. With the key, it decides if an image's
-                branch is dropped. None takes 0 … batch − 1.
-            draw: Uniform numbers in [0, 1), float32 [batch], in place of rngs and index: a network
-                draws for all of its blocks at once.
+            draw: Uniform numbers in [0, 1), float32 [batch], in place of rngs: a network draws for
+                all of its blocks at once.
             survival_prob: A float32 scalar in place of the block's own; goes with draw.
 
         Returns:
@@ -98,14 +123,13 @@ class _Residual(nnx.Module):
             if draw is None:
                 if rngs is None:
                     raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
-                index = jnp.arange(len(x)) if index is None else index
-                draw = uniform_by_example(rngs.dropout(), index)
+                draw = uniform_by_example(rngs.dropout(), jnp.arange(len(x)))
             prob = self.survival_prob if survival_prob is None else survival_prob
             y = stochastic_depth(y, prob, draw)
         return x + y
 
 
-class MBConv(_Residual):
+class MBConv(_Block):
     """Expand 1 × 1, depthwise k × k, squeeze-and-excite, project 1 × 1 (Figure 2, right).
 
     >>> import jax, jax.numpy as jnp
@@ -117,59 +141,23 @@ class MBConv(_Residual):
     Args:
         in_filters: The number of channels of the input.
         filters: The number of channels of the output.
-        kernel_size: The side of the depthwise kernel in px.
-        stride: The stride of the depthwise convolution.
-        expand_ratio: The number of channels of the depthwise convolution over in_filters; 1 leaves
-            out the expansion.
-        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
+        kernel_size: The side of the k × k kernel in px.
+        stride: The stride of the k × k convolution.
+        expand_ratio: The number of channels inside the block over in_filters; 1 leaves out the
+            expansion.
+        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE. None
+            takes the paper's: 0.25 for an ``MBConv``, 0 for a ``FusedMBConv``.
         survival_prob: The probability that training keeps the branch of an image, if there is a
             skip (stride 1, equal filters).
         padding: One of ``convolutions.PADDINGS``.
         activation: A name in ``activations.ACTIVATIONS``.
-        norm: Makes a batch norm from the number of channels and ``dtype=``.
+        norm: Makes a batch norm from a number of channels and ``dtype=``.
         dtype: The dtype of the computation; parameters stay float32.
         rngs: Gives the ``params`` keys.
     """
 
-    def __init__(
-        self,
-        in_filters: int,
-        filters: int,
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        expand_ratio: int = 4,
-        se_ratio: float = 0.25,
-        survival_prob: float = 1.0,
-        padding: str = "same",
-        activation: str = "silu",
-        norm: Norm = BatchNorm,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(stride == 1 and in_filters == filters, survival_prob)
-        expanded = in_filters * expand_ratio
-        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(norm, dtype=dtype)
-        self.expand = (
-            ConvNorm(conv(in_filters, expanded), norm(expanded), activation)
-            if expand_ratio != 1
-            else _identity
-        )
-        self.depthwise = ConvNorm(
-            DepthwiseConv(
-                expanded,
-                kernel_size=kernel_size,
-                stride=stride,
-                padding=padding,
-                dtype=dtype,
-                rngs=rngs,
-            ),
-            norm(expanded),
-            activation,
-        )
-        self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
-        self.project = ConvNorm(conv(expanded, filters), norm(filters))
+    FUSED = False
+    SE_RATIO = 0.25
 
     def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
@@ -178,64 +166,21 @@ class MBConv(_Residual):
         return self.project(x, train)
 
 
-class FusedMBConv(_Residual):
+class FusedMBConv(_Block):
     """Expand k × k, squeeze-and-excite (off in V2), project 1 × 1 (Figure 2, left).
 
-    With expand_ratio 1 there is a single k × k convolution, followed by the activation.
+    With expand_ratio 1 there is a single k × k convolution, followed by the activation. The
+    arguments are those of ``MBConv``.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> block = FusedMBConv(4, 4, rngs=nnx.Rngs(0))
     >>> jax.eval_shape(block, jnp.ones((2, 16, 16, 4))).shape
     (2, 16, 16, 4)
-
-    Args:
-        in_filters: The number of channels of the input.
-        filters: The number of channels of the output.
-        kernel_size: The side of the first kernel in px.
-        stride: The stride of the first convolution.
-        expand_ratio: The number of channels inside the block over in_filters.
-        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
-        survival_prob: The probability that training keeps the branch of an image, if there is a
-            skip (stride 1, equal filters).
-        padding: One of ``convolutions.PADDINGS``.
-        activation: A name in ``activations.ACTIVATIONS``.
-        norm: Makes a batch norm from the number of channels and ``dtype=``.
-        dtype: The dtype of the computation; parameters stay float32.
-        rngs: Gives the ``params`` keys.
     """
 
-    def __init__(
-        self,
-        in_filters: int,
-        filters: int,
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        expand_ratio: int = 4,
-        se_ratio: float = 0.0,
-        survival_prob: float = 1.0,
-        padding: str = "same",
-        activation: str = "silu",
-        norm: Norm = BatchNorm,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(stride == 1 and in_filters == filters, survival_prob)
-        expanded = in_filters * expand_ratio
-        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        spatial = functools.partial(conv, kernel_size=kernel_size, stride=stride, padding=padding)
-        norm = functools.partial(norm, dtype=dtype)
-        self.expand = (
-            ConvNorm(spatial(in_filters, expanded), norm(expanded), activation)
-            if expand_ratio != 1
-            else _identity
-        )
-        self.se = _squeeze_excite(in_filters, expanded, se_ratio, activation, dtype, rngs)
-        if expand_ratio != 1:
-            self.project = ConvNorm(conv(expanded, filters), norm(filters))
-        else:
-            self.project = ConvNorm(spatial(in_filters, filters), norm(filters), activation)
+    FUSED = True
+    SE_RATIO = 0.0
 
     def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
@@ -246,13 +191,7 @@ class FusedMBConv(_Residual):
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
 
 
-REMAT = ("none", "blocks", "stages")
-"""Names for what the backward pass recomputes to save memory: nothing, each block or each stage.
-
-Training then keeps only the input of each block or stage, and batch norm's statistics. These are
-small, and recomputing them would send them between devices once more.
-"""
-
+# Batch norm's statistics are small, and recomputing them would send them between devices once more.
 _KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names(BATCH_STATISTICS)
 # A loop keeps what it may. In straight code, XLA itself recomputes what is elementwise.
 _KEEP_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION, BATCH_STATISTICS)
@@ -275,14 +214,11 @@ class EfficientNet(Network):
         spec: The network's spec, such as ``get_spec("efficientnetv2-s")``.
         num_classes: The number of classes. With 0, there is no classifier and the model returns
             pooled features.
-        dtype: The dtype of the computation, float32 or bfloat16.
-        axis_name: The mesh axis, or axes, over whose devices batch norm averages its statistics in
-            training. None keeps them local to the device.
-        bn_group_size: The number of neighbouring devices that average them together; at most all of
-            them do. None takes all.
-        remat: A name in ``REMAT``: what the backward pass recomputes to save memory.
-        scan_blocks: Whether equal blocks in a row become a loop, which compiles in less time.
-            Parameters, statistics and results stay the same.
+        dtype: The dtype of the computation, as for ``create_model``.
+        axis_name: The mesh axes of batch norm, as for ``create_model``.
+        bn_group_size: The number of devices in a group of batch norm, as for ``create_model``.
+        remat: A name in ``family.REMAT``.
+        scan_blocks: Makes loops of equal blocks, as for ``create_model``.
         rngs: Gives the ``params`` keys, and the ``dropout`` key that training uses by default.
     """
 
@@ -298,14 +234,9 @@ class EfficientNet(Network):
         scan_blocks: bool = False,
         rngs: nnx.Rngs,
     ):
-        if num_classes < 0:
-            raise UsageError(f"num_classes must be 0 (pooled features) or more, got {num_classes}")
+        super().__init__(spec, num_classes, remat)
         if spec.padding not in PADDINGS:
             raise unknown_name("padding", spec.padding, PADDINGS)
-        if remat not in REMAT:
-            raise unknown_name("remat", remat, REMAT)
-        self.spec = spec
-        self.deterministic = True
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(
             BatchNorm,
@@ -313,10 +244,11 @@ class EfficientNet(Network):
             epsilon=spec.bn_epsilon,
             axis_name=axis_name,
             group_size=bn_group_size,
+            dtype=dtype,
         )
         self.stem = ConvNorm(
             conv(3, spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding),
-            norm(spec.stem_filters, dtype=dtype),
+            norm(spec.stem_filters),
             spec.activation,
         )
         blocks = spec.blocks
@@ -343,70 +275,26 @@ class EfficientNet(Network):
         # A reduction ends where the next block halves the image, and at the last block.
         strides = [block.stride for block in blocks[1:]] + [2]
         self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
-        self.remat = remat
         # A run is a range of blocks in one loop. A row is a tuple of runs recomputed together.
         runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
         by_group = itertools.groupby(runs, key=lambda run: blocks[run.start].group)
-        rows = (
-            [tuple(group) for _, group in by_group] if remat == "stages" else [(r,) for r in runs]
-        )
-        self.rows = tuple(rows)
+        stages = (tuple(group) for _, group in by_group)
+        self.rows = tuple(stages) if remat == "stages" else tuple((run,) for run in runs)
         self.head = ConvNorm(
             conv(spec.groups[-1].filters, spec.head_filters),
-            norm(spec.head_filters, dtype=dtype),
+            norm(spec.head_filters),
             spec.activation,
         )
-        self.classifier = (
-            nnx.Linear(
-                spec.head_filters,
-                num_classes,
-                kernel_init=functools.partial(dense_kernel_init, scale=spec.head_init_scale),
-                dtype=dtype,
-                rngs=rngs,
-            )
-            if num_classes
-            else None
-        )
-        # Linen's init may bring only a params key.
-        has_dropout = "dropout" in rngs or "default" in rngs
-        self.rngs = nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
+        init = functools.partial(dense_kernel_init, scale=spec.head_init_scale)
+        linear = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = linear(spec.head_filters, num_classes) if num_classes else None
+        self.rngs = dropout_rngs(rngs)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        dropout_rate: float | jax.Array | None = None,
-        index: jax.Array | None = None,
+    def pooled(
+        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            images: Float [batch, height, width, 3] of any height and width, normalised as
-                ``spec.preprocessing`` says.
-            train: True uses the batch's statistics, stochastic depth and dropout. None does what
-                ``.train()`` or ``.eval()`` said last.
-            rngs: Gives the ``dropout`` key in training. None takes the model's own.
-            dropout_rate: The rate before the classifier; it may be traced. None takes the spec's.
-            index: The number of each image, int32 [batch]. With the key, it decides what stochastic
-                depth and dropout drop of an image, wherever in a batch and on whatever device it
-                is. None takes 0 … batch − 1.
-
-        Returns:
-            float32 logits [batch, num_classes]. If num_classes is 0, float32 pooled features
-            [batch, head_filters].
-        """
-        training = self._is_training(train)
-        rngs = self.rngs if rngs is None else rngs
         x, _ = self._body(images, training, rngs, index)
-        x = global_average_pool(self.head(x, training))
-        if self.classifier is None:
-            return x
-        rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
-        if training:
-            x = dropout(x, rate, rngs.dropout(), index)
-        return self.classifier(x).astype(jnp.float32)
+        return global_average_pool(self.head(x, training))
 
     def features(
         self,
@@ -428,16 +316,13 @@ class EfficientNet(Network):
             ``reduction_1`` … ``reduction_5``, the output of the last block at each scale:
             [batch, ceil(height / 2^i), ceil(width / 2^i), filters], of the compute dtype.
         """
+        check_images(images, index)
         rngs = self.rngs if rngs is None else rngs
-        return self._body(images, self._is_training(train), rngs, index)[1]
-
-    def _is_training(self, train: bool | None) -> bool:
-        return not self.deterministic if train is None else train
+        return self._body(images, self.is_training(train), rngs, index)[1]
 
     def _body(
         self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        check_images(images, index)
         x = jnp.asarray(self.stem(images, training))
         reductions: dict[str, jax.Array] = {}
 

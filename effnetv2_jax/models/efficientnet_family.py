@@ -1,7 +1,7 @@
 """The record of the EfficientNets: their names in other people's files, and what weights bring."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from effnetv2_jax.models.efficientnet import EfficientNet
@@ -14,17 +14,16 @@ from effnetv2_jax.models.family import CLASSIFIER, Family, Names
 from effnetv2_jax.models.layers import BatchNorm, Conv, DepthwiseConv
 from effnetv2_jax.runtime.errors import UsageError
 
-_EXPAND = ("expand.conv", "expand.norm")
-_DEPTHWISE = ("depthwise.conv", "depthwise.norm")
-_SE = ("se.reduce", "se.expand")
-_PROJECT = ("project.conv", "project.norm")
+_EXPAND = ["expand.conv", "expand.norm"]
+_DEPTHWISE = ["depthwise.conv", "depthwise.norm"]
+_END = ["se.reduce", "se.expand", "project.conv", "project.norm"]
 
 # The layers of each kind of block. MBConv1 is the paper's word for a block with expansion ratio 1.
 _BLOCKS = {
-    "mbconv": _EXPAND + _DEPTHWISE + _SE + _PROJECT,
-    "mbconv1": _DEPTHWISE + _SE + _PROJECT,
-    "fused": _EXPAND + _SE + _PROJECT,
-    "fused1": _SE + _PROJECT,
+    "mbconv": _EXPAND + _DEPTHWISE + _END,
+    "mbconv1": _DEPTHWISE + _END,
+    "fused": _EXPAND + _END,
+    "fused1": _END,
 }
 
 
@@ -56,7 +55,7 @@ def _layers(
             )
             kind = block.op if block.expand_ratio != 1 else f"{block.op}1"
             for ours, theirs in zip(_BLOCKS[kind], blocks[kind].split(), strict=True):
-                if theirs != "-" and (block.squeezed_filters or ours not in _SE):
+                if theirs != "-" and (block.se_ratio or not ours.startswith("se.")):
                     names[f"blocks.{number}.{ours}"] = before + theirs
         return names | dict(zip(("head.conv", "head.norm", CLASSIFIER), rest, strict=True))
 
@@ -72,8 +71,6 @@ def _as_published(model: str, architecture: str | None) -> dict[str, Any]:
     spec = EFFICIENTNET_SPECS.get(model)
     return _TENSORFLOW | ({"preprocessing": spec.preprocessing} if spec else {})
 
-
-# timm.
 
 # The preprocessing of timm's networks by a pattern of their names; the first match counts.
 _TIMM_PREPROCESSING = (
@@ -118,26 +115,6 @@ def _in_timm(spec: EfficientNetSpec) -> str | None:
     return name if same and _IN_TIMM.fullmatch(name) else None
 
 
-_TIMM = Names(
-    library="timm",
-    convention="pytorch",
-    anchor="conv_stem.weight",
-    layers=_layers(
-        "conv_stem bn1 conv_head bn2 classifier",
-        "blocks.{group}.{repeat}.",
-        mbconv="conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
-        mbconv1="conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2",
-        fused="conv_exp bn1 se.conv_reduce se.conv_expand conv_pwl bn2",
-        fused1="- - conv bn1",
-    ),
-    territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
-    trained=_timm_trained,
-    their_model=_in_timm,
-)
-
-
-# torchvision.
-
 # The epsilon and preprocessing of torchvision's networks, and B2's evaluation size. B5 to B7 come
 # from TensorFlow and have its epsilon, but not its padding.
 _IN_TORCHVISION: dict[str, dict[str, Any]] = {
@@ -162,40 +139,6 @@ def _torchvision_trained(model: str, architecture: str | None) -> dict[str, Any]
             f"{', '.join(_IN_TORCHVISION)}"
         )
     return {"padding": "symmetric"} | _IN_TORCHVISION[model]
-
-
-_TORCHVISION = Names(
-    library="torchvision",
-    convention="pytorch",
-    anchor="features.0.0.weight",
-    layers=_layers(
-        "features.0.0 features.0.1 features.{last}.0 features.{last}.1 classifier.1",
-        "features.{stage}.{repeat}.block.",
-        mbconv="0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
-        mbconv1="0.0 0.1 1.fc1 1.fc2 2.0 2.1",
-        fused="0.0 0.1 - - 1.0 1.1",
-        fused1="- - 0.0 0.1",
-    ),
-    territory=re.compile(r"(features|classifier)\..*"),
-    trained=_torchvision_trained,
-)
-
-
-# efficientnet_pytorch.
-
-_EFFICIENTNET_PYTORCH = Names(
-    library="efficientnet_pytorch",
-    convention="pytorch",
-    anchor="_conv_stem.weight",
-    layers=_layers(
-        "_conv_stem _bn0 _conv_head _bn1 _fc",
-        "_blocks.{number}.",
-        mbconv="_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
-        mbconv1="_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
-    ),
-    territory=re.compile(r"(_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\..*"),
-    trained=_as_published,
-)
 
 
 # keras.applications: .h5 files of Keras 2 and 3 have names, .weights.h5 files of Keras 3 numbers.
@@ -224,10 +167,6 @@ def _keras(version: str, anchor: str, depthwise: str) -> Names:
     )
 
 
-# Only V1's first block has a depthwise convolution. The anchor of V2 is a tensor of V1 too.
-_KERAS_V1 = _keras("V1", "block1a_dwconv/kernel", "dwconv")
-_KERAS_V2 = _keras("V2", "block1a_project_conv/kernel", "dwconv2")
-
 _KERAS_CLASSES = (
     (r"blocks\.\d+\.depthwise\.conv", "depthwise_conv2d"),
     (r".*\.norm", "batch_normalization"),
@@ -247,68 +186,110 @@ def _keras_numbers(spec: EfficientNetSpec) -> dict[str, str]:
     return names
 
 
-_KERAS_NUMBERS = Names(
-    library="keras.applications (Keras 3)",
-    convention="keras_numbers",
-    anchor="layers/conv2d/vars/0",
-    layers=_keras_numbers,
-    territory=re.compile(r"layers/(conv2d|depthwise_conv2d|batch_normalization|dense)(_\d+)?/.*"),
-    trained=_as_published,
-)
-
-
-# google/automl and tensorflow/tpu: graphs of TensorFlow 1 name their variables, object graphs of
-# TensorFlow 2 have paths of attributes.
-
 _NORM = "tpu_batch_normalization"
+_SE_TORCH = "_se_reduce _se_expand"
 _SE_GRAPH = "se/conv2d se/conv2d_1"
 _SE_OBJECTS = "_se/_se_reduce _se/_se_expand"
 
-_GRAPH = Names(
-    library="TensorFlow 1 (official)",
-    convention="tensorflow",
-    anchor="stem/conv2d/kernel",
-    layers=_layers(
-        f"stem/conv2d stem/{_NORM} head/conv2d head/{_NORM} head/dense",
-        "blocks_{number}/",
-        mbconv=f"conv2d {_NORM} depthwise_conv2d {_NORM}_1 {_SE_GRAPH} conv2d_1 {_NORM}_2",
-        mbconv1=f"depthwise_conv2d {_NORM} {_SE_GRAPH} conv2d {_NORM}_1",
-        fused=f"conv2d {_NORM} {_SE_GRAPH} conv2d_1 {_NORM}_1",
-        fused1=f"{_SE_GRAPH} conv2d {_NORM}",
+_NAMES = (
+    Names(
+        library="effnetv2_jax",
+        convention="effnetv2_jax",
+        anchor="stem.conv.kernel",
+        layers=None,
+        territory=re.compile(rf"(stem|blocks|head|{CLASSIFIER})\..*"),
+        trained=_as_published,
     ),
-    territory=re.compile(r"(stem|blocks_\d+|head)/.*"),
-    trained=_as_published,
-)
-
-_OBJECTS = Names(
-    library="TensorFlow 2 (official)",
-    convention="tensorflow",
-    anchor="_stem/_conv_stem/kernel",
-    layers=_layers(
-        "_stem/_conv_stem _stem/_norm _head/_conv_head _head/_norm _fc",
-        "_blocks/{number}/",
-        mbconv=f"_expand_conv _norm0 _depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
-        mbconv1=f"_depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
-        fused=f"_expand_conv _norm0 {_SE_OBJECTS} _project_conv _norm1",
-        fused1=f"{_SE_OBJECTS} _project_conv _norm1",
+    Names(
+        library="timm",
+        convention="pytorch",
+        anchor="conv_stem.weight",
+        layers=_layers(
+            "conv_stem bn1 conv_head bn2 classifier",
+            "blocks.{group}.{repeat}.",
+            mbconv="conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
+            mbconv1="conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2",
+            fused="conv_exp bn1 se.conv_reduce se.conv_expand conv_pwl bn2",
+            fused1="- - conv bn1",
+        ),
+        territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
+        trained=_timm_trained,
+        their_model=_in_timm,
     ),
-    territory=re.compile(r"(_stem|_blocks|_head|_fc)/.*"),
-    trained=_as_published,
+    Names(
+        library="torchvision",
+        convention="pytorch",
+        anchor="features.0.0.weight",
+        layers=_layers(
+            "features.0.0 features.0.1 features.{last}.0 features.{last}.1 classifier.1",
+            "features.{stage}.{repeat}.block.",
+            mbconv="0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
+            mbconv1="0.0 0.1 1.fc1 1.fc2 2.0 2.1",
+            fused="0.0 0.1 - - 1.0 1.1",
+            fused1="- - 0.0 0.1",
+        ),
+        territory=re.compile(r"(features|classifier)\..*"),
+        trained=_torchvision_trained,
+    ),
+    Names(
+        library="efficientnet_pytorch",
+        convention="pytorch",
+        anchor="_conv_stem.weight",
+        layers=_layers(
+            "_conv_stem _bn0 _conv_head _bn1 _fc",
+            "_blocks.{number}.",
+            mbconv=f"_expand_conv _bn0 _depthwise_conv _bn1 {_SE_TORCH} _project_conv _bn2",
+            mbconv1=f"_depthwise_conv _bn1 {_SE_TORCH} _project_conv _bn2",
+        ),
+        territory=re.compile(r"(_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\..*"),
+        trained=_as_published,
+    ),
+    # Only V1's first block has a depthwise convolution. The anchor of V2 is a tensor of V1 too.
+    _keras("V1", "block1a_dwconv/kernel", "dwconv"),
+    _keras("V2", "block1a_project_conv/kernel", "dwconv2"),
+    Names(
+        library="keras.applications (Keras 3)",
+        convention="keras_numbers",
+        anchor="layers/conv2d/vars/0",
+        layers=_keras_numbers,
+        territory=re.compile(
+            r"layers/(conv2d|depthwise_conv2d|batch_normalization|dense)(_\d+)?/.*"
+        ),
+        trained=_as_published,
+    ),
+    # google/automl and tensorflow/tpu: graphs of TensorFlow 1 name their variables, object graphs
+    # of TensorFlow 2 have paths of attributes.
+    Names(
+        library="TensorFlow 1 (official)",
+        convention="tensorflow",
+        anchor="stem/conv2d/kernel",
+        layers=_layers(
+            f"stem/conv2d stem/{_NORM} head/conv2d head/{_NORM} head/dense",
+            "blocks_{number}/",
+            mbconv=f"conv2d {_NORM} depthwise_conv2d {_NORM}_1 {_SE_GRAPH} conv2d_1 {_NORM}_2",
+            mbconv1=f"depthwise_conv2d {_NORM} {_SE_GRAPH} conv2d {_NORM}_1",
+            fused=f"conv2d {_NORM} {_SE_GRAPH} conv2d_1 {_NORM}_1",
+            fused1=f"{_SE_GRAPH} conv2d {_NORM}",
+        ),
+        territory=re.compile(r"(stem|blocks_\d+|head)/.*"),
+        trained=_as_published,
+    ),
+    Names(
+        library="TensorFlow 2 (official)",
+        convention="tensorflow",
+        anchor="_stem/_conv_stem/kernel",
+        layers=_layers(
+            "_stem/_conv_stem _stem/_norm _head/_conv_head _head/_norm _fc",
+            "_blocks/{number}/",
+            mbconv=f"_expand_conv _norm0 _depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
+            mbconv1=f"_depthwise_conv _norm1 {_SE_OBJECTS} _project_conv _norm2",
+            fused=f"_expand_conv _norm0 {_SE_OBJECTS} _project_conv _norm1",
+            fused1=f"{_SE_OBJECTS} _project_conv _norm1",
+        ),
+        territory=re.compile(r"(_stem|_blocks|_head|_fc)/.*"),
+        trained=_as_published,
+    ),
 )
-
-_OURS = Names(
-    library="effnetv2_jax",
-    convention="effnetv2_jax",
-    anchor="stem.conv.kernel",
-    layers=None,
-    territory=re.compile(rf"(stem|blocks|head|{CLASSIFIER})\..*"),
-    trained=_as_published,
-)
-
-
-def _read_spec(fields: Mapping[str, Any]) -> EfficientNetSpec:
-    groups = tuple(GroupSpec(**group) for group in fields["groups"])
-    return EfficientNetSpec(**{**fields, "groups": groups})
 
 
 FAMILY = Family(
@@ -317,23 +298,15 @@ FAMILY = Family(
     spec=EfficientNetSpec,
     module=EfficientNet,
     specs=EFFICIENTNET_SPECS,
-    read_spec=_read_spec,
+    read_spec=lambda fields: EfficientNetSpec(
+        **dict(fields) | {"groups": tuple(GroupSpec(**group) for group in fields["groups"])}
+    ),
     as_trained={
         "padding": ((Conv, "padding"), (DepthwiseConv, "padding")),
         "bn_epsilon": ((BatchNorm, "epsilon"),),
     },
     also_adopted=("preprocessing", "train_size", "eval_size"),
     compared=("groups", "activation"),
-    names=(
-        _OURS,
-        _TIMM,
-        _TORCHVISION,
-        _EFFICIENTNET_PYTORCH,
-        _KERAS_V1,
-        _KERAS_V2,
-        _KERAS_NUMBERS,
-        _GRAPH,
-        _OBJECTS,
-    ),
+    names=_NAMES,
     timm_names=r"(?:tf_)?efficientnet(?:v2)?",
 )

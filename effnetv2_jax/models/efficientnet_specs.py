@@ -36,25 +36,15 @@ class GroupSpec:
     se_ratio: float
 
 
-def squeezed_filters(in_filters: int, se_ratio: float) -> int:
-    """Returns the channels of SE's bottleneck, a fraction of the block's *input*; 0 without SE."""
-    return max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
-
-
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """One block of a network.
+    """One block of a network; see ``GroupSpec`` for the attributes that are not listed.
 
     Attributes:
-        group: The index of its group.
+        group: The index of the block's group.
         repeat: The index of the block in its group.
-        op: The kind of block, ``mbconv`` or ``fused``.
         in_filters: The number of input channels.
-        filters: The number of output channels.
-        kernel_size: The side of the kernel in px, as in ``GroupSpec``.
-        stride: The stride of the block.
-        expand_ratio: The expansion, as in ``GroupSpec``.
-        se_ratio: The fraction of SE's bottleneck, as in ``GroupSpec``.
+        stride: The stride of this block.
     """
 
     group: int
@@ -66,16 +56,6 @@ class BlockSpec:
     stride: int
     expand_ratio: int
     se_ratio: float
-
-    @property
-    def expanded_filters(self) -> int:
-        """The number of channels inside the block."""
-        return self.in_filters * self.expand_ratio
-
-    @property
-    def squeezed_filters(self) -> int:
-        """The number of channels of SE's bottleneck; 0 without SE."""
-        return squeezed_filters(self.in_filters, self.se_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +100,6 @@ class EfficientNetSpec:
     padding: str = "same"
 
     @property
-    def num_features(self) -> int:
-        """The number of features of a pooled image, which the classifier sees."""
-        return self.head_filters
-
-    @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All blocks of the body, in order."""
         blocks: list[BlockSpec] = []
@@ -146,10 +121,6 @@ class EfficientNetSpec:
         return tuple(blocks)
 
 
-V1_KEEPS = 0.9
-"""The ``keep`` of ``round_filters`` in V1 and Lite."""
-
-
 def round_filters(filters: int, width: float, keep: float = 0.0) -> int:
     """Scales filters by ``width`` and rounds to the nearest multiple of 8, at least 8.
 
@@ -165,22 +136,7 @@ def round_filters(filters: int, width: float, keep: float = 0.0) -> int:
     return rounded if rounded >= keep * filters * width else rounded + 8
 
 
-def round_repeats(repeats: int, depth: float) -> int:
-    """Scales a number of repeats by ``depth`` and rounds up."""
-    return math.ceil(repeats * depth)
-
-
-def _scale(
-    groups: tuple[GroupSpec, ...], width: float, depth: float, keep: float = 0.0
-) -> tuple[GroupSpec, ...]:
-    return tuple(
-        dataclasses.replace(
-            group,
-            filters=round_filters(group.filters, width, keep),
-            repeats=round_repeats(group.repeats, depth),
-        )
-        for group in groups
-    )
+_V1_KEEPS = 0.9  # of round_filters, in V1 and Lite
 
 
 def _fused(repeats: int, stride: int, expand_ratio: int, filters: int) -> GroupSpec:
@@ -214,6 +170,13 @@ _V2_XL = (
     _fused(4, 1, 1, 32), _fused(8, 2, 4, 64), _fused(8, 2, 4, 96),
     _mbconv(16, 2, 4, 192), _mbconv(24, 1, 6, 256), _mbconv(32, 2, 6, 512), _mbconv(8, 1, 6, 640),
 )  # fmt: skip
+# timm's own: V2-S at 0.8 of the width and 0.9 of the depth, rounded as V1 is, trained in PyTorch.
+_RW_T = (
+    _fused(2, 1, 1, 24), _fused(4, 2, 4, 40), _fused(4, 2, 4, 48),
+    _mbconv(6, 2, 4, 104), _mbconv(9, 1, 6, 128), _mbconv(14, 2, 6, 208),
+)  # fmt: skip
+# V2's parts at a size that compiles in seconds, for trying things out. It was never published.
+_TINY = (_fused(1, 1, 1, 8), _fused(1, 2, 4, 16), _mbconv(2, 2, 4, 24))
 
 # Table 1.
 _V1_BASE = (
@@ -222,53 +185,28 @@ _V1_BASE = (
 )  # fmt: skip
 
 
-def _v2(
-    size: str,
-    groups: tuple[GroupSpec, ...],
-    stem_filters: int,
+def _scaled(
+    name: str,
+    base: tuple[GroupSpec, ...],
+    width: float,
+    depth: float,
     train_size: int,
     eval_size: int,
     dropout_rate: float,
+    keep: float = _V1_KEEPS,
 ) -> EfficientNetSpec:
-    return EfficientNetSpec(
-        name=f"efficientnetv2-{size}",
-        groups=groups,
-        stem_filters=stem_filters,
-        head_filters=1280,
-        train_size=train_size,
-        eval_size=eval_size,
-        dropout_rate=dropout_rate,
-        preprocessing="v2",
+    """Returns a network whose base is wider by one factor and deeper by another."""
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            filters=round_filters(group.filters, width, keep),
+            repeats=math.ceil(group.repeats * depth),
+        )
+        for group in base
     )
-
-
-def _v2_b(
-    index: int, width: float, depth: float, train_size: int, eval_size: int, dropout_rate: float
-) -> EfficientNetSpec:
+    stem_filters, head_filters = (round_filters(x, width, keep) for x in (32, 1280))
     return EfficientNetSpec(
-        name=f"efficientnetv2-b{index}",
-        groups=_scale(_V2_BASE, width, depth),
-        stem_filters=round_filters(32, width),
-        head_filters=round_filters(1280, width),
-        train_size=train_size,
-        eval_size=eval_size,
-        dropout_rate=dropout_rate,
-        preprocessing="v1",
-    )
-
-
-def _v1(
-    size: str, width: float, depth: float, eval_size: int, dropout_rate: float
-) -> EfficientNetSpec:
-    return EfficientNetSpec(
-        name=f"efficientnet-{size}",
-        groups=_scale(_V1_BASE, width, depth, V1_KEEPS),
-        stem_filters=round_filters(32, width, V1_KEEPS),
-        head_filters=round_filters(1280, width, V1_KEEPS),
-        train_size=int(0.8 * eval_size),
-        eval_size=eval_size,
-        dropout_rate=dropout_rate,
-        preprocessing="v1",
+        name, groups, stem_filters, head_filters, train_size, eval_size, dropout_rate, "v1"
     )
 
 
@@ -280,24 +218,16 @@ def _lite(
     As in tensorflow/tpu's ``efficientnet/lite``, the first and the last group also keep their
     number of blocks.
     """
-    last = len(_V1_BASE) - 1
-    groups = tuple(
-        dataclasses.replace(
-            group,
-            se_ratio=0.0,
-            filters=round_filters(group.filters, width, V1_KEEPS),
-            repeats=group.repeats if i in (0, last) else round_repeats(group.repeats, depth),
-        )
-        for i, group in enumerate(_V1_BASE)
-    )
-    return EfficientNetSpec(
-        name=f"efficientnet-lite{index}",
-        groups=groups,
+    name = f"efficientnet-lite{index}"
+    spec = _scaled(name, _V1_BASE, width, depth, eval_size, eval_size, dropout_rate)
+    groups = [dataclasses.replace(group, se_ratio=0.0) for group in spec.groups]
+    for i in (0, -1):
+        groups[i] = dataclasses.replace(groups[i], repeats=_V1_BASE[i].repeats)
+    return dataclasses.replace(
+        spec,
+        groups=tuple(groups),
         stem_filters=32,
         head_filters=1280,
-        train_size=eval_size,
-        eval_size=eval_size,
-        dropout_rate=dropout_rate,
         preprocessing="lite",
         activation="relu6",
     )
@@ -316,59 +246,30 @@ def _fuse_first(spec: EfficientNetSpec, count: int) -> EfficientNetSpec:
     return dataclasses.replace(spec, name=f"{spec.name}-fused-1-{count}", groups=groups)
 
 
-# V2's parts at a size that compiles in seconds, for trying things out. It was never published.
-_TINY = EfficientNetSpec(
-    name="efficientnetv2-tiny",
-    groups=(_fused(1, 1, 1, 8), _fused(1, 2, 4, 16), _mbconv(2, 2, 4, 24)),
-    stem_filters=8,
-    head_filters=64,
-    train_size=32,
-    eval_size=32,
-    dropout_rate=0.1,
-    preprocessing="v2",
-)
-
-# timm's own network: V2-S at 0.8 of the width and 0.9 of the depth, rounded as V1 is, and trained
-# in PyTorch.
-_RW_T = EfficientNetSpec(
-    name="efficientnetv2-rw-t",
-    groups=(
-        _fused(2, 1, 1, 24), _fused(4, 2, 4, 40), _fused(4, 2, 4, 48),
-        _mbconv(6, 2, 4, 104), _mbconv(9, 1, 6, 128), _mbconv(14, 2, 6, 208),
-    ),
-    stem_filters=24,
-    head_filters=1024,
-    train_size=224,
-    eval_size=288,
-    dropout_rate=0.2,
-    preprocessing="torch",
-    bn_epsilon=1e-5,
-    padding="symmetric",
-)  # fmt: skip
-
-_B4 = _v1("b4", 1.4, 1.8, 380, 0.4)
+# V1's training images have 0.8 of the evaluation size, rounded down.
+_B4 = _scaled("efficientnet-b4", _V1_BASE, 1.4, 1.8, 304, 380, 0.4)
 
 EFFICIENTNET_SPECS: dict[str, EfficientNetSpec] = {
     spec.name: spec
     for spec in (
-        _v2_b(0, 1.0, 1.0, 192, 224, 0.2),
-        _v2_b(1, 1.0, 1.1, 192, 240, 0.2),
-        _v2_b(2, 1.1, 1.2, 208, 260, 0.3),
-        _v2_b(3, 1.2, 1.4, 240, 300, 0.3),
-        _v2("s", _V2_S, 24, 300, 384, 0.2),
-        _v2("m", _V2_M, 24, 384, 480, 0.3),
-        _v2("l", _V2_L, 32, 384, 480, 0.4),
-        _v2("xl", _V2_XL, 32, 384, 512, 0.4),
-        _v1("b0", 1.0, 1.0, 224, 0.2),
-        _v1("b1", 1.0, 1.1, 240, 0.2),
-        _v1("b2", 1.1, 1.2, 260, 0.3),
-        _v1("b3", 1.2, 1.4, 300, 0.3),
+        _scaled("efficientnetv2-b0", _V2_BASE, 1.0, 1.0, 192, 224, 0.2, keep=0.0),
+        _scaled("efficientnetv2-b1", _V2_BASE, 1.0, 1.1, 192, 240, 0.2, keep=0.0),
+        _scaled("efficientnetv2-b2", _V2_BASE, 1.1, 1.2, 208, 260, 0.3, keep=0.0),
+        _scaled("efficientnetv2-b3", _V2_BASE, 1.2, 1.4, 240, 300, 0.3, keep=0.0),
+        EfficientNetSpec("efficientnetv2-s", _V2_S, 24, 1280, 300, 384, 0.2, "v2"),
+        EfficientNetSpec("efficientnetv2-m", _V2_M, 24, 1280, 384, 480, 0.3, "v2"),
+        EfficientNetSpec("efficientnetv2-l", _V2_L, 32, 1280, 384, 480, 0.4, "v2"),
+        EfficientNetSpec("efficientnetv2-xl", _V2_XL, 32, 1280, 384, 512, 0.4, "v2"),
+        _scaled("efficientnet-b0", _V1_BASE, 1.0, 1.0, 179, 224, 0.2),
+        _scaled("efficientnet-b1", _V1_BASE, 1.0, 1.1, 192, 240, 0.2),
+        _scaled("efficientnet-b2", _V1_BASE, 1.1, 1.2, 208, 260, 0.3),
+        _scaled("efficientnet-b3", _V1_BASE, 1.2, 1.4, 240, 300, 0.3),
         _B4,
-        _v1("b5", 1.6, 2.2, 456, 0.4),
-        _v1("b6", 1.8, 2.6, 528, 0.5),
-        _v1("b7", 2.0, 3.1, 600, 0.5),
-        _v1("b8", 2.2, 3.6, 672, 0.5),
-        _v1("l2", 4.3, 5.3, 800, 0.5),
+        _scaled("efficientnet-b5", _V1_BASE, 1.6, 2.2, 364, 456, 0.4),
+        _scaled("efficientnet-b6", _V1_BASE, 1.8, 2.6, 422, 528, 0.5),
+        _scaled("efficientnet-b7", _V1_BASE, 2.0, 3.1, 480, 600, 0.5),
+        _scaled("efficientnet-b8", _V1_BASE, 2.2, 3.6, 537, 672, 0.5),
+        _scaled("efficientnet-l2", _V1_BASE, 4.3, 5.3, 640, 800, 0.5),
         _lite(0, 1.0, 1.0, 224, 0.2),
         _lite(1, 1.0, 1.1, 240, 0.2),
         _lite(2, 1.1, 1.2, 260, 0.3),
@@ -377,7 +278,18 @@ EFFICIENTNET_SPECS: dict[str, EfficientNetSpec] = {
         _fuse_first(_B4, 3),
         _fuse_first(_B4, 5),
         _fuse_first(_B4, 7),
-        _RW_T,
-        _TINY,
+        EfficientNetSpec(
+            "efficientnetv2-rw-t",
+            _RW_T,
+            24,
+            1024,
+            224,
+            288,
+            0.2,
+            "torch",
+            bn_epsilon=1e-5,
+            padding="symmetric",
+        ),
+        EfficientNetSpec("efficientnetv2-tiny", _TINY, 8, 64, 32, 32, 0.1, "v2"),
     )
 }

@@ -1,17 +1,22 @@
-"""The record of a family of networks: everything the package has to know of one in one place.
+"""The record of a family of networks, with all that the package knows of it, and its modules' base.
 
-A new family is a file with its module, its frozen specs and a ``Family``, and an entry in
-``registry.FAMILIES``. Nothing else in the package asks which family a network belongs to.
+A new family is a file with its module, its frozen specs and a ``Family`` named ``FAMILY``, and a
+line in ``registry.FAMILIES``. Nothing else in the package asks which family a network belongs to.
 """
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from effnetv2_jax.models.layers import check_images, dropout
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 CLASSIFIER = "classifier"
 """The name of the last layer in every network."""
@@ -36,18 +41,58 @@ class Spec(Protocol):
     def survival_prob(self) -> float: ...
     @property
     def preprocessing(self) -> str: ...
-    @property
-    def num_features(self) -> int: ...
+
+
+REMAT = ("none", "blocks", "stages")
+"""Names for what the backward pass recomputes to save memory: nothing, each block or each stage.
+
+Training then keeps only the input of each block or stage, and batch norm's statistics. A
+transformer has no stages, and recomputes blocks instead.
+"""
+
+
+def dropout_rngs(rngs: nnx.Rngs) -> nnx.Rngs:
+    """Returns a network's own source of ``dropout`` keys, made from the one it is built with."""
+    # Linen's init may bring only a params key.
+    has_dropout = "dropout" in rngs or "default" in rngs
+    return nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
 
 
 class Network(nnx.Module):
-    """The base of the modules of all families.
+    """The base of the modules of all families, with their checks, modes and classifier.
 
-    Attributes:
-        spec: The spec that the module was built from.
+    A subclass makes its layers, ``classifier`` and last ``rngs``, and defines ``pooled``.
+
+    Args:
+        spec: The spec that the module is built from.
+        num_classes: The number of classes; 0 for no classifier.
+        remat: A name in ``REMAT``.
     """
 
-    spec: Any
+    classifier: nnx.Linear | None
+    rngs: nnx.Rngs
+
+    def __init__(self, spec: Any, num_classes: int, remat: str):
+        if num_classes < 0:
+            raise UsageError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        if remat not in REMAT:
+            raise unknown_name("remat", remat, REMAT)
+        self.spec = spec
+        self.remat = remat
+        self.deterministic = True
+
+    def is_training(self, train: bool | None) -> bool:
+        """Returns ``train``, or what ``.train()`` or ``.eval()`` said last if it is None."""
+        return not self.deterministic if train is None else train
+
+    @abc.abstractmethod
+    def pooled(
+        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+    ) -> jax.Array:
+        """Returns the features that the classifier sees, float32 [batch, features].
+
+        The arguments are those of ``__call__`` after its checks; only index may be None.
+        """
 
     def __call__(
         self,
@@ -58,8 +103,36 @@ class Network(nnx.Module):
         dropout_rate: float | jax.Array | None = None,
         index: jax.Array | None = None,
     ) -> jax.Array:
-        """Classifies images; see ``EfficientNet.__call__`` for the arguments."""
-        raise NotImplementedError
+        """Classifies images.
+
+        Args:
+            images: Float [batch, height, width, 3], normalised as ``spec.preprocessing`` says. An
+                EfficientNet takes any height and width, a ViT only ``spec.eval_size``.
+            train: True uses the batch's statistics, stochastic depth and dropout. None does what
+                ``.train()`` or ``.eval()`` said last.
+            rngs: Gives the ``dropout`` key in training. None takes the model's own.
+            dropout_rate: The rate before the classifier; it may be traced. None takes the spec's.
+            index: The number of each image, int32 [batch]. With the key, it decides what stochastic
+                depth and dropout drop of an image, wherever in a batch and on whatever device it
+                is. None takes 0 … batch − 1.
+
+        Returns:
+            float32 logits [batch, num_classes]. If num_classes is 0, the float32 features
+            [batch, features] that a classifier would see.
+
+        Raises:
+            UsageError: If the images or index have another shape or dtype.
+        """
+        check_images(images, index)
+        training = self.is_training(train)
+        rngs = self.rngs if rngs is None else rngs
+        x = self.pooled(images, training, rngs, index)
+        if self.classifier is None:
+            return x
+        if training:
+            rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
+            x = dropout(x, rate, rngs.dropout(), index)
+        return self.classifier(x).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax import lax
 
-from effnetv2_jax.models.layers import BatchNorm, ConvNorm
+from effnetv2_jax.models.layers import ConvNorm
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -26,28 +26,22 @@ def fold_batch_norm(model: Model) -> Model:
         The copy. It has other parameters, so that weights of the model do not load into it.
     """
     folded = nnx.clone(model)
-    layers = [
-        (layer, layer.norm)
-        for _, layer in nnx.iter_modules(folded)
-        if isinstance(layer, ConvNorm) and layer.norm is not None
-    ]
+    layers = [x for _, x in nnx.iter_modules(folded) if isinstance(x, ConvNorm) and x.norm]
     # One program: without jit, every operation would be compiled for every shape.
-    parts = _fold([_parts(*pair) for pair in layers], [norm.epsilon for _, norm in layers])
-    for (layer, _), (kernel, bias) in zip(layers, parts, strict=True):
+    parts = _fold([_parts(x) for x in layers], [x.norm.epsilon for x in layers if x.norm])
+    for layer, (kernel, bias) in zip(layers, parts, strict=True):
         layer.conv.kernel.set_value(kernel)
         layer.conv.bias = nnx.data(nnx.Param(bias))
         layer.norm = None
     return folded
 
 
-def _parts(layer: ConvNorm, norm: BatchNorm) -> dict[str, jax.Array]:
+def _parts(layer: ConvNorm) -> dict[str, jax.Array]:
     bias = layer.conv.bias
-    parts = {name: getattr(norm, name)[...] for name in ("scale", "bias", "mean", "var")}
-    return parts | {
-        "kernel": layer.conv.kernel[...],
-        # Batch norm also normalises the convolution's own bias.
-        "offset": -parts["mean"] if bias is None else bias[...] - parts["mean"],
-    }
+    parts = {name: getattr(layer.norm, name)[...] for name in ("scale", "bias", "mean", "var")}
+    # Batch norm also normalises the convolution's own bias.
+    offset = -parts["mean"] if bias is None else bias[...] - parts["mean"]
+    return parts | {"kernel": layer.conv.kernel[...], "offset": offset}
 
 
 @jax.jit

@@ -188,15 +188,7 @@ class DepthwiseConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
-        """Convolves, adds the bias if there is one, and computes an activation.
-
-        Args:
-            x: [batch, height, width, channels].
-            activation: A name in ``ACTIVATIONS``, or None for the identity.
-
-        Returns:
-            [batch, ceil(height / stride), ceil(width / stride), channels].
-        """
+        """Convolves, adds the bias if there is one, and computes an activation, as ``Conv``."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             bias = self.bias[...].astype(self.dtype)
@@ -300,7 +292,7 @@ def device_groups(devices: int, group_size: int | None) -> list[list[int]]:
             code's is 8.
 
     Raises:
-        UsageError: if group_size does not divide the number of devices.
+        UsageError: If group_size does not divide the number of devices.
     """
     size = devices if group_size is None else min(group_size, devices)
     if size < 1 or devices % size:

@@ -31,12 +31,7 @@ def equal_runs(blocks: Sequence[BlockSpec]) -> list[range]:
 
 
 def scan(
-    blocks: Sequence[Any],
-    x: jax.Array,
-    draws: Draws,
-    *,
-    train: bool,
-    remat_policy: Callable,
+    blocks: Sequence[Any], x: jax.Array, draws: Draws, *, train: bool, remat_policy: Callable
 ) -> jax.Array:
     """Calls equal blocks one after the other.
 

@@ -11,15 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.models.family import Network
+from effnetv2_jax.models.family import Network, dropout_rngs
 from effnetv2_jax.models.initializers import small_normal_init
-from effnetv2_jax.models.layers import (
-    check_images,
-    dropout,
-    stochastic_depth,
-    uniform_by_example,
-)
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.models.layers import stochastic_depth, uniform_by_example
+from effnetv2_jax.runtime.errors import UsageError
 
 # Makes a dense layer from its numbers of inputs and outputs, with a block's dtype and keys.
 Linear = Callable[[int, int], nnx.Linear]
@@ -62,63 +57,23 @@ class VisionTransformerSpec:
         """The side of training images in px, which is the evaluation size."""
         return self.eval_size
 
-    @property
-    def num_features(self) -> int:
-        """The number of features of the class token, which the classifier sees."""
-        return self.width
 
-    @property
-    def grid(self) -> int:
-        """The number of patches along a side of the image."""
-        return self.eval_size // self.patch_size
-
-
-def _vit(
-    size: str, patch_size: int, width: int, depth: int, num_heads: int
-) -> VisionTransformerSpec:
-    """Returns a row of Table 1 of Dosovitskiy et al. 2021 (arXiv 2010.11929), at 384 px.
-
-    384 px is the size that EfficientNetV2's Table 7 compares: the 56 · 10⁹ multiply-adds that it
-    gives for ViT-B/16 are those at 384 px.
-    """
-    return VisionTransformerSpec(
-        name=f"vit-{size}-{patch_size}",
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        num_heads=num_heads,
-        eval_size=384,
-        preprocessing="vit",
-    )
-
-
-def _deit(name: str, width: int, num_heads: int, eval_size: int = 224) -> VisionTransformerSpec:
-    """Returns a row of Table 1 of Touvron et al. 2021 (arXiv 2012.12877), without distillation.
-
-    DeiTs are ViTs that are trained with heavy augmentation. Stochastic depth is from their Table 9.
-    """
-    return VisionTransformerSpec(
-        name=name,
-        patch_size=16,
-        width=width,
-        depth=12,
-        num_heads=num_heads,
-        eval_size=eval_size,
-        preprocessing="deit",
-        survival_prob=0.9,
-    )
-
+_deit = functools.partial(VisionTransformerSpec, preprocessing="deit", survival_prob=0.9)
 
 VIT_SPECS: dict[str, VisionTransformerSpec] = {
     spec.name: spec
     for spec in (
-        _vit("b", 32, 768, 12, 12),
-        _vit("b", 16, 768, 12, 12),
-        _vit("l", 16, 1024, 24, 16),
-        _deit("deit-ti", 192, 3),
-        _deit("deit-s", 384, 6),
-        _deit("deit-b", 768, 12),
-        _deit("deit-b-384", 768, 12, 384),
+        # Table 1 of Dosovitskiy et al. 2021, at the size that EfficientNetV2's Table 7 compares:
+        # the 56 · 10⁹ multiply-adds that it gives for ViT-B/16 are those at 384 px.
+        VisionTransformerSpec("vit-b-32", 32, 768, 12, 12, 384, "vit"),
+        VisionTransformerSpec("vit-b-16", 16, 768, 12, 12, 384, "vit"),
+        VisionTransformerSpec("vit-l-16", 16, 1024, 24, 16, 384, "vit"),
+        # Table 1 of Touvron et al. 2021 (arXiv 2012.12877), without distillation: ViTs that are
+        # trained with heavy augmentation. Stochastic depth is from their Table 9.
+        _deit("deit-ti", 16, 192, 12, 3, 224),
+        _deit("deit-s", 16, 384, 12, 6, 224),
+        _deit("deit-b", 16, 768, 12, 12, 224),
+        _deit("deit-b-384", 16, 768, 12, 12, 384),
     )
 }
 
@@ -163,7 +118,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, spec: VisionTransformerSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        tokens = 1 + spec.grid**2
+        tokens = 1 + (spec.eval_size // spec.patch_size) ** 2
         self.patches = Patches(spec.patch_size, spec.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(small_normal_init(rngs.params(), (1, 1, spec.width)))
         self.positions = nnx.Param(small_normal_init(rngs.params(), (1, tokens, spec.width)))
@@ -255,10 +210,8 @@ class TransformerBlock(nnx.Module):
             rngs: The source of the ``dropout`` keys, which training with survival_prob < 1 needs.
             index: int32 [batch], the number of each image. None means 0 … batch − 1.
         """
-        for norm, branch in (
-            (self.attention_norm, self.attention),
-            (self.mlp_norm, self.mlp),
-        ):
+        pairs = (self.attention_norm, self.attention), (self.mlp_norm, self.mlp)
+        for norm, branch in pairs:
             y = branch(norm(x))
             if training and self.survival_prob < 1.0:
                 numbers = jnp.arange(len(x)) if index is None else index
@@ -266,14 +219,6 @@ class TransformerBlock(nnx.Module):
                 y = stochastic_depth(y, self.survival_prob, draw)
             x = x + y
         return x
-
-
-REMAT = {"none": False, "blocks": True, "stages": True}
-"""The values of ``remat``, and whether the backward pass computes blocks again.
-
-The names are an EfficientNet's. A transformer has no stages: it keeps the input of every block,
-because anything coarser would need the inside of several blocks at once.
-"""
 
 
 class VisionTransformer(Network):
@@ -287,9 +232,9 @@ class VisionTransformer(Network):
         spec: The network.
         num_classes: The number of classes; 0 leaves out the classifier, and the model returns the
             class token.
-        dtype: The dtype of the computation, float32 or bfloat16.
-        remat: The part of the network that the backward pass computes again instead of keeping it
-            in memory, a name in ``REMAT``.
+        dtype: The dtype of the computation, as for ``create_model``.
+        remat: A name in ``family.REMAT``. ``stages`` recomputes blocks: anything coarser would need
+            the inside of several blocks at once.
         rngs: The source of the ``params`` keys, and of the ``dropout`` key that training uses if a
             call gives none.
     """
@@ -303,8 +248,7 @@ class VisionTransformer(Network):
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        if num_classes < 0:
-            raise UsageError(f"num_classes must be 0 (the class token) or more, got {num_classes}")
+        super().__init__(spec, num_classes, remat)
         if spec.eval_size < 1 or spec.eval_size % spec.patch_size:
             raise UsageError(
                 f"eval_size of {spec.name} must be a multiple of its patches' {spec.patch_size} "
@@ -314,11 +258,6 @@ class VisionTransformer(Network):
             raise UsageError(
                 f"num_heads of {spec.name} must divide its width {spec.width}, got {spec.num_heads}"
             )
-        if remat not in REMAT:
-            raise unknown_name("remat", remat, REMAT)
-        self.spec = spec
-        self.deterministic = True
-        self.remat = REMAT[remat]
         linear = functools.partial(
             nnx.Linear, kernel_init=small_normal_init, dtype=dtype, rngs=rngs
         )
@@ -347,39 +286,11 @@ class VisionTransformer(Network):
         )
         self.norm = norm()
         self.classifier = linear(spec.width, num_classes) if num_classes else None
-        # Linen's init may bring only a params key.
-        has_dropout = "dropout" in rngs or "default" in rngs
-        self.rngs = nnx.Rngs(dropout=rngs.dropout() if has_dropout else rngs.params())
+        self.rngs = dropout_rngs(rngs)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        dropout_rate: float | jax.Array | None = None,
-        index: jax.Array | None = None,
+    def pooled(
+        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            images: float [batch, eval_size, eval_size, 3], normalised for ``spec.preprocessing``.
-            train: True uses stochastic depth and dropout. None follows the last call of
-                ``.train()`` or ``.eval()``.
-            rngs: The source of the ``dropout`` key in training; None means the model's own.
-            dropout_rate: The dropout rate before the classifier, which may be traced; None means
-                the spec's.
-            index: int32 [batch], the number of each image. Stochastic depth and dropout depend only
-                on it and on the key. None means 0 … batch − 1.
-
-        Returns:
-            float32 logits [batch, num_classes], or the float32 class token [batch, width] if
-            num_classes is 0.
-
-        Raises:
-            UsageError: If the images have another size than the position embedding is for.
-        """
-        check_images(images, index)
         height, width = images.shape[1:3]
         size = self.spec.eval_size
         if (height, width) != (size, size):
@@ -387,24 +298,16 @@ class VisionTransformer(Network):
                 f"{self.spec.name} takes images of {size} × {size} px, as it was made with "
                 f"eval_size={size}, got {height} × {width}"
             )
-        training = not self.deterministic if train is None else train
-        rngs = self.rngs if rngs is None else rngs
 
         def run(
             block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs, index: jax.Array | None
         ) -> jax.Array:
             return block(x, training=training, rngs=rngs, index=index)
 
-        if training and self.remat:
+        if training and self.remat != "none":
             run = nnx.remat(run)
         x = self.embed(images)
         for block in self.blocks:
             x = run(block, x, rngs, index)
         # Only the class token is used from here on.
-        x = self.norm(x[:, 0]).astype(jnp.float32)
-        if self.classifier is None:
-            return x
-        rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
-        if training:
-            x = dropout(x, rate, rngs.dropout(), index)
-        return self.classifier(x).astype(jnp.float32)
+        return self.norm(x[:, 0]).astype(jnp.float32)

@@ -71,11 +71,9 @@ _TIMM_PREPROCESSING = (
 
 def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
     """Implements ``Names.trained``: only the preprocessing differs between timm's ViTs."""
-    fits = (x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, architecture or ""))
-    published = VIT_SPECS[model].preprocessing if model in VIT_SPECS else None
-    preprocessing = next(fits, published)
-    found = {"preprocessing": preprocessing} if preprocessing else {}
-    return {"norm_epsilon": 1e-6} | found
+    fits = [x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, architecture or "")]
+    fits += [VIT_SPECS[model].preprocessing] if model in VIT_SPECS else []
+    return {"norm_epsilon": 1e-6} | ({"preprocessing": fits[0]} if fits else {})
 
 
 def _in_timm(spec: VisionTransformerSpec) -> str | None:

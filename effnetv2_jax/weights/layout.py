@@ -86,8 +86,3 @@ def variables(model: Network) -> dict[str, nnx.Variable]:
     """Returns the parameters and batch statistics of a model by name."""
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-
-
-def arrays(model: Network) -> dict[str, jax.Array]:
-    """Returns the values of a model's parameters and batch statistics by name."""
-    return {name: variable[...] for name, variable in variables(model).items()}

@@ -43,27 +43,23 @@ _PYTORCH = "https://download.pytorch.org/models"
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 _ADVPROP = {"preprocessing": "advprop"}
 
-# The names of torchvision's files end with the beginning of their SHA-256.
-_TORCHVISION = {
-    "efficientnet-b0": "efficientnet_b0_rwightman-7f5810bc.pth",
-    "efficientnet-b1": "efficientnet_b1_rwightman-bac287d4.pth",
-    "efficientnet-b2": "efficientnet_b2_rwightman-c35c1473.pth",
-    "efficientnet-b3": "efficientnet_b3_rwightman-b3899882.pth",
-    "efficientnet-b4": "efficientnet_b4_rwightman-23ab8bcd.pth",
-    "efficientnet-b5": "efficientnet_b5_lukemelas-1a07897c.pth",
-    "efficientnet-b6": "efficientnet_b6_lukemelas-24a108a5.pth",
-    "efficientnet-b7": "efficientnet_b7_lukemelas-c5b4e57e.pth",
-    "efficientnetv2-s": "efficientnet_v2_s-dd5fe13b.pth",
-    "efficientnetv2-m": "efficientnet_v2_m-dc08266a.pth",
-    "efficientnetv2-l": "efficientnet_v2_l-59c71312.pth",
-}
-
-# The names of DeiT's files do so too.
-_DEIT = {
-    "deit-ti": "deit_tiny_patch16_224-a1311bcf.pth",
-    "deit-s": "deit_small_patch16_224-cd65a155.pth",
-    "deit-b": "deit_base_patch16_224-b5f2ef4d.pth",
-    "deit-b-384": "deit_base_patch16_384-8de9b5d1.pth",
+# The names of these files end with the beginning of their SHA-256.
+_WITH_SUM = {
+    "efficientnet-b0/torchvision": f"{_PYTORCH}/efficientnet_b0_rwightman-7f5810bc.pth",
+    "efficientnet-b1/torchvision": f"{_PYTORCH}/efficientnet_b1_rwightman-bac287d4.pth",
+    "efficientnet-b2/torchvision": f"{_PYTORCH}/efficientnet_b2_rwightman-c35c1473.pth",
+    "efficientnet-b3/torchvision": f"{_PYTORCH}/efficientnet_b3_rwightman-b3899882.pth",
+    "efficientnet-b4/torchvision": f"{_PYTORCH}/efficientnet_b4_rwightman-23ab8bcd.pth",
+    "efficientnet-b5/torchvision": f"{_PYTORCH}/efficientnet_b5_lukemelas-1a07897c.pth",
+    "efficientnet-b6/torchvision": f"{_PYTORCH}/efficientnet_b6_lukemelas-24a108a5.pth",
+    "efficientnet-b7/torchvision": f"{_PYTORCH}/efficientnet_b7_lukemelas-c5b4e57e.pth",
+    "efficientnetv2-s/torchvision": f"{_PYTORCH}/efficientnet_v2_s-dd5fe13b.pth",
+    "efficientnetv2-m/torchvision": f"{_PYTORCH}/efficientnet_v2_m-dc08266a.pth",
+    "efficientnetv2-l/torchvision": f"{_PYTORCH}/efficientnet_v2_l-59c71312.pth",
+    "deit-ti/imagenet": f"{_FACEBOOK}/deit_tiny_patch16_224-a1311bcf.pth",
+    "deit-s/imagenet": f"{_FACEBOOK}/deit_small_patch16_224-cd65a155.pth",
+    "deit-b/imagenet": f"{_FACEBOOK}/deit_base_patch16_224-b5f2ef4d.pth",
+    "deit-b-384/imagenet": f"{_FACEBOOK}/deit_base_patch16_384-8de9b5d1.pth",
 }
 
 
@@ -92,12 +88,9 @@ def _all() -> Iterator[tuple[str, Published]]:
     for i in range(5):
         model = f"efficientnet-lite{i}"
         yield f"{model}/imagenet", Published(model, f"{_GOOGLE}/lite/{model}.tar.gz")
-    for model, file in _TORCHVISION.items():
-        begins = pathlib.PurePosixPath(file).stem.rpartition("-")[2]
-        yield f"{model}/torchvision", Published(model, f"{_PYTORCH}/{file}", begins)
-    for model, file in _DEIT.items():
-        begins = pathlib.PurePosixPath(file).stem.rpartition("-")[2]
-        yield f"{model}/imagenet", Published(model, f"{_FACEBOOK}/{file}", begins)
+    for name, url in _WITH_SUM.items():
+        begins = pathlib.PurePosixPath(url).stem.rpartition("-")[2]
+        yield name, Published(name.partition("/")[0], url, begins)
 
 
 PUBLISHED: dict[str, Published] = dict(_all())
@@ -140,17 +133,12 @@ def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
         raise UsageError(
             f"the weights {path_or_name!r} are not here: fetch {published.url} and put it at {path}"
         )
-    _check_sum(path, published.sha256)
+    if published.sha256:
+        with path.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if not found.startswith(published.sha256):
+            raise UsageError(
+                f"{str(path)!r} is not the file that was published: its SHA-256 is {found}, which "
+                f"should begin with {published.sha256}"
+            )
     return path, published
-
-
-def _check_sum(path: pathlib.Path, expected: str) -> None:
-    if not expected:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise UsageError(
-            f"{str(path)!r} is not the file that was published: its SHA-256 is {found}, which "
-            f"should begin with {expected}"
-        )

@@ -87,10 +87,12 @@ def read_weights(
         if spec is not None and family_of(spec) is not dialect.family:
             raise misfit("it is another kind of network")
         told = architecture or tensors.about.get("architecture")
-        if spec is None:
-            spec = (
-                _known_as(about.spec) if about else _look_alike(dialect, found, told, path_or_name)
-            )
+        if spec is None and about is not None:
+            # The model of this name, unless the description's network only has its name.
+            known_as = SPECS.get(about.spec.name, about.spec)
+            spec = about.spec if _different(about.spec, known_as) else known_as
+        elif spec is None:
+            spec = _look_alike(dialect, found, told, path_or_name)
         asked, spec = spec, _sized(spec, dialect, found)
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
@@ -101,7 +103,13 @@ def read_weights(
                 f"{path_or_name!r} does not fit {spec.name}: it is for another {about.spec.name}, "
                 f"of the same shapes but with other {field}"
             )
-        trained = _trained(dialect, spec.name, told, about, path_or_name)
+        if about is not None:
+            trained = {field: getattr(about.spec, field) for field in dialect.family.adopted}
+        else:
+            try:
+                trained = dict(dialect.names.trained(spec.name, told))
+            except UsageError as error:
+                raise UsageError(f"{path_or_name!r}: {error}") from error
         trained.setdefault("eval_size", spec.eval_size)
         trained |= known.changes if known else {}
         arrays = {
@@ -172,10 +180,8 @@ def _difference(places: Mapping[str, Place], found: Mapping[str, Shape]) -> str 
         if place.name not in found:
             return f"tensor {place.name} of shape {place.shape} is missing"
     known = {place.name for place in places.values()}
-    for name, shape in found.items():
-        if name not in known:
-            return f"tensor {name} of shape {shape} has no place in the model"
-    return None
+    extra = (name for name in found if name not in known)
+    return next((f"tensor {x} of shape {found[x]} has no place in the model" for x in extra), None)
 
 
 def _fitting(
@@ -236,28 +242,7 @@ def _description(tensors: Tensors, dialect: Dialect) -> Description:
     return about
 
 
-def _known_as(spec: Spec) -> Spec:
-    """Returns the model of a spec's name, or the spec itself if that is another network."""
-    known = SPECS.get(spec.name, spec)
-    return spec if _different(spec, known) else known
-
-
 def _different(spec: Spec, other: Spec) -> str | None:
     """Returns a field that shapes do not show and in which two networks differ, or None."""
     compared = family_of(spec).compared
     return next((x for x in compared if getattr(spec, x) != getattr(other, x)), None)
-
-
-def _trained(
-    dialect: Dialect,
-    model: str,
-    architecture: str | None,
-    about: Description | None,
-    path_or_name: str,
-) -> dict[str, Any]:
-    if about is not None:
-        return {field: getattr(about.spec, field) for field in dialect.family.adopted}
-    try:
-        return dict(dialect.names.trained(model, architecture))
-    except UsageError as error:
-        raise UsageError(f"{path_or_name!r}: {error}") from error

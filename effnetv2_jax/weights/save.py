@@ -69,7 +69,7 @@ def save_weights(
 
 
 def _weights(model: Network, class_names: tuple[str, ...] | None) -> Weights:
-    tensors = {name: np.asarray(x) for name, x in layout.arrays(model).items()}
+    tensors = {name: np.asarray(x[...]) for name, x in layout.variables(model).items()}
     bias = tensors.get(f"{CLASSIFIER}.bias")
     num_classes = 0 if bias is None else bias.shape[0]
     if class_names is not None and len(class_names) != num_classes:

@@ -92,9 +92,10 @@ def test_a_network_without_such_blocks_says_so():
 
 
 def test_a_survival_probability_in_bfloat16_leaves_the_dtype_alone(spec, tiny_images):
-    logits = jax.eval_shape(
-        lambda: functional(model_of(spec, dtype=jnp.bfloat16, scan_blocks=True))[0](
-            *functional(model_of(spec))[1:], tiny_images, train=True, key=jax.random.key(0)
-        )[0]
-    )
+    apply, *state = functional(model_of(spec, dtype=jnp.bfloat16, scan_blocks=True))
+
+    def logits_of(*state):
+        return apply(*state, tiny_images, train=True, key=jax.random.key(0))[0]
+
+    logits = jax.eval_shape(logits_of, *state)
     assert logits.dtype == jnp.float32

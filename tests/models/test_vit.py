@@ -17,7 +17,8 @@ from effnetv2_jax.models import (
     list_models,
     model_info,
 )
-from effnetv2_jax.models.vit import REMAT, Patches
+from effnetv2_jax.models.family import REMAT
+from effnetv2_jax.models.vit import Patches
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 
@@ -90,7 +91,7 @@ def test_another_image_size_is_another_position_embedding():
     info = model_info("vit-b-16", image_size=224)
     assert info.parameters == 86567656
     assert info.eval_size == 384
-    model = nnx.eval_shape(lambda: create_model("vit-b-16", eval_size=224))
+    model = abstract_model("vit-b-16", eval_size=224)
     assert model.embed.positions.shape == (1, 1 + 14 * 14, 768)
 
 
@@ -194,7 +195,7 @@ def test_each_branch_of_a_block_is_dropped_on_its_own(images):
 
 
 def test_survival_falls_linearly_to_the_last_block():
-    model = nnx.eval_shape(lambda: create_model("deit-b"))
+    model = abstract_model("deit-b")
     expected = np.linspace(1, 0.9, 12)
     np.testing.assert_allclose([block.survival_prob for block in model.blocks], expected)
 

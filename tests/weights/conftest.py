@@ -37,7 +37,7 @@ def make_tiny(seed: int = 0, **arguments):
 
 
 def arrays(model) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in layout.arrays(model).items()}
+    return {name: np.asarray(x[...]) for name, x in layout.variables(model).items()}
 
 
 def same_bits(left, right) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from effnetv2_jax.models import create_model, model_info, registry
-from effnetv2_jax.models.family import CLASSIFIER, Family, Names, Network
+from effnetv2_jax.models.family import CLASSIFIER, Family, Names, Network, dropout_rngs
 from effnetv2_jax.models.layers import Conv
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import description, load_model, load_weights, read, save_weights
@@ -30,14 +30,10 @@ class ToySpec:
     survival_prob: float = 1.0
     preprocessing: str = "v1"
 
-    @property
-    def num_features(self):
-        return self.width
-
 
 class Toy(Network):
     def __init__(self, spec, *, num_classes=1000, dtype=jnp.float32, remat="none", rngs):
-        self.spec = spec
+        super().__init__(spec, num_classes, remat)
         sizes = [3, *[spec.width] * spec.depth]
         self.layers = nnx.List(
             [
@@ -46,13 +42,13 @@ class Toy(Network):
             ]
         )
         self.classifier = nnx.Linear(spec.width, num_classes, rngs=rngs) if num_classes else None
+        self.rngs = dropout_rngs(rngs)
 
-    def __call__(self, images, *, train=None, rngs=None, dropout_rate=None, index=None):
+    def pooled(self, images, training, rngs, index):
         x = images
         for layer in self.layers:
             x = layer(x)
-        x = x.mean((1, 2))
-        return x if self.classifier is None else self.classifier(x)
+        return x.mean((1, 2))
 
 
 TOY = Family(
@@ -93,7 +89,7 @@ TOY = Family(
 
 @pytest.fixture(autouse=True)
 def third_family(monkeypatch):
-    """Makes the entry of ``registry.FAMILIES``, and the tables that Python derives from it."""
+    """Makes the line in ``registry.FAMILIES``, and the tables that Python derives from it."""
     families = (*registry.FAMILIES, TOY)
     dialects = tuple(
         dialect.Dialect(family, names, CONVENTIONS[names.convention])

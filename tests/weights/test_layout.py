@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
-from effnetv2_jax.models import create_model, get_spec
+from effnetv2_jax.models import abstract_model, get_spec
 from effnetv2_jax.weights import layout
 
 
@@ -18,7 +18,7 @@ from effnetv2_jax.weights import layout
     ],
 )
 def test_shapes_are_those_of_the_model(name, num_classes):
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes))
+    model = abstract_model(name, num_classes=num_classes)
     shapes = {name: leaf.shape for name, leaf in layout.variables(model).items()}
     tensors = layout.tensors(get_spec(name), num_classes)
     assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
@@ -46,8 +46,9 @@ def test_roles_and_the_order_from_the_image_to_the_classifier():
     assert list(tensors.items())[-2][1] == layout.Tensor((64, 3), "dense")
 
 
-def test_arrays_are_the_models(tiny_model):
-    arrays = layout.arrays(tiny_model)
-    assert arrays["blocks.1.expand.norm.var"] is tiny_model.blocks[1].expand.norm.var[...]
+def test_variables_are_the_models(tiny_model):
+    variables = layout.variables(tiny_model)
+    found = variables["blocks.1.expand.norm.var"][...]
+    assert found is tiny_model.blocks[1].expand.norm.var[...]
     leaves = jax.tree.leaves(nnx.state(tiny_model, (nnx.Param, nnx.BatchStat)))
-    assert len(arrays) == len(leaves)
+    assert len(variables) == len(leaves)

@@ -64,7 +64,7 @@ def test_photographs_are_recognised_from_the_command_line(golden, tmp_path):
     for name in SENSIBLE:
         Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / f"{name}.png")
     command = [sys.executable, "-m", "effnetv2_jax.predict", f"--weights={PATH}"]
-    options = ["--model=efficientnet-lite0", "--format=json", "--top=10"]
+    options = ["--model=efficientnet-lite0", "--format=json", "--top=10", "--batch_size=4"]
     result = subprocess.run(
         [*command, *options, str(tmp_path)], capture_output=True, text=True, check=True
     )

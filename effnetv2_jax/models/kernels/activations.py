@@ -20,12 +20,7 @@ ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 
 
 def activated(x: jax.Array, activation: str | None) -> jax.Array:
-    """Returns the activation of x.
-
-    Args:
-        x: An array of any shape.
-        activation: A name in ``ACTIVATIONS``, or None for the identity.
-    """
+    """Returns the activation of x by its name in ``ACTIVATIONS``; None is the identity."""
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
@@ -102,12 +97,7 @@ def normalize(
 
 
 def gated(x: Value, gate: jax.Array) -> Value:
-    """Returns x · gate, of x's dtype.
-
-    Args:
-        x: [batch, height, width, channels].
-        gate: [batch, 1, 1, channels].
-    """
+    """Returns x · gate, of x's dtype, for a gate [batch, 1, 1, channels]."""
     gate = gate.astype(x.dtype)
     product = _gated(x, gate)
     # A value remembers one gate. With a second one, it becomes a plain array.
@@ -160,13 +150,11 @@ def scale_shift(
     Returns:
         An array [..., channels] of this dtype.
     """
-    return lax.platform_dependent(
-        x,
-        scale,
-        shift,
-        cpu=functools.partial(_forward_on_cpu, activation=activation, dtype=dtype),
-        default=functools.partial(_forward, activation=activation, dtype=dtype),
+    on_cpu, default = (
+        functools.partial(function, activation=activation, dtype=dtype)
+        for function in (_forward_on_cpu, _forward)
     )
+    return lax.platform_dependent(x, scale, shift, cpu=on_cpu, default=default)
 
 
 def _scale_shift_forward(x, scale, shift, activation, dtype):
@@ -175,11 +163,11 @@ def _scale_shift_forward(x, scale, shift, activation, dtype):
 
 def _scale_shift_backward(activation, dtype, residuals, dy):
     x, scale, shift = residuals
-    dz = lax.platform_dependent(
-        *(x, scale, shift, dy),
-        cpu=functools.partial(_before_activation_on_cpu, activation=activation, dtype=dtype),
-        default=functools.partial(_before_activation, activation=activation, dtype=dtype),
+    on_cpu, default = (
+        functools.partial(function, activation=activation, dtype=dtype)
+        for function in (_before_activation_on_cpu, _before_activation)
     )
+    dz = lax.platform_dependent(x, scale, shift, dy, cpu=on_cpu, default=default)
     dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
     # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
     return (dz * scale).astype(x.dtype), dscale, dshift

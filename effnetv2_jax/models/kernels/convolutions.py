@@ -58,14 +58,7 @@ def depthwise_conv(
 ) -> jax.Array:
     """Returns a depthwise convolution with multiplier 1.
 
-    Args:
-        x: [batch, height, width, channels].
-        kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
-        stride: The stride in both directions.
-        padding: One of ``PADDINGS``.
-
-    Returns:
-        [batch, ceil(height / stride), ceil(width / stride), channels], of x's dtype.
+    The kernel is [kernel_height, kernel_width, 1, channels]; the rest is as for ``conv``.
     """
     return _convolved(x, kernel, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
 
@@ -80,13 +73,8 @@ def biased_depthwise_conv(
 ) -> jax.Array:
     """Returns activation(depthwise_conv(x, kernel) + bias), for networks without batch norm.
 
-    Args:
-        x: [batch, height, width, channels].
-        kernel: [kernel_height, kernel_width, 1, channels], of x's dtype.
-        bias: [channels], of x's dtype.
-        stride: The stride in both directions.
-        padding: One of ``PADDINGS``.
-        activation: A name in ``ACTIVATIONS``, or None for the identity.
+    The bias is [channels], of x's dtype. The activation is a name in ``ACTIVATIONS``, or None for
+    the identity.
     """
     pads = _pads(x, kernel, stride, padding)
     return _biased(jnp.asarray(x), kernel, bias, stride, pads, activation)
@@ -94,12 +82,10 @@ def biased_depthwise_conv(
 
 def _pads(x: Value, kernel: jax.Array, stride: int, padding: str) -> Pads:
     if padding == "symmetric":
-        rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
-        return (rows, rows), (columns, columns)
-    (top, bottom), (left, right) = lax.padtype_to_pads(
-        x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME"
-    )
-    return (top, bottom), (left, right)
+        top, left = ((size - 1) // 2 for size in kernel.shape[:2])
+        return (top, top), (left, left)
+    rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+    return rows, columns
 
 
 # Those of a 3 × 3 kernel on an image. With more channels, or more terms in a sum, XLA is faster.
@@ -152,14 +138,7 @@ _convolved.defvjp(_convolved_forward, _convolved_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _biased(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    stride: int,
-    pads: Pads,
-    activation: str | None,
-) -> jax.Array:
+def _biased(x, kernel, bias, stride: int, pads: Pads, activation: str | None) -> jax.Array:
     # On CPU, bias and activation are part of the loop that convolves.
     here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads, activation=activation)
     default = functools.partial(_then_biased, stride=stride, pads=pads, activation=activation)
@@ -182,21 +161,15 @@ def _biased_backward(stride, pads, activation, residuals, dy):
 _biased.defvjp(_biased_forward, _biased_backward)
 
 
-def _xla_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads, groups: int = 1
-) -> jax.Array:
+def _xla_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
-
-
-def _grouped(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
-    return _xla_conv(x, kernel, stride=stride, pads=pads, groups=x.shape[-1])
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
@@ -218,4 +191,4 @@ _PRODUCT = _Kind(_product, _product, on_cpu.product_gradients)
 _WINOGRAD = _Kind(_xla_conv, winograd.conv, winograd.gradients)
 _OF_FEW_CHANNELS = _Kind(_xla_conv, on_cpu.conv_by_taps, _dense_gradients)
 _DENSE = _Kind(_xla_conv, _xla_conv, _dense_gradients)
-_DEPTHWISE = _Kind(_grouped, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)
+_DEPTHWISE = _Kind(_xla_conv, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)

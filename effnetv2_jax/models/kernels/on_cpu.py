@@ -20,6 +20,7 @@ from jax import lax
 from effnetv2_jax.models.kernels.activations import activated
 from effnetv2_jax.models.kernels.isolation import isolated
 
+Shape = tuple[int, ...]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Pixels of padding before and after, for height and for width."""
 
@@ -44,7 +45,7 @@ def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @functools.partial(isolated, static=("shape", "stride", "pads"))
 def image_gradient(
-    dy: jax.Array, kernel: jax.Array, *, shape: tuple[int, ...], stride: int, pads: Pads
+    dy: jax.Array, kernel: jax.Array, *, shape: Shape, stride: int, pads: Pads
 ) -> jax.Array:
     """Returns the gradient of a dense convolution by its input, which has this shape.
 
@@ -69,13 +70,9 @@ def depthwise_gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int, pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients of a depthwise convolution by x and by its kernel."""
+    padded, size = _padded(x, pads), kernel.shape[:2]
     products = _products_by_tap(
-        _padded(x, pads),
-        dy,
-        shape=x.shape,
-        kernel_size=kernel.shape[:2],
-        stride=stride,
-        pads=pads,
+        padded, dy, shape=x.shape, kernel_size=size, stride=stride, pads=pads
     )
     dkernel = products.sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
     if stride == 1:
@@ -88,7 +85,7 @@ def depthwise_gradients(
     def forward(x):
         return _summed_taps(_padded(x, pads), kernel, x.shape, stride, pads)
 
-    return jax.linear_transpose(forward, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)[0], dkernel
+    return jax.linear_transpose(forward, x)(dy)[0], dkernel
 
 
 def conv_by_taps(
@@ -129,7 +126,7 @@ def _tapped(
     kernel: jax.Array,
     bias: jax.Array | None,
     *,
-    shape: tuple[int, ...],
+    shape: Shape,
     stride: int,
     pads: Pads,
     activation: str | None,
@@ -139,7 +136,7 @@ def _tapped(
 
 
 def _summed_taps(
-    padded: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, pads: Pads
+    padded: jax.Array, kernel: jax.Array, shape: Shape, stride: int, pads: Pads
 ) -> jax.Array:
     # Sums of bfloat16 numbers are float32, here as everywhere.
     padded32, kernel = padded.astype(jnp.float32), kernel.astype(jnp.float32)
@@ -157,21 +154,12 @@ _MAX_TERMS = 16
 
 @functools.partial(isolated, static=("shape", "kernel_size", "stride", "pads"))
 def _products_by_tap(
-    padded: jax.Array,
-    dy: jax.Array,
-    *,
-    shape: tuple[int, ...],
-    kernel_size: tuple[int, ...],
-    stride: int,
-    pads: Pads,
+    padded: jax.Array, dy: jax.Array, *, shape: Shape, kernel_size: Shape, stride: int, pads: Pads
 ) -> jax.Array:
     """Returns the products of what each tap saw with dy, added up over groups of images.
 
-    This sum is elementwise. A reduction to one number for each channel would read all products from
-    memory.
-
-    Returns:
-        float32 [kernel_height · kernel_width, remaining images, height, width, channels].
+    They are float32 [kernel_height · kernel_width, remaining images, height, width, channels]. The
+    sum is elementwise: a reduction to a number per channel would read all products from memory.
     """
     batch, dtype = len(dy), jnp.float32
     left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
@@ -190,26 +178,13 @@ def _products_by_tap(
 
 
 def _taps(
-    padded: jax.Array,
-    shape: tuple[int, ...],
-    kernel_shape: tuple[int, ...],
-    stride: int,
-    pads: Pads,
+    padded: jax.Array, shape: Shape, kernel_shape: Shape, stride: int, pads: Pads
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """Yields the part of an image that each tap of a kernel sees.
+    """Yields row, column and the part of the images that each tap of a kernel sees.
 
-    Taps that see only padding are left out. The last maps of small images are 1 px wide: there, one
-    of nine taps remains.
-
-    Args:
-        padded: The images with their padding.
-        shape: The shape of the images without padding.
-        kernel_shape: A shape that begins with the kernel's height and width.
-        stride: The stride in both directions.
-        pads: The padding that was added.
-
-    Yields:
-        Row and column of the tap, and an array [batch, output height, output width, channels].
+    The parts are [batch, output height, output width, channels]; ``shape`` is without padding. Taps
+    that see only padding are left out. The last maps of small images are 1 px wide: there, one of
+    nine taps remains.
     """
     batch, height, width, channels = shape
     rows = list(_slices(kernel_shape[0], stride, pads[0], height))

@@ -71,13 +71,7 @@ _MOST_ROWS = 1.25
 
 
 def suits(x: Value, kernel: jax.Array, stride: int) -> bool:
-    """Returns True if ``conv`` can compute a convolution, and faster than XLA.
-
-    Args:
-        x: [batch, height, width, in_channels].
-        kernel: [kernel_height, kernel_width, in_channels, out_channels].
-        stride: The stride in both directions.
-    """
+    """Returns True if ``conv`` can compute a convolution with this stride, and faster than XLA."""
     height = x.shape[1]
     inputs, outputs = kernel.shape[2:]
     return (
@@ -90,14 +84,9 @@ def suits(x: Value, kernel: jax.Array, stride: int) -> bool:
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pads: Pads = _PADS) -> jax.Array:
-    """Returns the convolution. Stride and pads are those that ``suits`` admits, and no others.
+    """Returns the convolution of images [batch, height, width, in_channels].
 
-    Args:
-        x: [batch, height, width, in_channels].
-        kernel: [3, 3, in_channels, out_channels].
-
-    Returns:
-        [batch, height, width, out_channels].
+    Stride and pads are those that ``suits`` admits, and no others.
     """
     products = _products(_image_sums(x), _kernel_sums(kernel))
     return _result(products, height=x.shape[1])

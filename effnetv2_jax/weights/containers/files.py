@@ -22,9 +22,10 @@ _TIMM_NAME = re.compile(
 )
 
 
-def open_tensors(
-    path: pathlib.Path, ema: bool = True
-) -> contextlib.AbstractContextManager[Tensors]:
+Opened = contextlib.AbstractContextManager[Tensors]
+
+
+def open_tensors(path: pathlib.Path, ema: bool = True) -> Opened:
     """Opens a file or a folder.
 
     Args:
@@ -54,7 +55,7 @@ def open_tensors(
     )
 
 
-def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextManager[Tensors]:
+def _open_folder(path: pathlib.Path, ema: bool) -> Opened:
     if folders.holds_run(path):
         return folders.open_run(path, ema)
     if folders.holds_weights(path):
@@ -71,13 +72,13 @@ def _open_folder(path: pathlib.Path, ema: bool) -> contextlib.AbstractContextMan
     return checkpoints.open_checkpoint(prefix, ema)
 
 
-def _open_zip(path: pathlib.Path) -> contextlib.AbstractContextManager[Tensors]:
+def _open_zip(path: pathlib.Path) -> Opened:
     try:
         with zipfile.ZipFile(path) as archive:
             is_keras = "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile as error:
         raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
-    return hdf5.open_archive(path) if is_keras else _open_pth(path)
+    return hdf5.open_hdf5(path, archived=True) if is_keras else _open_pth(path)
 
 
 @contextlib.contextmanager
@@ -119,9 +120,7 @@ def _about(path: pathlib.Path) -> dict[str, str]:
 
 
 # The beginnings of files; the first match counts. Safetensors begin with the length of their JSON.
-_BEGINNINGS: tuple[
-    tuple[bytes, Callable[[pathlib.Path, bool], contextlib.AbstractContextManager[Tensors]]], ...
-] = (
+_BEGINNINGS: tuple[tuple[bytes, Callable[[pathlib.Path, bool], Opened]], ...] = (
     (rb"PK\x03\x04", lambda path, ema: _open_zip(path)),
     (rb"\x89HDF\r\n\x1a\n", lambda path, ema: hdf5.open_hdf5(path)),
     (rb"\x1f\x8b", checkpoints.open_tar),

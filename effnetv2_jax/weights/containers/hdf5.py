@@ -8,6 +8,7 @@ import contextlib
 import pathlib
 import zipfile
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 
@@ -17,59 +18,44 @@ from effnetv2_jax.weights.containers.tensors import Tensors
 
 
 @contextlib.contextmanager
-def open_hdf5(path: pathlib.Path) -> Iterator[Tensors]:
+def open_hdf5(path: pathlib.Path, archived: bool = False) -> Iterator[Tensors]:
     """Opens the weights in a ``.h5`` or ``.weights.h5`` file.
 
-    Raises:
-        UsageError: If it is damaged.
-    """
-    with path.open("rb") as file, _read(path, file) as tensors:
-        yield tensors
-
-
-@contextlib.contextmanager
-def open_archive(path: pathlib.Path) -> Iterator[Tensors]:
-    """Opens the weights in a ``.keras`` archive, and ignores everything else in it.
+    Args:
+        path: The file.
+        archived: The file is a ``.keras`` archive. Everything in it but the weights is ignored.
 
     Raises:
         UsageError: If it is damaged.
     """
-    try:
-        with (
-            zipfile.ZipFile(path) as archive,
-            archive.open("model.weights.h5") as file,
-            _read(path, file) as tensors,
-        ):
-            yield tensors
-    except zipfile.BadZipFile as error:
-        raise UsageError(f"{str(path)!r} is damaged: {error}") from error
-
-
-@contextlib.contextmanager
-def _read(path: pathlib.Path, file) -> Iterator[Tensors]:
     need("train", "a file of Keras")
     import h5py  # only these files need it
 
-    try:
-        hdf5 = h5py.File(file, "r")
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} is no HDF5 file, or damaged: {error}") from error
-    with hdf5:
-        places: dict[str, str] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
+    places: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
-        def note(where: str, found: object) -> None:
-            if isinstance(found, h5py.Dataset):
-                name = _name(where)
-                places[name], shapes[name] = where, found.shape
+    def note(where: str, found: object) -> None:
+        if isinstance(found, h5py.Dataset):
+            name = _name(where)
+            places[name], shapes[name] = where, found.shape
+
+    with contextlib.ExitStack() as opened:
+        try:
+            file: IO[bytes] = opened.enter_context(path.open("rb"))
+            if archived:
+                archive = opened.enter_context(zipfile.ZipFile(file))
+                file = opened.enter_context(archive.open("model.weights.h5"))
+            hdf5 = opened.enter_context(h5py.File(file, "r"))
+            hdf5.visititems(note)
+        except Exception as error:  # h5py raises errors of many types for damaged bytes
+            raise UsageError(f"{str(path)!r} is no HDF5 file, or damaged: {error}") from error
 
         def read(name: str) -> np.ndarray:
             try:
                 return hdf5[places[name]][()]
-            except OSError as error:
+            except Exception as error:
                 raise UsageError(f"{name} cannot be read from {str(path)!r}: {error}") from error
 
-        hdf5.visititems(note)
         yield Tensors(path, shapes, read)
 
 

@@ -59,13 +59,6 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    """A Python object that a pickle names. It is never looked up."""
-
-    name: str
-
-
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *others: Any) -> _Tensor:
     del others  # its need of gradients, its hooks
     whole = all(isinstance(x, int) and x >= 0 for x in (offset, *shape, *strides))
@@ -77,16 +70,13 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *other
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _ordered(items: Any = ()) -> dict:
-    return dict(items)
-
-
-# The only functions that a pickle may call.
-_CALLS: Mapping[str, Callable[..., Any]] = {
-    "collections OrderedDict": _ordered,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": lambda tensor, *others: tensor,
-}
+# The only objects that a pickle may name, and the only functions that it may call. Nothing that it
+# names is ever looked up.
+_NAMED: Mapping[str, Any] = {
+    "collections.OrderedDict": dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *others: tensor,
+} | {f"torch.{name}": np.dtype(dtype) for name, dtype in _DTYPES.items()}
 
 
 @contextlib.contextmanager
@@ -183,17 +173,9 @@ _MARK = object()
 
 
 def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
-    """Returns the object that a pickle describes.
+    """Reads a pickle of numbers, text, lists, tuples, dictionaries and tensors to its end.
 
-    It consists of numbers, text, lists, tuples, dictionaries and tensors.
-
-    Args:
-        file: The file at the pickle's beginning; afterwards it is at the pickle's end.
-        storages: A dictionary that receives the storages that the pickle names.
-
-    Raises:
-        UsageError: If the pickle names something else.
-        ValueError: If the bytes are not a pickle.
+    ``storages`` receives the storages that the pickle names.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -215,12 +197,8 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
                 stack.append(_MARK)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[name])
             case "TUPLE":
                 stack.append(tuple(pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -245,13 +223,13 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
                 items = pop_to_mark()
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
-                stack.append(_named(str(argument)))
+                stack.append(_named(str(argument).replace(" ", ".")))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                stack.append(_named(f"{module} {attribute}"))
+                stack.append(_named(f"{module}.{attribute}"))
             case "REDUCE":
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(_CALLS[called.name](*arguments))
+                stack.append(called(*arguments))  # one of _NAMED: no other object can be called
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
                 if storages is not None:
@@ -265,12 +243,10 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
     raise ValueError("its pickle has no end")
 
 
-def _named(name: str) -> _Global:
-    module, _, attribute = name.partition(" ")
-    is_storage = module == "torch" and attribute in _DTYPES
-    if name not in _CALLS and not is_storage:
-        raise _refused(f"{module}.{attribute}")
-    return _Global(name)
+def _named(name: str) -> Any:
+    if name not in _NAMED:
+        raise _refused(name)
+    return _NAMED[name]
 
 
 def _refused(what: str) -> UsageError:
@@ -281,10 +257,9 @@ def _refused(what: str) -> UsageError:
 
 
 def _storage(description: tuple) -> _Storage:
-    kind, storage_type, key, _location, size, *view = description
-    if kind != "storage" or any(view) or not isinstance(storage_type, _Global):
+    kind, dtype, key, _location, size, *view = description
+    if kind != "storage" or any(view) or not isinstance(dtype, np.dtype):
         raise ValueError("a storage is described otherwise than PyTorch does")
-    dtype = np.dtype(_DTYPES[storage_type.name.partition(" ")[2]])
     if not isinstance(size, int) or size < 0:
         raise ValueError(f"a storage has {size} numbers")
     return _Storage(str(key), dtype, size)

@@ -25,16 +25,12 @@ class Convention:
     separator: str
 
 
-_KERAS_PARTS = {
-    "conv": "kernel",
-    "depthwise": "kernel",
-    "dense": "kernel",
-    "bias": "bias",
-    "scale": "gamma",
-    "shift": "beta",
-    "mean": "moving_mean",
-    "var": "moving_variance",
-}
+def _parts(names: str) -> dict[str, str]:
+    roles = ("conv", "depthwise", "dense", "bias", "scale", "shift", "mean", "var")
+    return dict(zip(roles, names.split(), strict=True))
+
+
+_KERAS_PARTS = _parts("kernel kernel kernel bias gamma beta moving_mean moving_variance")
 # [height, width, in, out], [height, width, channels, 1], [in, out].
 _KERAS_AXES = {"depthwise": (0, 1, 3, 2)}
 
@@ -42,35 +38,13 @@ CONVENTIONS = {
     # Whole names are ours, so that no part has to be named.
     "effnetv2_jax": Convention({}, {}, "."),
     "pytorch": Convention(
-        parts={
-            "conv": "weight",
-            "depthwise": "weight",
-            "dense": "weight",
-            "bias": "bias",
-            "scale": "weight",
-            "shift": "bias",
-            "mean": "running_mean",
-            "var": "running_var",
-        },
+        _parts("weight weight weight bias weight bias running_mean running_var"),
         # [out, in, height, width], [channels, 1, height, width], [out, in].
         axes={"conv": (2, 3, 1, 0), "depthwise": (2, 3, 1, 0), "dense": (1, 0)},
         separator=".",
     ),
     "keras": Convention(_KERAS_PARTS, _KERAS_AXES, "/"),
     # Keras 3 counts a layer's tensors in the order in which they were made.
-    "keras_numbers": Convention(
-        parts={
-            "conv": "0",
-            "depthwise": "0",
-            "dense": "0",
-            "bias": "1",
-            "scale": "0",
-            "shift": "1",
-            "mean": "2",
-            "var": "3",
-        },
-        axes=_KERAS_AXES,
-        separator="/",
-    ),
+    "keras_numbers": Convention(_parts("0 0 0 1 0 1 2 3"), _KERAS_AXES, "/"),
     "tensorflow": Convention(_KERAS_PARTS | {"depthwise": "depthwise_kernel"}, _KERAS_AXES, "/"),
 }

@@ -10,6 +10,7 @@ import pytest
 
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, read_weights
+from effnetv2_jax.weights.containers.hdf5 import open_hdf5
 from tests.golden.drawn import draw
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
@@ -89,6 +90,27 @@ def test_a_file_that_is_cut_short_is_named(saved, tmp_path, ending):
         path.write_bytes(data[:length])
         with pytest.raises(UsageError, match=rf"x{ending}' is .*damaged"):
             read_weights(str(path))
+
+
+def test_damaged_bytes_are_an_error_of_one_kind(tmp_path):
+    """h5py has many types of errors for them."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(4):
+            file.create_dataset(f"layers/conv2d_{i}/vars/0", data=np.ones((3, 4), np.float32))
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            with open_hdf5(path) as tensors:
+                for name in tensors.shapes:
+                    tensors.read(name)
+        except UsageError:
+            refused += 1
+    assert refused > 3
 
 
 def test_only_the_weights_of_an_archive_are_read(saved, tmp_path):
