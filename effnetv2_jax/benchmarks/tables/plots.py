@@ -45,7 +45,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, found in panels.items():
             files = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-            draw(FIGURES[name].title, found, files)
+            draw(FIGURES[name][0], found, files)
             print("\n".join(map(str, files)))
     except OSError as error:
         raise UsageError(f"--output {OUTPUT.value!r} cannot be written: {error}") from error
