@@ -29,6 +29,12 @@ Tell = Callable[[Any], None]
 """Sends a value, one that JSON can hold, to the waiting parent while a method runs."""
 
 
+def import_path() -> str:
+    """Returns a PYTHONPATH by which a worker finds this package, however this process found it."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    return os.pathsep.join([str(root), *filter(None, sys.path)])
+
+
 class WorkerError(Exception):
     """A worker that does not start, has died, or whose method raised an exception.
 

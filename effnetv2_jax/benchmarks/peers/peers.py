@@ -58,11 +58,18 @@ def main() -> None:
     # Every check comes before the first contender, which takes minutes.
     for name in MODEL.value:
         get_spec(name)
-    whats = _chosen("thing to time", "what", WHAT.value, WHATS)
-    peers = _chosen("peer", "peers", PEERS_FLAG.value, PEERS, may_be_empty=True)
+    whats = _chosen("thing to time", WHAT.value, WHATS)
+    if not whats:
+        raise UsageError(f"--what must name at least one of {', '.join(WHATS)}")
+    peers = _chosen("peer", PEERS_FLAG.value, PEERS)
     if DTYPE.value not in DTYPES:
         raise unknown_name("dtype", DTYPE.value, DTYPES)
-    threads, torch_python = _threads(), _torch_python()
+    cores = len(os.sched_getaffinity(0))
+    threads, torch_python = THREADS.value or cores, _torch_python()
+    if threads > cores:
+        raise UsageError(
+            f"--threads must be from 1 to {cores}, the cores of this process, got {threads}"
+        )
     contenders = {name: CONTENDERS[name] for name in (OURS, *peers)}
     pythons = {
         name: torch_python if contender.lives_elsewhere else sys.executable
@@ -100,25 +107,12 @@ def main() -> None:
         print(json.dumps({"environment": environment, "runs": found}, indent=2))
 
 
-def _chosen(
-    kind: str, flag: str, names: list[str], allowed: tuple[str, ...], *, may_be_empty: bool = False
-) -> list[str]:
+def _chosen(kind: str, names: list[str], allowed: tuple[str, ...]) -> list[str]:
     """Returns each name once, in the order of the table."""
     for name in names:
         if name not in allowed:
             raise unknown_name(kind, name, allowed)
-    if not names and not may_be_empty:
-        raise UsageError(f"--{flag} must name at least one of {', '.join(allowed)}")
     return [name for name in allowed if name in names]
-
-
-def _threads() -> int:
-    cores = len(os.sched_getaffinity(0))
-    if THREADS.value is not None and THREADS.value > cores:
-        raise UsageError(
-            f"--threads must be from 1 to {cores}, the cores of this process, got {THREADS.value}"
-        )
-    return THREADS.value or cores
 
 
 def _torch_python() -> str:

@@ -1,5 +1,6 @@
 """Prints the results of the benchmark ``peers`` as Markdown and as JSON."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,12 +42,7 @@ def as_json(task: Task, entries: Mapping[str, Entry], whats: Sequence[str]) -> d
             "idle_share": result.idle_share,
         }
 
-    return {
-        "model": task.model,
-        "image_size": task.image_size,
-        "batch_size": task.batch_size,
-        "dtype": task.dtype,
-        "threads": task.threads,
+    return dataclasses.asdict(task) | {
         "contenders": {
             name: {
                 "title": entry.title,
@@ -70,7 +66,7 @@ def as_markdown(
     """Returns a heading, a table with a row for each contender, and notes.
 
     Args:
-        task: What all contenders did.
+        task: The task of all contenders.
         entries: The entries from ``race``.
         contenders: The contenders by the same names.
         whats: The things that were timed.
@@ -126,18 +122,17 @@ def _figure(value: float) -> str:
 def _notes(
     entries: Mapping[str, Entry], contenders: Mapping[str, Contender], whats: Sequence[str]
 ) -> list[str]:
-    ran = {name: entry for name, entry in entries.items() if entry.results}
-    notes = []
-    for name, entry in ran.items():
+    notes, warnings = [], []
+    for name, entry in entries.items():
         done = [what for what in whats if what in entry.results]
         told = "; ".join(f"{what}: {getattr(contenders[name], what)}" for what in done)
         ways = ", ".join(f"{what} by {entry.results[what].way}" for what in done)
-        notes.append(f"- {entry.title}: {told} ({ways}).")
-    for entry in ran.values():
+        if done:
+            notes.append(f"- {entry.title}: {told} ({ways}).")
         for what, result in entry.results.items():
             if result.idle_share > MAX_IDLE_SHARE:
-                notes.append(
+                warnings.append(
                     f"- Beware: {entry.title}, {what}: its process took "
                     f"{100 * result.idle_share:.0f} % of a core while others ran."
                 )
-    return notes
+    return notes + warnings

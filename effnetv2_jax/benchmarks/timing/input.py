@@ -8,7 +8,6 @@ pipeline with and without augmentation, and what an image costs one core, step b
 import functools
 import os
 import pathlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -79,13 +78,9 @@ def main() -> None:
         )
 
     if PREVIEW.value:
-        rows = [
-            (
-                f"{stage.image_size} px\nmagnitude {stage.randaugment_magnitude:.3g}",
-                next(batches(stage, augmentation))["image"],
-            )
-            for stage in stages
-        ]
+        names = [f"{s.image_size} px\nmagnitude {s.randaugment_magnitude:.3g}" for s in stages]
+        pictures = [next(batches(stage, augmentation))["image"] for stage in stages]
+        rows = list(zip(names, pictures, strict=True))
         _write_preview(pathlib.Path(PREVIEW.value), f"{source.name}, {augmentation.name}", rows)
         print(f"preview: {PREVIEW.value}")
         return
@@ -116,7 +111,7 @@ def main() -> None:
         parts = np.diff(costs, prepend=0)
         cells = [
             *(str(stage.image_size), f"{stage.randaugment_magnitude:.3g}"),
-            *map(_with_range, speeds),
+            *(f"{np.median(some):.0f} ({min(some):.0f}–{max(some):.0f})" for some in speeds),
             *(f"{part:.0f} ({part / costs[-1]:.0%})" for part in parts),
             f"{costs[-1]:.0f}",
         ]
@@ -143,7 +138,7 @@ def _stages(batch_size: int) -> list[Stage]:
     ]
 
 
-def _numbers(flag: str, values: list[str], kind: Callable, count: int | None = None) -> list:
+def _numbers(flag: str, values: list[str], kind: type, count: int | None = None) -> list:
     try:
         numbers = [kind(value) for value in values]
     except ValueError:
@@ -158,7 +153,7 @@ def _numbers(flag: str, values: list[str], kind: Callable, count: int | None = N
 
 
 def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
-    """Returns the images/s after the first batch, while which the stage's graph is built."""
+    """Returns the images/s after the first batch, for which the stage's graph is built."""
     batches = make_batches()
     next(batches)
     started = time.perf_counter()
@@ -172,38 +167,20 @@ def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarr
     return np.array([[measure() for measure in measurements] for _ in rounds]).T
 
 
-def _with_range(values: np.ndarray) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
-
-
-_CELL_INCHES = _LABEL_INCHES = 1.2
-_TITLE_INCHES = 0.4
-
-
 def _write_preview(path: pathlib.Path, title: str, rows: list[tuple[str, np.ndarray]]) -> None:
-    """Draws a row of images for each stage, all of one size on paper.
-
-    Args:
-        path: The picture, with an ending that matplotlib knows, such as ``.png``.
-        title: The title above the rows.
-        rows: Names and images, uint8 [columns, height, width, 3].
-    """
+    """Draws rows of a name and its images, uint8 [columns, side, side, 3], all of one size."""
     from matplotlib.figure import Figure
 
     columns = max(len(pictures) for _, pictures in rows)
-    width = _LABEL_INCHES + _CELL_INCHES * columns
-    height = _TITLE_INCHES + _CELL_INCHES * len(rows)
-    figure = Figure(figsize=(width, height), dpi=150)
-    figure.text(0.01, 1 - _TITLE_INCHES / 2 / height, title, va="center", weight="bold")
-    for i, (name, pictures) in enumerate(rows):
-        bottom = 1 - (_TITLE_INCHES + _CELL_INCHES * (i + 1)) / height
-        figure.text(0.01, bottom + _CELL_INCHES / 2 / height, name, va="center", size=9)
-        for j, picture in enumerate(pictures):
-            left = (_LABEL_INCHES + _CELL_INCHES * j) / width
-            cell = (left, bottom, 0.96 * _CELL_INCHES / width, 0.96 * _CELL_INCHES / height)
-            axes = figure.add_axes(cell)
+    size = (1.2 * columns + 0.6, 1.2 * len(rows) + 0.4)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.suptitle(title, weight="bold")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_of_row, (name, pictures) in zip(grid, rows, strict=True):
+        axes_of_row[0].set_ylabel(name, size=9)
+        for axes, picture in zip(axes_of_row, pictures, strict=False):
             axes.imshow(picture, interpolation="nearest")
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import pathlib
 import struct
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu import records
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.workers import Worker, WorkerError
+from effnetv2_jax.runtime.workers import Worker, WorkerError, import_path
 
 # Not below TMPDIR: libtpu looks nowhere else.
 LOCK_FILE = pathlib.Path("/tmp/libtpu_lockfile")
@@ -149,8 +148,5 @@ def worker_environment() -> dict[str, str]:
         "XLA_FLAGS": "",
         # The seconds to compile are those of the compiler.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        # The package is found wherever this process has found it.
-        "PYTHONPATH": os.pathsep.join(
-            [str(pathlib.Path(__file__).resolve().parents[3]), *filter(None, sys.path)]
-        ),
+        "PYTHONPATH": import_path(),
     }

@@ -27,9 +27,9 @@ def in_a_hurry(monkeypatch):
     monkeypatch.setattr(peer_race, "SETTLE_SECONDS", 0)
 
 
-def fake(tmp_path, name, *, libraries=(), models=None, file=FAKE, **options):
+def fake(tmp_path, name, *, models=None, file=FAKE, **options):
     options = {"log": str(tmp_path / "log"), "name": name, **options}
-    return Contender(name.upper(), file, libraries, models, "it sleeps", "it naps", {}, options)
+    return Contender(name.upper(), file, models, "it sleeps", "it naps", {}, options)
 
 
 def run_race(*contenders, whats=("training",), steps=1, pythons=None, **kwargs):
@@ -39,7 +39,7 @@ def run_race(*contenders, whats=("training",), steps=1, pythons=None, **kwargs):
 
 
 def table(entries, **kwargs):
-    made = {name: Contender(name, FAKE, (), None, "trains", "infers") for name in entries}
+    made = {name: Contender(name, FAKE, None, "trains", "infers") for name in entries}
     kwargs = {"whats": WHATS, "repeats": 5, "environment": {}} | kwargs
     return as_markdown(TASK, entries, contenders=made, **kwargs)
 
@@ -92,11 +92,12 @@ def test_one_that_fails_at_training_may_infer_unless_it_is_dead(tmp_path):
 
 
 def test_one_that_cannot_start_says_why(tmp_path):
-    other = tmp_path / "other.py"
+    other, lacking = tmp_path / "other.py", tmp_path / "lacking.py"
     other.write_text(FAKE.read_text().replace('"cpu"', '"gpu"'))
+    lacking.write_text("import json, no_such_library")
     entries = run_race(
         fake(tmp_path, "ours"),
-        fake(tmp_path, "library", libraries=("json", "no_such_library")),
+        fake(tmp_path, "library", file=lacking),
         fake(tmp_path, "model", models={"efficientnetv2-b0": "B0"}),
         fake(tmp_path, "python"),
         fake(tmp_path, "platform", file=other),
