@@ -74,15 +74,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def asked(model, loaded=None, **values):
-    return request.Request(load_model=lambda: (model, loaded or Loaded(SPEC)), **values)
-
-
-def answered(model, arguments, stdin=b"", **values):
+def answered(model, arguments, stdin=b"", loaded=None, **values):
     """(exit code, what is printed)."""
     stdout = io.StringIO()
     code = request.answer(
-        asked(model, **values), [str(x) for x in arguments], io.BytesIO(stdin), stdout
+        [str(x) for x in arguments],
+        io.BytesIO(stdin),
+        stdout,
+        load_model=lambda: (model, loaded or Loaded(SPEC)),
+        **values,
     )
     return code, stdout.getvalue()
 
@@ -189,7 +189,7 @@ def test_names_that_are_no_text_are_printed_and_read_back():
     name = os.fsdecode(b"caf\xe9\n.png")
     shown = Prediction(NamedImage(name), (Guess(0, "a\x1b[31m", 1 / 3),))
     assert request.as_table(shown, 9) == "caf��.png   33.33 %  a�[31m"
-    line = request.as_json(shown, 9)
+    line = request.as_json(shown)
     assert line.isascii() and "\n" not in line
     assert json.loads(line)["image"] == name
     assert json.loads(line)["predictions"][0]["probability"] == 0.3333333
@@ -234,7 +234,7 @@ class TestWhatCannotBeUsed:
     @pytest.mark.parametrize(("values", "message"), MESSAGES)
     def test_values(self, values, message):
         with pytest.raises(UsageError) as error:
-            asked(None, **values)
+            answered(None, [], **values)
         assert message in str(error.value)
 
     def test_more_classes_than_there_are(self, model, folder):

@@ -119,6 +119,10 @@ def _collectives(c: CompiledStep) -> str:
     return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or "–"
 
 
+def _compile_seconds(c: CompiledStep) -> str:
+    return f"{c.gradients.compile_seconds + c.update.compile_seconds:.0f}"
+
+
 # Title, width and text of each column.
 COLUMNS: tuple[tuple[str, int, Callable[[CompiledStep], str]], ...] = (
     ("model", 19, lambda c: c.step.model),
@@ -129,9 +133,9 @@ COLUMNS: tuple[tuple[str, int, Callable[[CompiledStep], str]], ...] = (
     ("GFLOP", 6, lambda c: _or_dash(c.flops, 1e9)),
     ("GB moved", 8, lambda c: _or_dash(c.bytes_accessed, 1e9)),
     ("ms", 6, lambda c: _or_dash(c.seconds, 1e-3)),
-    ("images/s", 8, lambda c: _or_dash(c.images_per_second_per_core)),
+    ("images/s", 8, lambda c: _or_dash(c.batch_per_core / c.seconds if c.seconds else None)),
     ("collectives, MB", 20, _collectives),
-    ("compiled in s", 13, lambda c: f"{c.compile_seconds:.0f}"),
+    ("compiled in s", 13, _compile_seconds),
     ("remark", 6, lambda c: c.remark),
 )
 WIDTHS = tuple(width for _, width, _ in COLUMNS)
