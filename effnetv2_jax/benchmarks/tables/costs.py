@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -26,7 +27,7 @@ from effnetv2_jax.benchmarks.timing.timed_model import (
     compile_inference,
 )
 from effnetv2_jax.benchmarks.timing.timed_model import compile_train_step as compile_here
-from effnetv2_jax.benchmarks.tpu.compile import NotRecorded, compile_train_step
+from effnetv2_jax.benchmarks.tpu.compile import compile_train_step, recorded_step
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
 from effnetv2_jax.models import model_info
 from effnetv2_jax.runtime.errors import UsageError
@@ -135,20 +136,18 @@ class TpuCosts:
             accumulation_steps=parts,
             mixing=mixing,
         )
+        asked: dict[str, Any] = {
+            "topology": self._topology,
+            "batch_per_core": batch_size,
+            "records_file": self._records_file,
+        }
+        if self._why_not:
+            known = recorded_step(step, **asked)
+            return cost_on_tpu(known) if known else Cost(NOT_RUN, batch_size, note=self._why_not)
         try:
-            found = compile_train_step(
-                step,
-                topology=self._topology,
-                batch_per_core=batch_size,
-                records_file=self._records_file,
-                recorded_only=bool(self._why_not),
-                on_phase=self._on_phase,
-            )
-        except NotRecorded:
-            return Cost(NOT_RUN, batch_size, note=self._why_not)
+            return cost_on_tpu(compile_train_step(step, **asked, on_phase=self._on_phase))
         except RuntimeError as error:
             return Cost(NOT_RUN, batch_size, note=f"the compiler failed: {str(error)[-200:]}")
-        return cost_on_tpu(found)
 
     def inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
         return Cost(NOT_RUN, batch_size, note="inference is measured only (--device=local)")

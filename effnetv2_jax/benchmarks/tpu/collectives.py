@@ -36,9 +36,6 @@ class Collectives:
     def __add__(self, other: "Collectives") -> "Collectives":
         return Collectives(self.count + other.count, self.bytes + other.bytes)
 
-    def __mul__(self, times: int) -> "Collectives":
-        return Collectives(self.count * times, self.bytes * times)
-
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
@@ -87,7 +84,8 @@ def collectives_of(hlo_text: str) -> dict[str, Collectives]:
         for instruction in computations[name]:
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS:
-                found[kind] += Collectives(1, _bytes_exchanged(instruction, kind, types)) * times
+                exchanged = _bytes_exchanged(instruction, kind, types)
+                found[kind] += Collectives(times, times * exchanged)
     return dict(found)
 
 

@@ -73,7 +73,7 @@ class CompiledStep:
 
     @property
     def hbm_used(self) -> int:
-        """The bytes per core at the fuller moment of the step, with what lies beside the program."""
+        """The bytes per core at the fuller moment of the step, with those beside the program."""
         return max(program.memory + program.beside for program in (self.gradients, self.update))
 
     @property

@@ -119,6 +119,10 @@ def _collectives(c: CompiledStep) -> str:
     return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or "–"
 
 
+def _images_per_second(c: CompiledStep) -> str:
+    return _or_dash(c.batch_per_core / c.seconds if c.fits and c.seconds else None)
+
+
 def _compile_seconds(c: CompiledStep) -> str:
     return f"{c.gradients.compile_seconds + c.update.compile_seconds:.0f}"
 
@@ -133,7 +137,7 @@ COLUMNS: tuple[tuple[str, int, Callable[[CompiledStep], str]], ...] = (
     ("GFLOP", 6, lambda c: _or_dash(c.flops, 1e9)),
     ("GB moved", 8, lambda c: _or_dash(c.bytes_accessed, 1e9)),
     ("ms", 6, lambda c: _or_dash(c.seconds, 1e-3)),
-    ("images/s", 8, lambda c: _or_dash(c.batch_per_core / c.seconds if c.seconds else None)),
+    ("images/s", 8, _images_per_second),
     ("collectives, MB", 20, _collectives),
     ("compiled in s", 13, _compile_seconds),
     ("remark", 6, lambda c: c.remark),

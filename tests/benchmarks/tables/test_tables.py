@@ -29,7 +29,6 @@ from effnetv2_jax.benchmarks.tables.paper import OUT_OF_MEMORY, TABLES, TOTAL_ST
 from effnetv2_jax.benchmarks.tables.plans import PLANS
 from effnetv2_jax.benchmarks.tables.printing import as_json, as_markdown
 from effnetv2_jax.benchmarks.timing.timed_model import CompiledModel
-from effnetv2_jax.benchmarks.tpu.compile import NotRecorded
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
 from tests.benchmarks.commands import refusals, run
@@ -217,11 +216,10 @@ def test_what_has_no_published_figure_is_not_run():
 def test_the_same_is_asked_once(monkeypatch):
     asked = []
 
-    def compile_train_step(step, *, topology, batch_per_core, **_):
+    def recorded_step(step, *, topology, batch_per_core, **_):
         asked.append((step, topology, batch_per_core))
-        raise NotRecorded
 
-    monkeypatch.setattr(table_costs, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(table_costs, "recorded_step", recorded_step)
     costs = TpuCosts("v3:4x4", compile_new=False)
     for _ in range(2):
         cost = costs.train_step("efficientnet-b4", image_size=8, batch_size=2)
