@@ -134,8 +134,8 @@ def test_batches_hold_all_images_and_one_program_serves_them(model, folder, monk
 
         return watched
 
-    make = prediction.make_predict_step
-    monkeypatch.setattr(prediction, "make_predict_step", remember)
+    make = prediction._make_predict_step
+    monkeypatch.setattr(prediction, "_make_predict_step", remember)
     paths = sorted(folder.glob("*.jpg"))
     _, alone = answered(model, paths, format="json")
     _, batched = answered(model, paths, format="json", batch_size=2)

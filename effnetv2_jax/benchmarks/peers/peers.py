@@ -95,12 +95,7 @@ def main() -> None:
         if number:
             print()
         text = as_markdown(
-            task,
-            entries,
-            contenders=contenders,
-            whats=whats,
-            repeats=REPEATS.value,
-            environment=environment,
+            task, entries, whats=whats, repeats=REPEATS.value, environment=environment
         )
         print(text, flush=True)
     if JSON.value:

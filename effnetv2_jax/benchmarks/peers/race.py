@@ -68,13 +68,13 @@ class Entry:
     """A contender's row.
 
     Attributes:
-        title: Its name in tables.
+        contender: The contender.
         facts: ``platform``, ``device`` and ``versions``. Empty if it did not start.
         results: The result of each thing that it did.
         reasons: The reason, in one sentence, for each thing that it did not do.
     """
 
-    title: str
+    contender: Contender
     facts: Mapping[str, Any]
     results: Mapping[str, Result]
     reasons: Mapping[str, str]
@@ -192,7 +192,7 @@ def race(
                     idle_share=idle / waited,
                 )
     return {
-        name: Entry(contender.title, facts[name], results[name], reasons[name])
+        name: Entry(contender, facts[name], results[name], reasons[name])
         for name, contender in contenders.items()
     }
 

@@ -1,11 +1,11 @@
 """Prints the results of the benchmark ``peers`` as Markdown and as JSON."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from effnetv2_jax.benchmarks.markdown import NOTHING, table
-from effnetv2_jax.benchmarks.peers.contenders import OURS, Contender
+from effnetv2_jax.benchmarks.peers.contenders import OURS
 from effnetv2_jax.benchmarks.peers.race import Entry, Result, Task
 
 MAX_IDLE_SHARE = 0.02
@@ -45,7 +45,7 @@ def as_json(task: Task, entries: Mapping[str, Entry], whats: Sequence[str]) -> d
     return dataclasses.asdict(task) | {
         "contenders": {
             name: {
-                "title": entry.title,
+                "title": entry.contender.title,
                 **entry.facts,
                 **{what: done(name, entry, what) for what in whats},
             }
@@ -58,7 +58,6 @@ def as_markdown(
     task: Task,
     entries: Mapping[str, Entry],
     *,
-    contenders: Mapping[str, Contender],
     whats: Sequence[str],
     repeats: int,
     environment: Mapping[str, str],
@@ -68,7 +67,6 @@ def as_markdown(
     Args:
         task: The task of all contenders.
         entries: The entries from ``race``.
-        contenders: The contenders by the same names.
         whats: The things that were timed.
         repeats: The number of turns of each.
         environment: Environment variables that change times, as all contenders found them.
@@ -87,13 +85,12 @@ def as_markdown(
         "; ".join(versions),
         *([", ".join(f"{k}={v}" for k, v in environment.items())] if environment else []),
     ]
-    notes = _notes(entries, contenders, whats)
-    return "\n".join([*heading, "", table(rows), "", *notes])
+    return "\n".join([*heading, "", table(rows), "", *_notes(entries.values(), whats)])
 
 
 def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[str]) -> list[str]:
     entry = entries[name]
-    row = [entry.title]
+    row = [entry.contender.title]
     told = ""
     for what in whats:
         if what in entry.reasons:
@@ -119,20 +116,19 @@ def _figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _notes(
-    entries: Mapping[str, Entry], contenders: Mapping[str, Contender], whats: Sequence[str]
-) -> list[str]:
+def _notes(entries: Iterable[Entry], whats: Sequence[str]) -> list[str]:
     notes, warnings = [], []
-    for name, entry in entries.items():
+    for entry in entries:
+        title = entry.contender.title
         done = [what for what in whats if what in entry.results]
-        told = "; ".join(f"{what}: {getattr(contenders[name], what)}" for what in done)
+        told = "; ".join(f"{what}: {getattr(entry.contender, what)}" for what in done)
         ways = ", ".join(f"{what} by {entry.results[what].way}" for what in done)
         if done:
-            notes.append(f"- {entry.title}: {told} ({ways}).")
+            notes.append(f"- {title}: {told} ({ways}).")
         for what, result in entry.results.items():
             if result.idle_share > MAX_IDLE_SHARE:
                 warnings.append(
-                    f"- Beware: {entry.title}, {what}: its process took "
+                    f"- Beware: {title}, {what}: its process took "
                     f"{100 * result.idle_share:.0f} % of a core while others ran."
                 )
     return notes + warnings

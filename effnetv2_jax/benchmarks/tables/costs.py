@@ -130,11 +130,7 @@ class TpuCosts:
     ) -> Cost:
         """Returns the cost of a step whose batch is worked through in so many parts."""
         step = StepSpec(
-            model,
-            image_size,
-            bn_group_size=BN_GROUP_SIZE,
-            accumulation_steps=parts,
-            mixing=mixing,
+            model, image_size, bn_group_size=BN_GROUP_SIZE, accumulation_steps=parts, mixing=mixing
         )
         asked: dict[str, Any] = {
             "topology": self._topology,
@@ -212,7 +208,7 @@ class LocalCosts:
             lambda: compile_here(step, batch_size=batch_size * devices),
             batch_size,
             self._dtype,
-            TRAINING_FLOPS * batch_size * _multiply_adds(model, image_size),
+            TRAINING_FLOPS * batch_size * model_info(model, image_size=image_size).multiply_adds,
         )
 
     def _inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
@@ -223,7 +219,7 @@ class LocalCosts:
             ),
             batch_size,
             dtype,
-            batch_size * _multiply_adds(model, image_size),
+            batch_size * model_info(model, image_size=image_size).multiply_adds,
         )
 
     def _timed(
@@ -250,10 +246,6 @@ class LocalCosts:
 
 
 Costs = TpuCosts | LocalCosts
-
-
-def _multiply_adds(model: str, image_size: int) -> int:
-    return model_info(model, image_size=image_size).multiply_adds
 
 
 def topology_of(device: str) -> str | None:

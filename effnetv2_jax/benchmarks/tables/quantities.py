@@ -8,7 +8,7 @@ from effnetv2_jax.benchmarks.tables import paper
 from effnetv2_jax.benchmarks.tables.costs import EXACT, LOCAL, NOT_RUN, Cost, Costs, Ours, not_run
 from effnetv2_jax.benchmarks.tables.paper import OUT_OF_MEMORY, TABLES, Row
 from effnetv2_jax.models import get_spec, model_info
-from effnetv2_jax.progressive import make_stages
+from effnetv2_jax.progressive import Stage, make_stages
 
 Quantity = Callable[..., Ours]
 """A function of ``(costs, row)``, for a row whose model is in the zoo. It returns a figure in the
@@ -160,25 +160,20 @@ def _hours(costs: Costs, model: str, *, first_size: int, num_stages: int) -> Our
         batch_size=paper.BATCH_SIZE,
         image_size=(first_size, last_size(model)),
     )
-    steps, seconds, notes = [], 0.0, {}
-    found: list[Cost] = []
+    found: list[tuple[Stage, float, Cost]] = []
     # The most expensive stage is the first. If it is not known, the others need not be found.
     for stage in reversed(stages):
         cost = step_cost(costs, model, stage.image_size)
         if cost.seconds is None:
             refused = f"does not fit at {stage.image_size} px"
             return not_run(cost.note if cost.how == NOT_RUN else refused)
-        found.insert(0, cost)
-    for stage, cost in zip(stages, found, strict=True):
-        of_a_step = cost.seconds or 0.0
-        seconds += stage.num_steps * of_a_step
-        steps.append(f"{stage.image_size} px {1e3 * of_a_step:.4g}")
-        notes[cost.note] = None
-    note = (
-        f"{paper.TOTAL_STEPS:,} steps of {IMAGES_PER_CORE} images a core; "
-        f"ms a step: {', '.join(steps)}"
-    )
-    return Ours(seconds / 3600, cost.how, cost.detail, (note, *filter(None, notes)))
+        found.insert(0, (stage, cost.seconds, cost))
+    hours = sum(stage.num_steps * seconds for stage, seconds, _ in found) / 3600
+    each = ", ".join(f"{stage.image_size} px {1e3 * s:.4g}" for stage, s, _ in found)
+    steps = f"{paper.TOTAL_STEPS:,} steps of {IMAGES_PER_CORE} images a core; ms a step: {each}"
+    notes = dict.fromkeys(cost.note for *_, cost in found if cost.note)
+    *_, last = found[-1]
+    return Ours(hours, last.how, last.detail, (steps, *notes))
 
 
 def _images_per_second(cost: Cost) -> Ours:

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from effnetv2_jax.benchmarks.markdown import row, rule
-from effnetv2_jax.benchmarks.timing.image_costs import STEPS, make_step_timers
 from effnetv2_jax.benchmarks.timing.photographs import photographs
-from effnetv2_jax.data import images, pipeline
+from effnetv2_jax.data import decoding, images, pipeline
+from effnetv2_jax.data.order import Order
+from effnetv2_jax.data.sources import Example, Split
 from effnetv2_jax.data.sources.registry import get_source
-from effnetv2_jax.preprocessing import get_preprocessing
+from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.bars import track
 from effnetv2_jax.runtime.errors import UsageError
@@ -51,6 +53,9 @@ THREADS = flags.DEFINE_integer("threads", None, "Threads. Default: one a core.",
 SEED = flags.DEFINE_integer("seed", 0, "Seed of order, crops and augmentation.")
 PREVIEW = flags.DEFINE_string("preview", None, "Write a contact sheet to this file, and end.")
 COLUMNS = flags.DEFINE_integer("columns", 8, "Images in a row of the preview.", lower_bound=1)
+
+STEPS = ("read", "entropy", "decode", "resize", "augment")
+"""``entropy`` decodes only the last row of the crop. For a JPEG, that is Huffman decoding."""
 
 
 def main() -> None:
@@ -99,14 +104,7 @@ def main() -> None:
             [functools.partial(_speed, pipeline) for pipeline in pipelines],
             f"{stage.image_size} px, images/s",
         )
-        timers = make_step_timers(
-            source.split(SPLIT.value),
-            stage,
-            num_batches=NUM_BATCHES.value,
-            seed=SEED.value,
-            preprocessing=family,
-            augmentation=augmentation,
-        )
+        timers = _step_timers(source.split(SPLIT.value), stage, family, augmentation)
         costs = np.median(_interleaved(timers, f"{stage.image_size} px, steps"), axis=1)
         parts = np.diff(costs, prepend=0)
         cells = [
@@ -159,6 +157,66 @@ def _speed(make_batches: Callable[[], Iterator[pipeline.Batch]]) -> float:
     started = time.perf_counter()
     count = sum(len(batch["image"]) for batch in batches)
     return count / (time.perf_counter() - started)
+
+
+def _step_timers(
+    split: Split, stage: Stage, family: Preprocessing, augmentation: images.Augmentation
+) -> list[Callable[[], float]]:
+    """Makes a timer of each of ``STEPS`` and those before it: µs of one core per image."""
+    order = Order(split, SEED.value)
+
+    def read(example: Example) -> tf.Tensor:
+        image = example["image"]
+        if image.dtype == tf.string:
+            image = tf.io.decode_raw(tf.strings.substr(image, 0, 1), tf.uint8)
+        return tf.reshape(image, [1, -1, 1])
+
+    def last_pixel(example: Example) -> tf.Tensor:
+        # In the crop's last row: a decoder has to read all of the file before it.
+        def choose_box(shape: tf.Tensor) -> decoding.Box:
+            box = images.crop_box(shape, example["seed"], family, augmentation)
+            return tf.stack([box[0] + box[2] - 1, box[1], 1, 1])
+
+        return decoding.decode_box(example["image"], choose_box)
+
+    def crop(example: Example) -> tf.Tensor:
+        return images.random_crop(example["image"], example["seed"], stage, family, augmentation)
+
+    def resized(example: Example) -> tf.Tensor:
+        return decoding.resize(crop(example), stage.image_size, family.interpolation)
+
+    def augmented(example: Example) -> tf.Tensor:
+        return images.flip_and_augment(resized(example), example["seed"], stage, augmentation)
+
+    def timed(function: Callable[[Example], tf.Tensor]) -> Callable[[], float]:
+        def prepare(element) -> tf.Tensor:
+            return function(order.fetch(element))[0, 0, 0]
+
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 1
+        options.threading.max_intra_op_parallelism = 1
+        options.autotune.enabled = False
+        # Nothing may be done ahead of time, while something else is measured.
+        options.experimental_optimization.apply_default_optimizations = False
+        dataset = (
+            order.elements(0)
+            .map(tf.autograph.experimental.do_not_convert(prepare))
+            .batch(stage.batch_size)
+            .with_options(options)
+        )
+
+        def measure() -> float:
+            batches = iter(dataset.take(NUM_BATCHES.value))
+            next(batches)
+            started = time.process_time()
+            for _ in batches:
+                pass
+            seconds = time.process_time() - started
+            return 1e6 * seconds / (stage.batch_size * (NUM_BATCHES.value - 1))
+
+        return measure
+
+    return [timed(function) for function in (read, last_pixel, crop, resized, augmented)]
 
 
 def _interleaved(measurements: list[Callable[[], float]], text: str) -> np.ndarray:

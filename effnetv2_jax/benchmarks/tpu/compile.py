@@ -12,6 +12,7 @@ import pathlib
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu import records
@@ -74,7 +75,7 @@ def compile_train_step(
     for name, value in (("image_size", step.image_size), ("batch_per_core", batch_per_core)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    asked = {"topology": topology, "batch_per_core": batch_per_core}
+    asked: dict[str, Any] = {"topology": topology, "batch_per_core": batch_per_core}
     known = recorded_step(step, records_file=records_file, **asked)
     if importlib.util.find_spec("libtpu") is None:
         if known:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from effnetv2_jax.benchmarks.markdown import row, rule
+from effnetv2_jax.benchmarks.markdown import NOTHING, row, rule
 from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu.compile import compile_train_step
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
@@ -109,14 +109,14 @@ def _gib(size: float) -> str:
 
 def _or_dash(value: float | None, unit: float = 1.0) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     value /= unit
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _collectives(c: CompiledStep) -> str:
     kinds = (c.collectives or {}).items()
-    return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or "–"
+    return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or NOTHING
 
 
 def _images_per_second(c: CompiledStep) -> str:
