@@ -9,7 +9,6 @@ from effnetv2_jax.runtime import extras
 
 extras.need_for_program("train")
 
-import functools
 import logging as std_logging
 import signal
 import sys
@@ -59,12 +58,8 @@ def main(arguments: list[str]) -> None:
             arguments,
             sys.stdin.buffer,
             sys.stdout,
-            load_model=functools.partial(
-                load_model,
-                WEIGHTS.value,
-                MODEL.value,
-                ema=EMA.value,
-                architecture=ARCHITECTURE.value,
+            load_model=lambda: load_model(
+                WEIGHTS.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value
             ),
             image_size=IMAGE_SIZE.value,
             preprocessing=PREPROCESSING.value,

@@ -53,7 +53,8 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
     """
     from matplotlib.figure import Figure
 
-    columns = _columns(len(predictions))
+    # The smallest number of columns that make a page no taller than A4.
+    columns = math.ceil(math.sqrt(len(predictions) * _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)))
     rows = math.ceil(len(predictions) / columns)
     width = 2 * _MARGIN + columns * (_CELL_WIDTH + _BETWEEN) - _BETWEEN
     height = _TITLE + rows * (_CELL_HEIGHT + _BETWEEN)
@@ -73,12 +74,6 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"picture {path!r} cannot be written: {error}") from error
-
-
-def _columns(count: int) -> int:
-    """Returns the smallest number of columns that make a page no taller than A4."""
-    row = _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)
-    return math.ceil(math.sqrt(count * row))
 
 
 def _draw_cell(axes: Axes, left: float, top: float, prediction: Prediction) -> None:

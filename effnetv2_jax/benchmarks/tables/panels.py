@@ -74,16 +74,17 @@ FIGURES = {
 """The title of each figure and, for each of its panels, the table, the beginning of the section's
 title and the label of the x axis."""
 
-FAMILIES = (
-    "EfficientNetV2",
-    "EfficientNetV2 (21k)",
-    "EfficientNet",
-    "NFNet",
-    "ResNeSt",
-    "DeiT",
-    "ViT (21k)",
-)
-"""The families of Table 7 that are drawn, which is about the paper's choice."""
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLORS = {
+    "EfficientNetV2": "#D55E00",
+    "EfficientNetV2 (21k)": "#CC79A7",
+    "EfficientNet": "#0072B2",
+    "NFNet": "#009E73",
+    "ViT (21k)": "#56B4E9",
+    "DeiT": "#E69F00",
+    "ResNeSt": "#777777",
+}
+"""The families of Table 7 that are drawn, which is about the paper's choice, and their colours."""
 
 
 def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Panel, ...]:
@@ -126,7 +127,7 @@ def _series(section: Section, side: str) -> tuple[Series, ...]:
     for label, x in _points(section, side):
         top1 = TABLES["7"].figure(label, "top-1")
         family, short = family_of(label)
-        if top1 is not None and family in FAMILIES:
+        if top1 is not None and family in COLORS:
             families.setdefault(family, []).append(Point(short, x, float(top1.value)))
     return tuple(
         Series(family, side == "ours", tuple(sorted(points, key=lambda point: point.x)))

@@ -56,10 +56,6 @@ class Start:
     borders: tuple[tuple[float, float], ...] = ()
 
 
-Starts = Mapping[str, Sequence[Start]]
-"""The starts of each kind, ``cold`` and ``warm``; at least one of each."""
-
-
 def main() -> None:
     extras.need("train", "the training program, which benchmark start runs,")
     command = [
@@ -87,7 +83,7 @@ def run_all(
     warm: int,
     borders: bool,
     on_run: Callable[[str], None] = lambda words: None,
-) -> Starts:
+) -> Mapping[str, Sequence[Start]]:
     """Starts a program several times with empty caches, then with what the first of these left.
 
     Args:
@@ -96,6 +92,9 @@ def run_all(
         warm: The number of starts with a full cache, at least 1.
         borders: Lets the first run of each kind go to its end.
         on_run: Is told which run is next.
+
+    Returns:
+        The starts of each kind, ``cold`` and ``warm``.
 
     Raises:
         UsageError: See ``watch``.
@@ -157,7 +156,7 @@ def watch(command: Sequence[str], cache: pathlib.Path, *, to_the_end: bool) -> S
     return dataclasses.replace(start, borders=tuple(borders))
 
 
-def as_markdown(found: Starts) -> str:
+def as_markdown(found: Mapping[str, Sequence[Start]]) -> str:
     """Returns a table of starts and, if there are any, one of borders."""
     rows = [["start", "runs", "to the first step, median, s", "range, s", "programs"]]
     for kind, starts in found.items():
