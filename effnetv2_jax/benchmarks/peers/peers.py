@@ -26,14 +26,14 @@ from effnetv2_jax.training.build import DTYPES
 
 MODEL = flags.DEFINE_list("model", ["efficientnetv2-b0"], "Models, names of list_models().")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Image size in px.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Number of images a step.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Number of images per step.", lower_bound=1)
 DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
 THREADS = flags.DEFINE_integer(
     "threads", None, "Threads of each. Default: as many as this process has cores.", lower_bound=1
 )
 REPEATS = flags.DEFINE_integer("repeats", 5, "Number of turns of each.", lower_bound=5)
 STEPS = flags.DEFINE_integer(
-    "steps", None, "Steps a turn. Default: as many as take about a second.", lower_bound=1
+    "steps", None, "Steps per turn. Default: as many as take about a second.", lower_bound=1
 )
 PEERS_FLAG = flags.DEFINE_list("peers", list(PEERS), "What is timed beside our code.")
 WHAT = flags.DEFINE_list("what", list(WHATS), f"Things to time: {', '.join(WHATS)}.")

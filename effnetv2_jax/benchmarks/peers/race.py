@@ -122,7 +122,7 @@ def race(
 
     Args:
         contenders: The contenders by name. The first sets the platform for all.
-        task: What they do.
+        task: The task of all of them.
         whats: The things to time, some of ``WHATS``.
         repeats: The number of turns of each.
         steps: The number of steps per turn. None means as many as take about a second.

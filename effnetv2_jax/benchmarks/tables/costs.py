@@ -52,9 +52,9 @@ class Ours:
 
     Attributes:
         value: The figure in the section's unit, or ``OUT_OF_MEMORY``. None if it was not run.
-        how: How it was found: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
+        how: The way it was found: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
         detail: The image size, the dtype and the batch.
-        notes: What one has to know to read it, or why it was not run.
+        notes: Facts that one needs to read it, or the reason why it was not run.
         low: The lowest of a measurement's repeats, in the section's unit.
         high: The highest of a measurement's repeats, in the section's unit.
     """
@@ -77,11 +77,11 @@ class Cost:
     """The cost of one run of something.
 
     Attributes:
-        how: How it was found, as in ``Ours``.
+        how: The way it was found, as in ``Ours``.
         batch_size: The number of images per device and run.
         seconds: The time of a run. None if it was not run or, with another ``how``, does not fit.
         detail: The dtype, the batch and the MFU.
-        note: The reason why it was not run, or what one has to know about it.
+        note: A fact that one needs to read it, or the reason why it was not run.
         low: The seconds of the fastest repeat, if it was measured.
         high: The seconds of the slowest repeat, if it was measured.
     """

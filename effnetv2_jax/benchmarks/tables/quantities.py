@@ -118,7 +118,7 @@ def last_size(model: str) -> int:
 
 
 def step_cost(costs: Costs, model: str, image_size: int) -> Cost:
-    """Returns the cost of a step of 128 images a core, in as many parts as it needs to fit."""
+    """Returns the cost of a step of 128 images per core, in as many parts as it needs to fit."""
     parts = PARTS.get(model, {}).get(image_size, 1)
     while True:
         cost = costs.train_step(
@@ -152,7 +152,7 @@ def _in_table_6(model: str, column: str) -> float:
 
 
 def _hours(costs: Costs, model: str, *, first_size: int, num_stages: int) -> Ours:
-    """Returns the hours of a run. Its notes are the steps, and those on their costs, each once."""
+    """Returns the hours of a run. Its notes are on its steps, then on their costs."""
     stages = make_stages(
         "paper" if num_stages > 1 else "fixed",
         total_steps=paper.TOTAL_STEPS,

@@ -35,7 +35,7 @@ TABLE = flags.DEFINE_list("table", [], f"Tables: {', '.join(PLANS)}; or all.")
 DEVICE = flags.DEFINE_list("device", [LOCAL], "local, or tpu: and a topology, or both.")
 MODELS = flags.DEFINE_list("models", [], "Models, names of list_models(), to leave out other rows.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images a local device. Default: the paper's number.", lower_bound=1
+    "batch_size", None, "Images per local device. Default: the paper's number.", lower_bound=1
 )
 DTYPE = flags.DEFINE_string(
     "dtype", None, "Dtype of local training. Default: bfloat16, or float32 on a CPU."
@@ -51,7 +51,7 @@ ROW_SECONDS = flags.DEFINE_float(
     lower_bound=0.0,
 )
 COMPILE = flags.DEFINE_boolean(
-    "compile", True, "Compile new steps for TPUs, which takes minutes to an hour a step."
+    "compile", True, "Compile new steps for TPUs, which takes minutes to an hour each."
 )
 RECORDS = flags.DEFINE_string(
     "records", None, "File of steps that were compiled before. Default: one in the cache folder."

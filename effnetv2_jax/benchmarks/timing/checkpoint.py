@@ -19,7 +19,7 @@ from effnetv2_jax.training.mesh import check_batch_size, shard_state
 from effnetv2_jax.training.survival.agreement import STEPS_BEHIND
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
-STEPS = flags.DEFINE_integer("steps", 100, "Number of steps a round.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 100, "Number of steps per round.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Number of rounds with a checkpoint, and without.", lower_bound=2
 )

@@ -1,8 +1,9 @@
 """Time the input pipeline: ``python -m effnetv2_jax.benchmark input --sizes=128,171,300``.
 
 Every image size is a stage of progressive learning. For each, prints the images/s of the whole
-pipeline with and without augmentation, and what an image costs one core, step by step. Without
-``--dataset`` it makes JPEGs of its own. ``--preview=FILE`` draws what each stage trains on instead.
+pipeline with and without augmentation, and the time that each step of an image takes one core.
+Without ``--dataset`` it makes JPEGs of its own. ``--preview=FILE`` draws images of each stage
+instead.
 """
 
 import functools
@@ -43,16 +44,16 @@ MAGNITUDES = flags.DEFINE_list(
 )
 AUGMENTATION = flags.DEFINE_string("augmentation", "randaugment", "Augmentation, as in a config.")
 LAYERS = flags.DEFINE_integer(
-    "randaugment_layers", 2, "Operations of RandAugment an image.", lower_bound=1
+    "randaugment_layers", 2, "Operations of RandAugment per image.", lower_bound=1
 )
 PREPROCESSING = flags.DEFINE_string("preprocessing", "v2", "Input family.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a batch.", lower_bound=1)
-NUM_BATCHES = flags.DEFINE_integer("num_batches", 16, "Batches a measurement.", lower_bound=2)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
+NUM_BATCHES = flags.DEFINE_integer("num_batches", 16, "Batches per measurement.", lower_bound=2)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements, of which the median counts.", 5)
-THREADS = flags.DEFINE_integer("threads", None, "Threads. Default: one a core.", lower_bound=1)
+THREADS = flags.DEFINE_integer("threads", None, "Threads. Default: one per core.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of order, crops and augmentation.")
 PREVIEW = flags.DEFINE_string("preview", None, "Write a contact sheet to this file, and end.")
-COLUMNS = flags.DEFINE_integer("columns", 8, "Images in a row of the preview.", lower_bound=1)
+COLUMNS = flags.DEFINE_integer("columns", 8, "Images per row of the preview.", lower_bound=1)
 
 STEPS = ("read", "entropy", "decode", "resize", "augment")
 """``entropy`` decodes only the last row of the crop. For a JPEG, that is Huffman decoding."""

@@ -1,4 +1,4 @@
-"""Times, and what has to be printed beside a time: device, versions, peak.
+"""Times, and the facts to print beside a time: device, versions, peak.
 
 Needs only JAX, so that it runs on a bare accelerator machine.
 """

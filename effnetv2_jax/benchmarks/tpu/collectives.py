@@ -1,4 +1,4 @@
-"""Counts what crosses devices in a compiled program, from its HLO text.
+"""Counts the traffic between devices in a compiled program, from its HLO text.
 
 XLA's own cost analysis does not report it, and its estimate of a step's time hardly counts it.
 """

@@ -29,7 +29,9 @@ MODEL = flags.DEFINE_list("model", ["efficientnetv2-s"], "Models, names of list_
 IMAGE_SIZE = flags.DEFINE_list(
     "image_size", [], "Image sizes in px. Each model's own training size by default."
 )
-BATCH_PER_CORE = flags.DEFINE_list("batch_per_core", ["128"], "Numbers of images a core and step.")
+BATCH_PER_CORE = flags.DEFINE_list(
+    "batch_per_core", ["128"], "Numbers of images per core and step."
+)
 TOPOLOGY = flags.DEFINE_string("topology", "v3:4x4", "Kind and arrangement of chips.")
 STEP = (
     flags.DEFINE_string("optimizer", "rmsprop", "Optimizer, a name in OPTIMIZERS."),
@@ -98,7 +100,7 @@ def _heading(c: CompiledStep) -> str:
     return (
         f"{c.topology}, {c.cores} × {c.device_kind}, {_gib(c.memory_limit)} GiB a core; "
         f"{versions}\n"
-        "a core and step; ms and images/s are XLA's estimate, which hardly counts collectives\n\n"
+        "per core and step; ms and images/s are XLA's estimate, which hardly counts collectives\n\n"
         f"{row([title for title, _, _ in COLUMNS], WIDTHS)}\n{rule(WIDTHS)}"
     )
 

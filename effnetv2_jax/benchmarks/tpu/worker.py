@@ -49,7 +49,7 @@ def lower_train_step(
     Args:
         devices: The devices, which need not be attached.
         step: The step.
-        batch_per_core: The number of images a device and step.
+        batch_per_core: The number of images per device and step.
 
     Returns:
         The programs ``gradients`` and ``update``.
@@ -105,7 +105,7 @@ class TpuCompiler:
 
         Args:
             step: The fields of a ``StepSpec``.
-            batch_per_core: The number of images a core and step.
+            batch_per_core: The number of images per core and step.
             known: The digest of programs that need not be compiled again, and the versions that
                 compiled them.
 
