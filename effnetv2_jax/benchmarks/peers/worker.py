@@ -10,14 +10,11 @@ import statistics
 import time
 from typing import Any
 
+# The short turns of each way of running, before the fastest is taken.
 TRIALS = 3
-"""The number of short turns of each way of running, before the fastest is taken."""
-
 TRIAL_SECONDS = 0.3
-"""The approximate time of such a short turn."""
-
+# A turn of which nobody says how many steps it has.
 TURN_SECONDS = 1.0
-"""The approximate time of a turn, if nobody says how many steps it has."""
 
 
 class ContenderProcess:

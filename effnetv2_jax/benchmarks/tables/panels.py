@@ -8,9 +8,6 @@ from effnetv2_jax.benchmarks.tables.costs import MEASURED
 from effnetv2_jax.benchmarks.tables.paper import TABLES
 from effnetv2_jax.runtime.errors import UsageError
 
-Section = Mapping[str, Any]
-"""A section in a table's JSON."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -109,7 +106,7 @@ def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Pan
     return tuple(panels)
 
 
-def _panels(section: Section, x_label: str) -> list[Panel]:
+def _panels(section: Mapping[str, Any], x_label: str) -> list[Panel]:
     """Returns one panel, or two if ours was measured on another device than the published."""
     published, ours = (_series(section, side) for side in ("published", "ours"))
     how = sorted({row["ours"]["how"] for row in section["rows"] if _is_number(row["ours"])})
@@ -122,7 +119,7 @@ def _panels(section: Section, x_label: str) -> list[Panel]:
     return [Panel(x_label, ", ".join(how), (*published, *ours))]
 
 
-def _series(section: Section, side: str) -> tuple[Series, ...]:
+def _series(section: Mapping[str, Any], side: str) -> tuple[Series, ...]:
     families: dict[str, list[Point]] = {}
     for label, x in _points(section, side):
         top1 = TABLES["7"].figure(label, "top-1")
@@ -135,7 +132,7 @@ def _series(section: Section, side: str) -> tuple[Series, ...]:
     )
 
 
-def _points(section: Section, side: str) -> list[tuple[str, float]]:
+def _points(section: Mapping[str, Any], side: str) -> list[tuple[str, float]]:
     rows = [row for row in section["rows"] if _is_number(row[side])]
     return [(row["label"], float(row[side]["value"])) for row in rows]
 

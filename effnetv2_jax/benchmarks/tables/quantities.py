@@ -16,12 +16,6 @@ column's unit. Quantities of inference also take a ``dtype``."""
 
 IMAGES_PER_CORE = paper.BATCH_SIZE // paper.CORES
 
-FIRST_SIZE = 128
-"""The first image size of every progressive run (Table 6), in px."""
-
-PROGRESSIVE = ("efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l", "efficientnetv2-xl")
-"""The models that Table 7 has trained progressively."""
-
 # The number of parts in which a core's 128 images fit into 15.5 GiB, by model and image size, if
 # they do not fit at once. It was found by compiling. What does not fit in these is halved again.
 PARTS: Mapping[str, Mapping[int, int]] = {
@@ -83,7 +77,7 @@ def step_milliseconds(costs: Costs, row: Row) -> Ours:
 
 def progressive_hours(costs: Costs, row: Row) -> Ours:
     """Returns the hours on 32 cores of the run in four stages, from 128 px to the last size."""
-    return _hours(costs, row.model, first_size=FIRST_SIZE, num_stages=paper.NUM_STAGES)
+    return _hours(costs, row.model, first_size=128, num_stages=paper.NUM_STAGES)
 
 
 def fixed_hours(costs: Costs, row: Row) -> Ours:
@@ -95,7 +89,7 @@ def published_hours(costs: Costs, row: Row) -> Ours:
     """Returns the hours of the paper's run: V2 is trained progressively, V1 at its size."""
     if "21k" in row.label:
         return not_run("the paper does not say of which runs the hours are")
-    hours = progressive_hours if row.model in PROGRESSIVE else fixed_hours
+    hours = progressive_hours if row.model.startswith("efficientnetv2-") else fixed_hours
     return hours(costs, row)
 
 

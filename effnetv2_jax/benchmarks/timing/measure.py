@@ -98,13 +98,13 @@ def local_devices() -> list[jax.Device]:
 def environment() -> dict[str, str]:
     """Returns what every published time needs beside it: device, threads, versions."""
     device = local_devices()[0]
-    facts = {
+    threads = {"threads": str(len(os.sched_getaffinity(0)))} if device.platform == "cpu" else {}
+    return {
         "device": f"{jax.device_count()} × {device_name(device)}",
-        "threads": str(len(os.sched_getaffinity(0))) if device.platform == "cpu" else "",
+        **threads,
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax")},
     }
-    return {name: value for name, value in facts.items() if value}
 
 
 def environment_text() -> str:

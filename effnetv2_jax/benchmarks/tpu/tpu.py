@@ -29,9 +29,7 @@ MODEL = flags.DEFINE_list("model", ["efficientnetv2-s"], "Models, names of list_
 IMAGE_SIZE = flags.DEFINE_list(
     "image_size", [], "Image sizes in px. Each model's own training size by default."
 )
-BATCH_PER_CORE = flags.DEFINE_list(
-    "batch_per_core", ["128"], "Numbers of images per core and step."
-)
+BATCH_PER_CORE = flags.DEFINE_list("batch_per_core", ["128"], "Images per core and step.")
 TOPOLOGY = flags.DEFINE_string("topology", "v3:4x4", "Kind and arrangement of chips.")
 STEP = (
     flags.DEFINE_string("optimizer", "rmsprop", "Optimizer, a name in OPTIMIZERS."),
