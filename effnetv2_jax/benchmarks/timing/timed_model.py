@@ -183,9 +183,8 @@ def _compiled(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             run = None
-    accessed = sum(
-        (program.cost_analysis() or {}).get("bytes accessed", 0.0) for program in programs
-    )
+    costs = [program.cost_analysis() or {} for program in programs]
+    accessed = sum(cost.get("bytes accessed", 0.0) for cost in costs)
     return CompiledModel(run, memory, compile_seconds, flops, accessed, batch_size, devices)
 
 
