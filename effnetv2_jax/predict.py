@@ -9,16 +9,14 @@ from effnetv2_jax.runtime import extras
 
 extras.need_for_program("train")
 
-import functools
 import logging as std_logging
 import signal
 import sys
 
 from absl import flags, logging
 
-from effnetv2_jax.predictions.request import Request, answer
-from effnetv2_jax.runtime import caches as compile_cache
-from effnetv2_jax.runtime import cli
+from effnetv2_jax.predictions.request import answer
+from effnetv2_jax.runtime import caches, cli
 from effnetv2_jax.runtime.signals import leave
 from effnetv2_jax.weights import load_model
 
@@ -54,24 +52,22 @@ def main(arguments: list[str]) -> None:
     # A person reads this, so it needs no time, thread and file, as a log does.
     logging.get_absl_handler().setFormatter(std_logging.Formatter("%(message)s"))
     flags.FLAGS["logtostderr"].value = True  # a progress bar replaces stderr and lets lines pass
-    compile_cache.turn_on()
-    request = Request(
-        load_model=functools.partial(
-            load_model,
-            WEIGHTS.value,
-            MODEL.value,
-            ema=EMA.value,
-            architecture=ARCHITECTURE.value,
-        ),
-        image_size=IMAGE_SIZE.value,
-        preprocessing=PREPROCESSING.value,
-        batch_size=BATCH_SIZE.value,
-        top=TOP.value,
-        format=FORMAT.value,
-        picture=PICTURE.value,
-    )
+    caches.turn_on()
     try:
-        code = answer(request, arguments, sys.stdin.buffer, sys.stdout)
+        code = answer(
+            arguments,
+            sys.stdin.buffer,
+            sys.stdout,
+            load_model=lambda: load_model(
+                WEIGHTS.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value
+            ),
+            image_size=IMAGE_SIZE.value,
+            preprocessing=PREPROCESSING.value,
+            batch_size=BATCH_SIZE.value,
+            top=TOP.value,
+            format=FORMAT.value,
+            picture=PICTURE.value,
+        )
     except BrokenPipeError:
         leave(128 + signal.SIGPIPE)  # the reader has seen enough; shells expect this code
     sys.exit(code)

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING
 from effnetv2_jax.data.sources.named_images import printable, small_copy
 from effnetv2_jax.predictions.prediction import Prediction
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.observing.style import (
-    BLUE,
-    GLYPH_WIDTH,
-    GREY,
-    INK,
-    POINTS_PER_INCH,
-)
+from effnetv2_jax.training.observing.style import BLUE, GLYPH_WIDTH, GREY, INK, POINTS_PER_INCH
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 MAX_IMAGES = 64
 MAX_GUESSES = 5
@@ -59,17 +53,22 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
     """
     from matplotlib.figure import Figure
 
-    columns = _columns(len(predictions))
+    # The smallest number of columns that make a page no taller than A4.
+    columns = math.ceil(math.sqrt(len(predictions) * _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)))
     rows = math.ceil(len(predictions) / columns)
     width = 2 * _MARGIN + columns * (_CELL_WIDTH + _BETWEEN) - _BETWEEN
     height = _TITLE + rows * (_CELL_HEIGHT + _BETWEEN)
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    _write(figure, _MARGIN, height - _TITLE / 2, title, size=_TITLE_POINTS, weight="bold")
+    # The unit of its coordinates is an inch.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    _write(axes, _MARGIN, height - _TITLE / 2, title, size=_TITLE_POINTS, weight="bold")
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, columns)
         left = _MARGIN + column * (_CELL_WIDTH + _BETWEEN)
         top = height - _TITLE - row * (_CELL_HEIGHT + _BETWEEN)
-        _draw_cell(figure, left, top, prediction)
+        _draw_cell(axes, left, top, prediction)
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         figure.savefig(path)
@@ -77,55 +76,36 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
         raise UsageError(f"picture {path!r} cannot be written: {error}") from error
 
 
-def _columns(count: int) -> int:
-    """The smallest number of columns that make a page no taller than A4."""
-    row = _CELL_HEIGHT / (_PAGE * _CELL_WIDTH)
-    return math.ceil(math.sqrt(count * row))
-
-
-def _draw_cell(figure: Figure, left: float, top: float, prediction: Prediction) -> None:
+def _draw_cell(axes: Axes, left: float, top: float, prediction: Prediction) -> None:
     """Draws one image with its guesses; ``left`` and ``top`` are its corner in inches."""
+    from matplotlib.patches import Rectangle
+
     name = _end_of(printable(prediction.image.name), _CELL_WIDTH)
-    _write(figure, left, top - 0.12, name, size=_NAME_POINTS, color=GREY)
+    _write(axes, left, top - 0.12, name, size=_NAME_POINTS, color=GREY)
     bottom = top - _CELL_HEIGHT
-    axes = figure.add_axes(_share(figure, left, bottom, _SQUARE, _SQUARE), anchor="NW")
-    axes.imshow(small_copy(prediction.image, _SIDE).numpy())
-    axes.set_axis_off()
+    pixels = small_copy(prediction.image, _SIDE).numpy()
+    height, width = (_SQUARE * side / max(pixels.shape[:2]) for side in pixels.shape[:2])
+    axes.imshow(pixels, extent=(left, left + width, bottom + _SQUARE - height, bottom + _SQUARE))
     left, step = left + _SQUARE + _GAP, _SQUARE / MAX_GUESSES
     for number, guess in enumerate(prediction.guesses[:MAX_GUESSES]):
         height = bottom + _SQUARE - number * step
         style = {"size": _NAME_POINTS, "color": INK, "weight": "normal" if number else "bold"}
         percent = f"{100 * guess.probability:.1f} %"
         room = _ROWS - _width(f"  {percent}")
-        _write(figure, left, height - 0.1, _beginning_of(printable(guess.name), room), **style)
-        _write(figure, left + _ROWS, height - 0.1, percent, ha="right", **style)
+        _write(axes, left, height - 0.1, _beginning_of(printable(guess.name), room), **style)
+        _write(axes, left + _ROWS, height - 0.1, percent, ha="right", **style)
         for length, colour in ((1.0, _TRACK), (guess.probability, BLUE)):
-            _bar(figure, left, height - 0.2 - _BAR, _ROWS * length, colour)
+            corner = (left, height - 0.2 - _BAR)
+            axes.add_patch(Rectangle(corner, _ROWS * length, _BAR, color=colour, linewidth=0))
 
 
-def _bar(figure: Figure, left: float, bottom: float, width: float, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x, y, w, h = _share(figure, left, bottom, width, _BAR)
-    figure.add_artist(Rectangle((x, y), w, h, color=colour, linewidth=0))
-
-
-def _write(figure: Figure, left: float, middle: float, text: str, **style) -> None:
-    x, y, _, _ = _share(figure, left, middle, 0, 0)
+def _write(axes: Axes, left: float, middle: float, text: str, **style) -> None:
     # A dollar in a name is a dollar.
-    figure.text(x, y, text, va="center_baseline", parse_math=False, **{"color": INK} | style)
-
-
-def _share(
-    figure: Figure, left: float, bottom: float, width: float, height: float
-) -> tuple[float, float, float, float]:
-    """Converts inches to fractions of the figure."""
-    across, up = figure.get_size_inches()
-    return left / across, bottom / up, width / across, height / up
+    axes.text(left, middle, text, va="center_baseline", parse_math=False, **{"color": INK} | style)
 
 
 def _width(text: str) -> float:
-    """An upper estimate of the width in inches of a text at the size of names."""
+    """Returns an upper estimate of the width in inches of a text at the size of names."""
     return GLYPH_WIDTH * _NAME_POINTS / POINTS_PER_INCH * len(text)
 
 

@@ -89,7 +89,7 @@ def predict(
     )
     feed = Feed(batches)
     apply, params, batch_stats = functional(model)
-    predict_step = make_predict_step(apply, mean=preprocessing.mean, std=preprocessing.std, top=top)
+    predict_step = _make_predict_step(apply, preprocessing, top)
     try:
         for begin in range(0, len(images), batch_size):
             batch = feed.next()
@@ -104,27 +104,14 @@ def predict(
         feed.close()
 
 
-def make_predict_step(
-    apply: Apply,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    top: int,
-) -> PredictStep:
-    """Builds the step, which compiles once per shape.
-
-    Args:
-        apply: The function from ``state.functional``.
-        mean: The mean of the input family.
-        std: The standard deviation of the input family.
-        top: The number of classes per image, the likeliest first.
-    """
+def _make_predict_step(apply: Apply, preprocessing: Preprocessing, top: int) -> PredictStep:
+    """Builds the step, which compiles once per shape. The likeliest classes come first."""
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def predict_step(params: PyTree, batch_stats: PyTree, images: jax.Array):
-        logits, _ = apply(params, batch_stats, normalize(images, mean, std), train=False)
-        probabilities, classes = lax.top_k(jax.nn.softmax(logits), top)
-        return probabilities, classes
+        images = normalize(images, preprocessing.mean, preprocessing.std)
+        logits, _ = apply(params, batch_stats, images, train=False)
+        return tuple(lax.top_k(jax.nn.softmax(logits), top))
 
     return predict_step
 

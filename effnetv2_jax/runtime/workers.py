@@ -10,6 +10,7 @@ ended, and kills its own process group.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import json
@@ -27,6 +28,12 @@ from typing import Any
 
 Tell = Callable[[Any], None]
 """Sends a value, one that JSON can hold, to the waiting parent while a method runs."""
+
+
+def import_path() -> str:
+    """Returns a PYTHONPATH by which a worker finds this package, however this process found it."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    return os.pathsep.join([str(root), *filter(None, sys.path)])
 
 
 class WorkerError(Exception):
@@ -139,14 +146,11 @@ class Worker(contextlib.ExitStack):
                 if kind == "error":
                     raise WorkerError(*values)
                 on_tell(values[0])
-        raise WorkerError(self._last_words())
-
-    def _last_words(self) -> str:
         code = self.process.wait()
         end = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        return f"its process ended ({end})" + (f": {lines[-1]}" if lines else "")
+        raise WorkerError(f"its process ended ({end})" + (f": {lines[-1]}" if lines else ""))
 
 
 def _serve(module: str, name: str, arguments: str) -> None:
@@ -173,18 +177,20 @@ def _serve(module: str, name: str, arguments: str) -> None:
         os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
+    tell = functools.partial(say, "tell")
     served: Any = None
     while True:
         method, options = json.loads(requests.get())
         try:
             if served is None:
-                served = _make(
-                    module, name, json.loads(arguments), lambda value: say("tell", value)
-                )
+                served = _make(module, name, json.loads(arguments), tell)
             say("result", getattr(served, method)(**options))
         except Exception as error:
             traceback.print_exc()
-            say("error", _sentence(error), type(error).__name__)
+            sentence = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                sentence = f"{error.name} is not installed"
+            say("error", sentence, type(error).__name__)
 
 
 def _make(module: str, name: str, arguments: dict[str, Any], tell: Tell) -> Any:
@@ -198,13 +204,6 @@ def _make(module: str, name: str, arguments: dict[str, Any], tell: Tell) -> Any:
     made = getattr(loaded, name)
     wants_tell = "tell" in inspect.signature(made).parameters
     return made(**arguments, **({"tell": tell} if wants_tell else {}))
-
-
-def _sentence(error: Exception) -> str:
-    """Returns what an exception says, in one line."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"{error.name} is not installed"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -74,15 +74,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def asked(model, loaded=None, **values):
-    return request.Request(load_model=lambda: (model, loaded or Loaded(SPEC)), **values)
-
-
-def answered(model, arguments, stdin=b"", **values):
+def answered(model, arguments, stdin=b"", loaded=None, **values):
     """(exit code, what is printed)."""
     stdout = io.StringIO()
     code = request.answer(
-        asked(model, **values), [str(x) for x in arguments], io.BytesIO(stdin), stdout
+        [str(x) for x in arguments],
+        io.BytesIO(stdin),
+        stdout,
+        load_model=lambda: (model, loaded or Loaded(SPEC)),
+        **values,
     )
     return code, stdout.getvalue()
 
@@ -134,8 +134,8 @@ def test_batches_hold_all_images_and_one_program_serves_them(model, folder, monk
 
         return watched
 
-    make = prediction.make_predict_step
-    monkeypatch.setattr(prediction, "make_predict_step", remember)
+    make = prediction._make_predict_step
+    monkeypatch.setattr(prediction, "_make_predict_step", remember)
     paths = sorted(folder.glob("*.jpg"))
     _, alone = answered(model, paths, format="json")
     _, batched = answered(model, paths, format="json", batch_size=2)
@@ -189,7 +189,7 @@ def test_names_that_are_no_text_are_printed_and_read_back():
     name = os.fsdecode(b"caf\xe9\n.png")
     shown = Prediction(NamedImage(name), (Guess(0, "a\x1b[31m", 1 / 3),))
     assert request.as_table(shown, 9) == "caf��.png   33.33 %  a�[31m"
-    line = request.as_json(shown, 9)
+    line = request.as_json(shown)
     assert line.isascii() and "\n" not in line
     assert json.loads(line)["image"] == name
     assert json.loads(line)["predictions"][0]["probability"] == 0.3333333
@@ -234,7 +234,7 @@ class TestWhatCannotBeUsed:
     @pytest.mark.parametrize(("values", "message"), MESSAGES)
     def test_values(self, values, message):
         with pytest.raises(UsageError) as error:
-            asked(None, **values)
+            answered(None, [], **values)
         assert message in str(error.value)
 
     def test_more_classes_than_there_are(self, model, folder):
@@ -248,6 +248,10 @@ class TestWhatCannotBeUsed:
             answered(
                 model, [folder / "a.jpg"], loaded=Loaded(SPEC, num_classes=0, class_names=None)
             )
+
+    def test_no_image(self):
+        with pytest.raises(UsageError, match="no images are named"):
+            answered(None, [])
 
     def test_no_image_that_can_be_decoded(self, model, folder):
         with pytest.raises(UsageError, match="none of the 2 images can be decoded"):
@@ -373,11 +377,3 @@ def test_who_reads_may_stop_reading(weights, folder):
         errors = process.stderr.read().decode()
         assert process.wait(timeout=300) == 141  # 128 + SIGPIPE
     assert "Traceback" not in errors and "Broken pipe" not in errors
-
-
-def test_without_images_it_is_one_sentence_and_code_2(weights):
-    result = run(weights)
-    assert result.returncode == 2
-    assert result.stdout == b""
-    assert result.stderr.decode().startswith("error: no images are named")
-    assert len(result.stderr.splitlines()) == 1

@@ -17,10 +17,9 @@ class Contender:
     Attributes:
         title: Its name in tables.
         file: The module that a worker loads, with ``facts()`` and ``prepare(what, …)``.
-        libraries: The libraries that it needs.
         models: Its names for our models. None means our names, for all models.
-        training: What a training step of it consists of, beside forward and backward pass.
-        inference: How inference is run.
+        training: The parts of its training step, beside forward and backward pass.
+        inference: The way in which inference is run.
         environment: Environment variables of its process.
         options: Further arguments of ``prepare``.
         lives_elsewhere: It runs in the interpreter of ``--torch_python``.
@@ -28,7 +27,6 @@ class Contender:
 
     title: str
     file: pathlib.Path
-    libraries: tuple[str, ...]
     models: Mapping[str, str] | None
     training: str
     inference: str
@@ -61,7 +59,6 @@ def _keras(backend: str, title: str, call: str) -> Contender:
     return Contender(
         title=f"Keras on {title}",
         file=_HERE / "keras_contender.py",
-        libraries=("keras", backend),
         models=KERAS_MODELS,
         training="label-smoothed cross-entropy, RMSprop with momentum and weight decay; its mean "
         "loss; fit or train_on_batch, whichever is faster",
@@ -74,7 +71,6 @@ def _timm(title: str, *, compiled: bool) -> Contender:
     return Contender(
         title=title,
         file=_HERE / "torch_contender.py",
-        libraries=("torch", "timm"),
         models=TIMM_MODELS,
         training="label-smoothed cross-entropy, RMSprop with momentum and weight decay"
         + ("; the model is compiled, loss and update are eager" if compiled else ""),
@@ -88,7 +84,6 @@ CONTENDERS: dict[str, Contender] = {
     OURS: Contender(
         title="effnetv2_jax",
         file=_HERE / "our_contender.py",
-        libraries=(),
         models=None,
         training="normalisation of uint8 images, label-smoothed cross-entropy, RMSProp with "
         "momentum and weight decay; also a moving average of all weights, a check that all is "

@@ -95,6 +95,12 @@ def _repeat(method: Callable, *arguments: np.ndarray) -> Steps:
 
 
 def _fit(network, images: np.ndarray, labels: np.ndarray) -> Steps:
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        forever = tf.data.Dataset.from_tensors((images, labels)).repeat()
+        return lambda number: network.fit(forever, steps_per_epoch=number, verbose=0)
+
     class Batches(keras.utils.PyDataset):
         def __init__(self, number: int):
             super().__init__()
@@ -106,18 +112,7 @@ def _fit(network, images: np.ndarray, labels: np.ndarray) -> Steps:
         def __getitem__(self, index: int):
             return images, labels
 
-    def data(number: int) -> dict[str, Any]:
-        return {"x": Batches(number)}
-
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        forever = tf.data.Dataset.from_tensors((images, labels)).repeat()
-
-        def data(number: int) -> dict[str, Any]:
-            return {"x": forever, "steps_per_epoch": number}
-
-    return lambda number: network.fit(**data(number), verbose=0)
+    return lambda number: network.fit(Batches(number), verbose=0)
 
 
 def _tensorflow_call(network, images: np.ndarray) -> Steps:

@@ -26,14 +26,14 @@ from effnetv2_jax.training.build import DTYPES
 
 MODEL = flags.DEFINE_list("model", ["efficientnetv2-b0"], "Models, names of list_models().")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Image size in px.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Number of images a step.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Number of images per step.", lower_bound=1)
 DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
 THREADS = flags.DEFINE_integer(
     "threads", None, "Threads of each. Default: as many as this process has cores.", lower_bound=1
 )
 REPEATS = flags.DEFINE_integer("repeats", 5, "Number of turns of each.", lower_bound=5)
 STEPS = flags.DEFINE_integer(
-    "steps", None, "Steps a turn. Default: as many as take about a second.", lower_bound=1
+    "steps", None, "Steps per turn. Default: as many as take about a second.", lower_bound=1
 )
 PEERS_FLAG = flags.DEFINE_list("peers", list(PEERS), "What is timed beside our code.")
 WHAT = flags.DEFINE_list("what", list(WHATS), f"Things to time: {', '.join(WHATS)}.")
@@ -58,11 +58,18 @@ def main() -> None:
     # Every check comes before the first contender, which takes minutes.
     for name in MODEL.value:
         get_spec(name)
-    whats = _chosen("thing to time", "what", WHAT.value, WHATS)
-    peers = _chosen("peer", "peers", PEERS_FLAG.value, PEERS, may_be_empty=True)
+    whats = _chosen("thing to time", WHAT.value, WHATS)
+    if not whats:
+        raise UsageError(f"--what must name at least one of {', '.join(WHATS)}")
+    peers = _chosen("peer", PEERS_FLAG.value, PEERS)
     if DTYPE.value not in DTYPES:
         raise unknown_name("dtype", DTYPE.value, DTYPES)
-    threads, torch_python = _threads(), _torch_python()
+    cores = len(os.sched_getaffinity(0))
+    threads, torch_python = THREADS.value or cores, _torch_python()
+    if threads > cores:
+        raise UsageError(
+            f"--threads must be from 1 to {cores}, the cores of this process, got {threads}"
+        )
     contenders = {name: CONTENDERS[name] for name in (OURS, *peers)}
     pythons = {
         name: torch_python if contender.lives_elsewhere else sys.executable
@@ -88,37 +95,19 @@ def main() -> None:
         if number:
             print()
         text = as_markdown(
-            task,
-            entries,
-            contenders=contenders,
-            whats=whats,
-            repeats=REPEATS.value,
-            environment=environment,
+            task, entries, whats=whats, repeats=REPEATS.value, environment=environment
         )
         print(text, flush=True)
     if JSON.value:
         print(json.dumps({"environment": environment, "runs": found}, indent=2))
 
 
-def _chosen(
-    kind: str, flag: str, names: list[str], allowed: tuple[str, ...], *, may_be_empty: bool = False
-) -> list[str]:
+def _chosen(kind: str, names: list[str], allowed: tuple[str, ...]) -> list[str]:
     """Returns each name once, in the order of the table."""
     for name in names:
         if name not in allowed:
             raise unknown_name(kind, name, allowed)
-    if not names and not may_be_empty:
-        raise UsageError(f"--{flag} must name at least one of {', '.join(allowed)}")
     return [name for name in allowed if name in names]
-
-
-def _threads() -> int:
-    cores = len(os.sched_getaffinity(0))
-    if THREADS.value is not None and THREADS.value > cores:
-        raise UsageError(
-            f"--threads must be from 1 to {cores}, the cores of this process, got {THREADS.value}"
-        )
-    return THREADS.value or cores
 
 
 def _torch_python() -> str:

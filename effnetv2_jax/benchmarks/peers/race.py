@@ -12,7 +12,7 @@ from typing import Any
 
 from effnetv2_jax.benchmarks.peers.contenders import Contender
 from effnetv2_jax.benchmarks.timing.measure import Timing, turns
-from effnetv2_jax.runtime.workers import Worker, WorkerError
+from effnetv2_jax.runtime.workers import Worker, WorkerError, import_path
 
 WHATS = ("training", "inference")
 
@@ -32,7 +32,7 @@ class Task:
     Attributes:
         model: A name of ``list_models()``.
         image_size: The side of the images in px.
-        batch_size: The number of images a step.
+        batch_size: The number of images per step.
         dtype: The dtype of the computation, ``float32`` or ``bfloat16``.
         threads: The number of threads that each may use, on as many cores.
     """
@@ -49,9 +49,9 @@ class Result:
     """A contender's result at one thing.
 
     Attributes:
-        way: How it ran, the fastest of its ways.
+        way: The fastest of its ways to run.
         first_seconds: The time to build the network, compile it, and run the first step.
-        steps: The number of steps a turn.
+        steps: The number of steps per turn.
         timing: The seconds of one step, a mean over each turn.
         idle_share: The share of a core that its process took while others ran.
     """
@@ -68,50 +68,27 @@ class Entry:
     """A contender's row.
 
     Attributes:
-        title: Its name in tables.
+        contender: The contender.
         facts: ``platform``, ``device`` and ``versions``. Empty if it did not start.
         results: The result of each thing that it did.
         reasons: The reason, in one sentence, for each thing that it did not do.
     """
 
-    title: str
+    contender: Contender
     facts: Mapping[str, Any]
     results: Mapping[str, Result]
     reasons: Mapping[str, str]
 
 
-def start(contender: Contender, *, python: str, cores: Sequence[int], cache: str) -> Worker:
-    """Starts a contender's process, which is idle until it is asked.
-
-    Args:
-        contender: The contender.
-        python: The interpreter.
-        cores: The cores that it may use.
-        cache: An empty folder for what its compiler keeps.
-
-    Raises:
-        WorkerError: If the interpreter does not start.
-    """
-    arguments = {
-        "cores": list(cores),
-        "file": str(contender.file),
-        "libraries": contender.libraries,
-        "options": dict(contender.options),
-    }
-    variables = environment(contender, len(cores), cache=cache, python=python)
-    return Worker(WORKER, "ContenderProcess", arguments, python=python, environment=variables)
-
-
-def environment(
-    contender: Contender, threads: int, *, cache: str, python: str = sys.executable
-) -> Mapping[str, str]:
-    """Returns the environment variables that libraries have to find when they start."""
-    variables = os.environ | {
+def _start(contender: Contender, *, python: str, cores: Sequence[int], cache: str) -> Worker:
+    """Starts a contender's process on some cores. ``cache`` is a folder for its compiler."""
+    threads = str(len(cores))
+    environment = os.environ | {
         # Beside the cores, which a worker chooses itself.
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_NUM_INTEROP_THREADS": str(threads),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
         # Threads that spin while they wait for work give up after 20 ms at most, so they are asleep
         # while others run.
         "KMP_BLOCKTIME": "20",
@@ -126,10 +103,9 @@ def environment(
         **contender.environment,
     }
     if python == sys.executable:
-        # The package is found wherever this process has found it.
-        root = str(WORKER.parents[3])
-        variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, sys.path)])
-    return variables
+        environment["PYTHONPATH"] = import_path()
+    served = {"cores": list(cores), "file": str(contender.file), "options": contender.options}
+    return Worker(WORKER, "ContenderProcess", served, python=python, environment=environment)
 
 
 def race(
@@ -146,10 +122,10 @@ def race(
 
     Args:
         contenders: The contenders by name. The first sets the platform for all.
-        task: What they do.
+        task: The task of all of them.
         whats: The things to time, some of ``WHATS``.
         repeats: The number of turns of each.
-        steps: The number of steps a turn. None means as many as take about a second.
+        steps: The number of steps per turn. None means as many as take about a second.
         pythons: The interpreter of each contender.
         on_phase: Is told what goes on, a few words at a time.
 
@@ -160,10 +136,9 @@ def race(
     results: dict[str, dict[str, Result]] = {name: {} for name in contenders}
     reasons: dict[str, dict[str, str]] = {name: {} for name in contenders}
     cores = sorted(os.sched_getaffinity(0))[: task.threads]
-    with contextlib.ExitStack() as stack:
-        # Removed after the processes that write to it.
-        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        cache = stack.enter_context(folder)
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    # The folder is removed after the processes that write to it.
+    with folder as cache, contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, contender in contenders.items():
             try:
@@ -171,7 +146,7 @@ def race(
                     raise WorkerError(f"it has no {task.model}")
                 on_phase(f"{contender.title}: starting")
                 worker = stack.enter_context(
-                    start(contender, python=pythons[name], cores=cores, cache=f"{cache}/{name}")
+                    _start(contender, python=pythons[name], cores=cores, cache=f"{cache}/{name}")
                 )
                 facts[name] = worker.call("load")
                 # All run on the kind of device that the first one runs on.
@@ -206,10 +181,18 @@ def race(
                 except WorkerError as error:
                     reasons[name][what] = _reason(error)
             for name, found in prepared.items():
-                if what not in reasons[name]:
-                    results[name][what] = _result(found, taken[name])
+                if what in reasons[name]:
+                    continue
+                idle, waited = (sum(t[k] for t in taken[name]) for k in ("idle_cpu", "waited"))
+                results[name][what] = Result(
+                    way=found["way"],
+                    first_seconds=found["first_seconds"],
+                    steps=found["steps"],
+                    timing=Timing(tuple(t["seconds"] / found["steps"] for t in taken[name])),
+                    idle_share=idle / waited,
+                )
     return {
-        name: Entry(contender.title, facts[name], results[name], reasons[name])
+        name: Entry(contender, facts[name], results[name], reasons[name])
         for name, contender in contenders.items()
     }
 
@@ -218,14 +201,3 @@ def _reason(error: WorkerError) -> str:
     says_all = error.kind in (None, "ModuleNotFoundError") or error.kind == str(error)
     text = str(error) if says_all else f"{error.kind}: {error}"
     return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
-
-
-def _result(prepared: Mapping[str, Any], taken: list[dict[str, float]]) -> Result:
-    steps = prepared["steps"]
-    return Result(
-        way=prepared["way"],
-        first_seconds=prepared["first_seconds"],
-        steps=steps,
-        timing=Timing(tuple(turn["seconds"] / steps for turn in taken)),
-        idle_share=sum(t["idle_cpu"] for t in taken) / sum(t["waited"] for t in taken),
-    )

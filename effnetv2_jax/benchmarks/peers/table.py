@@ -1,10 +1,11 @@
 """Prints the results of the benchmark ``peers`` as Markdown and as JSON."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from effnetv2_jax.benchmarks.markdown import NOTHING, table
-from effnetv2_jax.benchmarks.peers.contenders import OURS, Contender
+from effnetv2_jax.benchmarks.peers.contenders import OURS
 from effnetv2_jax.benchmarks.peers.race import Entry, Result, Task
 
 MAX_IDLE_SHARE = 0.02
@@ -41,15 +42,10 @@ def as_json(task: Task, entries: Mapping[str, Entry], whats: Sequence[str]) -> d
             "idle_share": result.idle_share,
         }
 
-    return {
-        "model": task.model,
-        "image_size": task.image_size,
-        "batch_size": task.batch_size,
-        "dtype": task.dtype,
-        "threads": task.threads,
+    return dataclasses.asdict(task) | {
         "contenders": {
             name: {
-                "title": entry.title,
+                "title": entry.contender.title,
                 **entry.facts,
                 **{what: done(name, entry, what) for what in whats},
             }
@@ -62,7 +58,6 @@ def as_markdown(
     task: Task,
     entries: Mapping[str, Entry],
     *,
-    contenders: Mapping[str, Contender],
     whats: Sequence[str],
     repeats: int,
     environment: Mapping[str, str],
@@ -70,9 +65,8 @@ def as_markdown(
     """Returns a heading, a table with a row for each contender, and notes.
 
     Args:
-        task: What all contenders did.
+        task: The task of all contenders.
         entries: The entries from ``race``.
-        contenders: The contenders by the same names.
         whats: The things that were timed.
         repeats: The number of turns of each.
         environment: Environment variables that change times, as all contenders found them.
@@ -91,13 +85,12 @@ def as_markdown(
         "; ".join(versions),
         *([", ".join(f"{k}={v}" for k, v in environment.items())] if environment else []),
     ]
-    notes = _notes(entries, contenders, whats)
-    return "\n".join([*heading, "", table(rows), "", *notes])
+    return "\n".join([*heading, "", table(rows), "", *_notes(entries.values(), whats)])
 
 
 def _row(name: str, entries: Mapping[str, Entry], task: Task, whats: Sequence[str]) -> list[str]:
     entry = entries[name]
-    row = [entry.title]
+    row = [entry.contender.title]
     told = ""
     for what in whats:
         if what in entry.reasons:
@@ -123,21 +116,19 @@ def _figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _notes(
-    entries: Mapping[str, Entry], contenders: Mapping[str, Contender], whats: Sequence[str]
-) -> list[str]:
-    ran = {name: entry for name, entry in entries.items() if entry.results}
-    notes = []
-    for name, entry in ran.items():
+def _notes(entries: Iterable[Entry], whats: Sequence[str]) -> list[str]:
+    notes, warnings = [], []
+    for entry in entries:
+        title = entry.contender.title
         done = [what for what in whats if what in entry.results]
-        told = "; ".join(f"{what}: {getattr(contenders[name], what)}" for what in done)
+        told = "; ".join(f"{what}: {getattr(entry.contender, what)}" for what in done)
         ways = ", ".join(f"{what} by {entry.results[what].way}" for what in done)
-        notes.append(f"- {entry.title}: {told} ({ways}).")
-    for entry in ran.values():
+        if done:
+            notes.append(f"- {title}: {told} ({ways}).")
         for what, result in entry.results.items():
             if result.idle_share > MAX_IDLE_SHARE:
-                notes.append(
-                    f"- Beware: {entry.title}, {what}: its process took "
+                warnings.append(
+                    f"- Beware: {title}, {what}: its process took "
                     f"{100 * result.idle_share:.0f} % of a core while others ran."
                 )
-    return notes
+    return notes + warnings

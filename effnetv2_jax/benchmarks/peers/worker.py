@@ -10,14 +10,11 @@ import statistics
 import time
 from typing import Any
 
+# The short turns of each way of running, before the fastest is taken.
 TRIALS = 3
-"""The number of short turns of each way of running, before the fastest is taken."""
-
 TRIAL_SECONDS = 0.3
-"""The approximate time of such a short turn."""
-
+# A turn of which nobody says how many steps it has.
 TURN_SECONDS = 1.0
-"""The approximate time of a turn, if nobody says how many steps it has."""
 
 
 class ContenderProcess:
@@ -26,22 +23,18 @@ class ContenderProcess:
     Args:
         cores: The cores that it may use.
         file: The module that has ``facts`` and ``prepare``.
-        libraries: The libraries that the module imports.
         options: Further arguments of ``prepare``.
     """
 
-    def __init__(self, cores: list[int], file: str, libraries: list[str], options: dict[str, Any]):
+    def __init__(self, cores: list[int], file: str, options: dict[str, Any]):
         # Every thread that a library starts inherits it.
         os.sched_setaffinity(0, cores)
-        self._file, self._libraries, self._options = file, libraries, options
+        self._file, self._options = file, options
         self._run: Any = None
         self._rest()
 
     def load(self) -> dict[str, Any]:
-        """Imports what it needs. Returns its ``platform``, ``device`` and ``versions``."""
-        for library in self._libraries:
-            if importlib.util.find_spec(library) is None:
-                raise ModuleNotFoundError(f"{library} is not installed", name=library)
+        """Imports the module. Returns its ``platform``, ``device`` and ``versions``."""
         spec = importlib.util.spec_from_file_location("contender", self._file)
         assert spec and spec.loader
         self._module = importlib.util.module_from_spec(spec)
@@ -52,11 +45,11 @@ class ContenderProcess:
         """Builds the network, compiles it, and finds the fastest way to run it.
 
         Args:
-            steps: The number of steps a turn. None means as many as take about a second.
+            steps: The number of steps per turn. None means as many as take about a second.
             **task: Arguments of the module's ``prepare``.
 
         Returns:
-            ``first_seconds`` to the end of the first step, ``way``, and ``steps`` a turn.
+            ``first_seconds`` to the end of the first step, ``way``, and ``steps`` per turn.
         """
         # What was prepared before makes room.
         self._run = None

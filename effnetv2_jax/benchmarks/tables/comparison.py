@@ -1,8 +1,7 @@
-"""Our figures beside the paper's: rows, sections and tables, and how they are filled in."""
+"""Our figures beside the paper's: rows and sections, and how they are filled in."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from effnetv2_jax.benchmarks.tables.costs import LOCAL, NOT_RUN, Costs, Ours, not_run
@@ -30,46 +29,32 @@ class Comparison:
     @property
     def numbers(self) -> tuple[float, float] | None:
         """The published figure and ours, if both are numbers."""
-        if self.published is None or isinstance(self.published.value, str):
-            return None
-        if self.ours.value is None or isinstance(self.ours.value, str):
-            return None
-        return self.published.value, self.ours.value
+        published, ours = self.published and self.published.value, self.ours.value
+        if isinstance(published, int | float) and isinstance(ours, int | float):
+            return published, ours
+        return None
 
     @property
     def ratio(self) -> float | None:
         """Our figure over the published one."""
-        if self.numbers is None or self.numbers[0] == 0:
-            return None
-        return self.numbers[1] / self.numbers[0]
+        return self.numbers[1] / self.numbers[0] if self.numbers and self.numbers[0] else None
 
-    @property
-    def same_verdict(self) -> bool | None:
-        """True if both fit into memory or both do not. None if one of them is not known."""
-        if self.published is None or self.ours.value is None:
-            return None
-        return (self.published.value == OUT_OF_MEMORY) == (self.ours.value == OUT_OF_MEMORY)
-
-    def agrees(self, tolerance: float) -> bool | None:
+    def agrees(self, tolerance: float) -> bool:
         """Returns True if ours is within a share of the published figure, or rounds to it.
 
+        Args:
+            tolerance: The share.
+
         Returns:
-            None if one of them is not a number.
+            False too if one of them is not a number.
         """
         if self.numbers is None:
-            return None
+            return False
         published, ours = self.numbers
-        allowed = max(tolerance * abs(published), last_place(published) / 2)
+        # 1 of 24, 0.1 of 24.0, 0.01 of 0.72
+        last_place = 10.0 ** -len(str(published).partition(".")[2])
+        allowed = max(tolerance * abs(published), last_place / 2)
         return abs(ours - published) <= allowed * (1 + 1e-9)
-
-
-def last_place(printed: float) -> float:
-    """Returns the place of a printed number's last digit.
-
-    >>> last_place(24), last_place(24.0), last_place(0.72)
-    (1.0, 0.1, 0.01)
-    """
-    return 10.0 ** -len(str(printed).partition(".")[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +80,14 @@ class Section:
         return [row.numbers for row in self.rows if row.numbers is not None]
 
     @property
-    def was_run(self) -> bool:
-        """True if one of our figures was found."""
-        return any(row.ours.how != NOT_RUN for row in self.rows)
-
-    @property
     def rank_correlation(self) -> float | None:
         """Spearman's correlation of both. None below three rows, or if one side is constant."""
         from scipy import stats
 
-        if len(self.pairs) < 3 or any(
-            len(set(side)) == 1 for side in zip(*self.pairs, strict=True)
-        ):
+        published, ours = zip(*self.pairs, strict=True) if self.pairs else ((), ())
+        if len(published) < 3 or len(set(published)) == 1 or len(set(ours)) == 1:
             return None
-        correlation = float(stats.spearmanr(*zip(*self.pairs, strict=True)).statistic)
-        return None if math.isnan(correlation) else correlation
+        return float(stats.spearmanr(published, ours).statistic)
 
     @property
     def verdicts(self) -> tuple[int, int] | None:
@@ -117,10 +95,15 @@ class Section:
 
         None if the paper ran out of memory in no row.
         """
-        if not any(row.published and row.published.value == OUT_OF_MEMORY for row in self.rows):
+        published = [row.published.value if row.published else None for row in self.rows]
+        if OUT_OF_MEMORY not in published:
             return None
-        found = [row.same_verdict for row in self.rows if row.same_verdict is not None]
-        return sum(found), len(found)
+        same = [
+            (theirs == OUT_OF_MEMORY) == (row.ours.value == OUT_OF_MEMORY)
+            for theirs, row in zip(published, self.rows, strict=True)
+            if theirs is not None and row.ours.value is not None
+        ]
+        return sum(same), len(same)
 
     def relative(self, row: Comparison) -> tuple[float, float] | None:
         """Returns the published figure and ours, each over that of the first row with both."""
@@ -130,72 +113,45 @@ class Section:
         return published / first_published, ours / first_ours
 
 
-@dataclasses.dataclass(frozen=True)
-class ComparedTable:
-    """A table of the paper, with our figures beside its own.
-
-    Attributes:
-        name: Its name, such as ``2`` for Table 2.
-        title: What it shows.
-        sections: One section for each quantity.
-    """
-
-    name: str
-    title: str
-    sections: tuple[Section, ...]
-
-
 def compare(
     plan: TablePlan,
     sources: Sequence[Costs],
     *,
     models: Collection[str] | None = None,
     on_row: Callable[[str], None] = lambda words: None,
-) -> ComparedTable:
+) -> list[Section]:
     """Finds all of our figures for a table.
 
     Args:
-        plan: What stands in the table.
-        sources: Where costs come from. Each is asked for what depends on the device.
+        plan: The contents of the table.
+        sources: The devices. Each is asked for what depends on the device.
         models: The models whose rows are kept. None means all.
         on_row: Is told which row is next.
+
+    Returns:
+        A section for each quantity, with our figures beside the paper's.
     """
     sections: list[Section] = []
     for section in plan.sections:
-        rows = rows_of(plan, section, models)
-        units = {column.name: column.unit for column in (section.table or plan.table).columns}
-        found = [
-            Section(
-                title,
-                section.unit or units[section.column],
-                tuple(_compared(plan, section, row, source, quantity, on_row) for row in rows),
-                section.tolerance,
-            )
-            for title, source, quantity in _asked(section, sources)
-        ]
+        unit = section.unit or section.table.columns[section.column]
+        found = []
+        for title, source, quantity in _asked(section, sources):
+            rows = []
+            for row in section.rows(models):
+                on_row(f"{section.column}: {row.label}")
+                rows.append(_compared(section, row, source, quantity))
+            found.append(Section(title, unit, tuple(rows), section.tolerance))
         # A source that has no figure gets no section, unless no source has one.
-        sections += [one for one in found if one.was_run] or found[:1] if rows else []
-    return ComparedTable(plan.name, plan.title, tuple(sections))
+        run = [one for one in found if any(row.ours.how != NOT_RUN for row in one.rows)]
+        sections += run or [one for one in found[:1] if one.rows]
+    return sections
 
 
 def count_rows(
     plan: TablePlan, sources: Sequence[Costs], models: Collection[str] | None = None
 ) -> int:
     """Returns how often ``compare`` calls ``on_row``."""
-    return sum(
-        len(rows_of(plan, section, models)) * len(list(_asked(section, sources)))
-        for section in plan.sections
-    )
-
-
-def rows_of(plan: TablePlan, section: SectionPlan, models: Collection[str] | None) -> list[Row]:
-    """Returns the rows of a section."""
-    rows = [
-        row
-        for row in (section.table or plan.table).rows
-        if section.labels is None or row.label in section.labels
-    ]
-    return [row for row in rows if models is None or row.model in models]
+    return sum(len(s.rows(models)) * len(list(_asked(s, sources))) for s in plan.sections)
 
 
 def _asked(section: SectionPlan, sources: Sequence[Costs]) -> Iterator[tuple[str, Costs, Quantity]]:
@@ -211,20 +167,9 @@ def _asked(section: SectionPlan, sources: Sequence[Costs]) -> Iterator[tuple[str
             yield section.column + ours + device, source, quantity
 
 
-def _compared(
-    plan: TablePlan,
-    section: SectionPlan,
-    row: Row,
-    source: Costs,
-    quantity: Quantity,
-    on_row: Callable[[str], None],
-) -> Comparison:
-    on_row(f"{section.column}: {row.label}")
-    table = section.table or plan.table
-    published = None
-    if section.column in [column.name for column in table.columns]:
-        published = table.figure(row.label, section.column)
-    if row.model is None:
+def _compared(section: SectionPlan, row: Row, source: Costs, quantity: Quantity) -> Comparison:
+    published = section.table.figure(row.label, section.column)
+    if not row.model:
         ours = not_run("not in the zoo")
     elif published is None and section.of_device and not section.unit:
         ours = not_run("the paper has no figure here")
@@ -233,4 +178,4 @@ def _compared(
     footnote = FOOTNOTES.get((row.model, section.column, published.value)) if published else None
     if footnote:
         ours = dataclasses.replace(ours, notes=(*ours.notes, footnote))
-    return Comparison(row.label, row.model, published, ours)
+    return Comparison(row.label, row.model or None, published, ours)

@@ -1,7 +1,7 @@
 """The cost of a training step or an inference: measured here, or estimated for absent TPUs.
 
-The tables ask both the same questions. It is an answer too that something does not fit, or that it
-would take too long.
+The tables ask both the same questions. "It does not fit" and "it would take too long" are answers
+too.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -26,7 +27,7 @@ from effnetv2_jax.benchmarks.timing.timed_model import (
     compile_inference,
 )
 from effnetv2_jax.benchmarks.timing.timed_model import compile_train_step as compile_here
-from effnetv2_jax.benchmarks.tpu.compile import NotRecorded, compile_train_step
+from effnetv2_jax.benchmarks.tpu.compile import compile_train_step, recorded_step
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
 from effnetv2_jax.models import model_info
 from effnetv2_jax.runtime.errors import UsageError
@@ -51,9 +52,9 @@ class Ours:
 
     Attributes:
         value: The figure in the section's unit, or ``OUT_OF_MEMORY``. None if it was not run.
-        how: How it was found: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
-        detail: The details: image size, dtype, batch.
-        notes: What one has to know to read it, or why it was not run.
+        how: The way it was found: ``EXACT``, ``NOT_RUN``, or one of the others filled in.
+        detail: The image size, the dtype and the batch.
+        notes: Facts that one needs to read it, or the reason why it was not run.
         low: The lowest of a measurement's repeats, in the section's unit.
         high: The highest of a measurement's repeats, in the section's unit.
     """
@@ -76,12 +77,11 @@ class Cost:
     """The cost of one run of something.
 
     Attributes:
-        how: How it was found, as in ``Ours``.
-        batch_size: The number of images a device and run.
-        seconds: The time of a run. None if it does not fit or was not run.
-        fits: False if the memory is too small. None if that is not known.
-        detail: What was run: dtype and batch, MFU.
-        note: Why it was not run, or what one has to know about it.
+        how: The way it was found, as in ``Ours``.
+        batch_size: The number of images per device and run.
+        seconds: The time of a run. None if it was not run or, with another ``how``, does not fit.
+        detail: The dtype, the batch and the MFU.
+        note: A fact that one needs to read it, or the reason why it was not run.
         low: The seconds of the fastest repeat, if it was measured.
         high: The seconds of the slowest repeat, if it was measured.
     """
@@ -89,7 +89,6 @@ class Cost:
     how: str
     batch_size: int
     seconds: float | None = None
-    fits: bool | None = None
     detail: str = ""
     note: str = ""
     low: float | None = None
@@ -129,36 +128,22 @@ class TpuCosts:
     def _train_step(
         self, model: str, *, image_size: int, batch_size: int, parts: int = 1, mixing: bool = False
     ) -> Cost:
-        """Returns the cost of a training step.
-
-        Args:
-            model: A name of ``list_models()``.
-            image_size: The side of the images in px.
-            batch_size: The number of images a device.
-            parts: The number of parts of the batch, which are worked through one after the other.
-            mixing: Compiles Mixup and CutMix into the step.
-        """
+        """Returns the cost of a step whose batch is worked through in so many parts."""
         step = StepSpec(
-            model,
-            image_size,
-            bn_group_size=BN_GROUP_SIZE,
-            accumulation_steps=parts,
-            mixing=mixing,
+            model, image_size, bn_group_size=BN_GROUP_SIZE, accumulation_steps=parts, mixing=mixing
         )
+        asked: dict[str, Any] = {
+            "topology": self._topology,
+            "batch_per_core": batch_size,
+            "records_file": self._records_file,
+        }
+        if self._why_not:
+            known = recorded_step(step, **asked)
+            return cost_on_tpu(known) if known else Cost(NOT_RUN, batch_size, note=self._why_not)
         try:
-            found = compile_train_step(
-                step,
-                topology=self._topology,
-                batch_per_core=batch_size,
-                records_file=self._records_file,
-                recorded_only=bool(self._why_not),
-                on_phase=self._on_phase,
-            )
-        except NotRecorded:
-            return Cost(NOT_RUN, batch_size, note=self._why_not)
+            return cost_on_tpu(compile_train_step(step, **asked, on_phase=self._on_phase))
         except RuntimeError as error:
             return Cost(NOT_RUN, batch_size, note=f"the compiler failed: {str(error)[-200:]}")
-        return cost_on_tpu(found)
 
     def inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
         return Cost(NOT_RUN, batch_size, note="inference is measured only (--device=local)")
@@ -166,24 +151,25 @@ class TpuCosts:
 
 def cost_on_tpu(found: CompiledStep) -> Cost:
     """Returns the cost of a step that was compiled, with its versions and age as a note."""
+    if found.fits and found.seconds is None:
+        return Cost(NOT_RUN, found.batch_per_core, note="XLA makes no estimate for this chip")
     how = ESTIMATE.format(found.topology.partition(":")[0])
     versions = (f"{name} {version}" for name, version in found.versions.items())
     note = ", ".join(filter(None, [*versions, found.remark]))
-    if found.fits and found.seconds is None:
-        how, note = NOT_RUN, "XLA makes no estimate for this chip"
     detail = f"{found.step.dtype}, batch {found.batch_per_core}"
-    return Cost(how, found.batch_per_core, found.seconds, found.fits, detail, note)
+    seconds = found.seconds if found.fits else None
+    return Cost(how, found.batch_per_core, seconds, detail, note)
 
 
 class LocalCosts:
     """Costs that are measured on the devices of this machine, by the median of some runs.
 
     Args:
-        batch_size: The number of images a device, instead of what is asked for.
+        batch_size: The number of images per device, instead of what is asked for.
         dtype: The dtype of training. None means bfloat16, and float32 on a CPU.
-        inference_dtypes: The dtypes of inference. None means what suits the device.
+        inference_dtypes: The dtypes of inference. Empty means what suits the device.
         repeats: The number of runs that are timed.
-        row_seconds: What would take a CPU longer is not run. None means no limit.
+        row_seconds: The estimated seconds above which a CPU runs nothing. 0 means no limit.
         on_phase: Is told what goes on.
     """
 
@@ -192,9 +178,9 @@ class LocalCosts:
         *,
         batch_size: int | None = None,
         dtype: str | None = None,
-        inference_dtypes: tuple[str, ...] | None = None,
+        inference_dtypes: tuple[str, ...] = (),
         repeats: int = 5,
-        row_seconds: float | None = None,
+        row_seconds: float = 0.0,
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
         self._device = local_devices()[0]
@@ -220,9 +206,9 @@ class LocalCosts:
         )
         return self._timed(
             lambda: compile_here(step, batch_size=batch_size * devices),
-            batch_size=batch_size,
-            dtype=self._dtype,
-            multiply_adds=TRAINING_FLOPS * batch_size * _multiply_adds(model, image_size),
+            batch_size,
+            self._dtype,
+            TRAINING_FLOPS * batch_size * model_info(model, image_size=image_size).multiply_adds,
         )
 
     def _inference(self, model: str, *, image_size: int, batch_size: int, dtype: str) -> Cost:
@@ -231,21 +217,16 @@ class LocalCosts:
             lambda: compile_inference(
                 model, image_size=image_size, batch_size=batch_size, dtype=dtype
             ),
-            batch_size=batch_size,
-            dtype=dtype,
-            multiply_adds=batch_size * _multiply_adds(model, image_size),
+            batch_size,
+            dtype,
+            batch_size * model_info(model, image_size=image_size).multiply_adds,
         )
 
     def _timed(
-        self,
-        compile: Callable[[], CompiledModel],
-        *,
-        batch_size: int,
-        dtype: str,
-        multiply_adds: float,
+        self, compile: Callable[[], CompiledModel], batch_size: int, dtype: str, multiply_adds: int
     ) -> Cost:
         on_cpu = self._device.platform == "cpu"
-        if on_cpu and self._row_seconds is not None:
+        if on_cpu and self._row_seconds:
             runs = self._repeats + 3
             seconds = runs * 2 * multiply_adds / (_CPU_EFFICIENCY * measured_peak_flops())
             if seconds > self._row_seconds:
@@ -256,19 +237,15 @@ class LocalCosts:
         how = MEASURED.format("CPU" if on_cpu else device_name(self._device))
         detail = f"{dtype}, batch {batch_size}"
         if compiled.run is None:
-            return Cost(how, batch_size, None, False, detail)
+            return Cost(how, batch_size, None, detail)
         self._on_phase("timing")
         timing = time_runs(compiled.run, repeats=self._repeats)
         if peak_flops(self._device.device_kind):
             detail += f", MFU {100 * compiled.mfu(timing):.0f} %"
-        return Cost(how, batch_size, timing.median, True, detail, low=timing.low, high=timing.high)
+        return Cost(how, batch_size, timing.median, detail, low=timing.low, high=timing.high)
 
 
 Costs = TpuCosts | LocalCosts
-
-
-def _multiply_adds(model: str, image_size: int) -> int:
-    return model_info(model, image_size=image_size).multiply_adds
 
 
 def topology_of(device: str) -> str | None:

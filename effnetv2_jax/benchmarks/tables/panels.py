@@ -1,15 +1,12 @@
 """The points of the paper's Figures 1, 3 and 5, from tables that were written before."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from effnetv2_jax.benchmarks.tables.costs import MEASURED
 from effnetv2_jax.benchmarks.tables.paper import TABLES
 from effnetv2_jax.runtime.errors import UsageError
-
-Section = Mapping[str, Any]
-"""A section in a table's JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Panel:
 
     Attributes:
         x_label: The quantity and its unit.
-        ours: How our figures were found. Empty if the panel has none.
+        ours: The way our figures were found. Empty if the panel has none.
         series: The published series and ours.
     """
 
@@ -57,49 +54,34 @@ class Panel:
     series: tuple[Series, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class FigurePlan:
-    """A figure.
+_HOURS = ("7", "training on 32 TPUv3 cores", "training time on 32 TPUv3 cores, h")
+_PARAMETERS = ("7", "parameters", "parameters, M")
+_STEP = ("figure3", "step of 4096 images", "step of 4096 images on 32 TPUv3 cores, ms")
+_FLOPS = ("7", "FLOPs", "multiply-adds, B")
+_LATENCY = ("7", "latency", "latency of 16 images, ms")
 
-    Attributes:
-        title: What it shows.
-        panels: The table, the beginning of the section's title, and the label of the x axis, for
-            each panel.
-    """
-
-    title: str
-    panels: Sequence[tuple[str, str, str]]
-
-
-HOURS = ("7", "training on 32 TPUv3 cores", "training time on 32 TPUv3 cores, h")
-PARAMETERS = ("7", "parameters", "parameters, M")
-FIGURES: Mapping[str, FigurePlan] = {
-    "figure1": FigurePlan("Accuracy against training time and parameters", (HOURS, PARAMETERS)),
-    "figure3": FigurePlan(
-        "Accuracy against the time of a training step at the last image size",
-        (("figure3", "step of 4096 images", "step of 4096 images on 32 TPUv3 cores, ms"),),
-    ),
-    "figure5": FigurePlan(
+FIGURES = {
+    "figure1": ("Accuracy against training time and parameters", (_HOURS, _PARAMETERS)),
+    "figure3": ("Accuracy against the time of a training step at the last image size", (_STEP,)),
+    "figure5": (
         "Accuracy against parameters, multiply-adds and latency",
-        (
-            PARAMETERS,
-            ("7", "FLOPs", "multiply-adds, B"),
-            ("7", "latency", "latency of 16 images, ms"),
-        ),
+        (_PARAMETERS, _FLOPS, _LATENCY),
     ),
 }
+"""The title of each figure and, for each of its panels, the table, the beginning of the section's
+title and the label of the x axis."""
 
-
-FAMILIES = (
-    "EfficientNetV2",
-    "EfficientNetV2 (21k)",
-    "EfficientNet",
-    "NFNet",
-    "ResNeSt",
-    "DeiT",
-    "ViT (21k)",
-)
-"""The families of Table 7 that are drawn, which is about the paper's choice."""
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLORS = {
+    "EfficientNetV2": "#D55E00",
+    "EfficientNetV2 (21k)": "#CC79A7",
+    "EfficientNet": "#0072B2",
+    "NFNet": "#009E73",
+    "ViT (21k)": "#56B4E9",
+    "DeiT": "#E69F00",
+    "ResNeSt": "#777777",
+}
+"""The families of Table 7 that are drawn, which is about the paper's choice, and their colours."""
 
 
 def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Panel, ...]:
@@ -113,20 +95,20 @@ def panels_of(figure: str, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Pan
         UsageError: If a table is missing.
     """
     panels: list[Panel] = []
-    for table, title, x_label in FIGURES[figure].panels:
+    for table, title, x_label in FIGURES[figure][1]:
         if table not in tables:
             raise UsageError(f"{figure} needs table {table}, which the file does not hold")
         sections = [s for s in tables[table]["sections"] if s["title"].startswith(title)]
-        # Of the same section for several devices, the one with the most figures is drawn.
-        sections.sort(key=lambda section: -len(_points(section, ours=True)))
+        # If there is one for each of several devices, the one with the most figures is drawn.
+        sections.sort(key=lambda section: -len(_points(section, "ours")))
         if sections:
             panels += _panels(sections[0], x_label)
     return tuple(panels)
 
 
-def _panels(section: Section, x_label: str) -> list[Panel]:
+def _panels(section: Mapping[str, Any], x_label: str) -> list[Panel]:
     """Returns one panel, or two if ours was measured on another device than the published."""
-    published, ours = (_series(section, ours=ours) for ours in (False, True))
+    published, ours = (_series(section, side) for side in ("published", "ours"))
     how = sorted({row["ours"]["how"] for row in section["rows"] if _is_number(row["ours"])})
     here = [text for text in how if text.startswith(MEASURED.partition("{")[0])]
     if here and "V100" not in here[0]:
@@ -137,26 +119,22 @@ def _panels(section: Section, x_label: str) -> list[Panel]:
     return [Panel(x_label, ", ".join(how), (*published, *ours))]
 
 
-def _series(section: Section, *, ours: bool) -> tuple[Series, ...]:
+def _series(section: Mapping[str, Any], side: str) -> tuple[Series, ...]:
     families: dict[str, list[Point]] = {}
-    for label, x in _points(section, ours=ours):
+    for label, x in _points(section, side):
         top1 = TABLES["7"].figure(label, "top-1")
         family, short = family_of(label)
-        if top1 is not None and family in FAMILIES:
+        if top1 is not None and family in COLORS:
             families.setdefault(family, []).append(Point(short, x, float(top1.value)))
     return tuple(
-        Series(family, ours, tuple(sorted(points, key=lambda point: point.x)))
+        Series(family, side == "ours", tuple(sorted(points, key=lambda point: point.x)))
         for family, points in families.items()
     )
 
 
-def _points(section: Section, *, ours: bool) -> list[tuple[str, float]]:
-    side = "ours" if ours else "published"
-    return [
-        (row["label"], float(row[side]["value"]))
-        for row in section["rows"]
-        if _is_number(row[side])
-    ]
+def _points(section: Mapping[str, Any], side: str) -> list[tuple[str, float]]:
+    rows = [row for row in section["rows"] if _is_number(row[side])]
+    return [(row["label"], float(row[side]["value"])) for row in rows]
 
 
 def _is_number(figure: Mapping[str, Any] | None) -> bool:

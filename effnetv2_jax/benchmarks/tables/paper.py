@@ -6,14 +6,20 @@ compares our code with them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from effnetv2_jax.runtime.errors import unknown_name
 
 OUT_OF_MEMORY = "out of memory"
 
-Value = float | str | None
-"""A figure, or None if the paper has none. The only string is ``OUT_OF_MEMORY``."""
+# The training on ImageNet (section 5.1), found in two sources.
+EPOCHS = 350
+BATCH_SIZE = 4096
+CORES = 32
+IMAGES = 1_281_167
+NUM_STAGES = 4
+"""M of Algorithm 1."""
+TOTAL_STEPS = EPOCHS * IMAGES // BATCH_SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Figure:
     """One figure.
 
     Attributes:
-        value: The figure as printed, in ``unit``.
+        value: The figure as printed, or ``OUT_OF_MEMORY``.
         unit: The unit.
         attested: The number of sources in which it was found, 1 or 2.
         spread: The standard deviation over runs, if the paper has one.
@@ -34,37 +40,22 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        name: The name by which ``Table.figure`` finds it.
-        unit: The unit of its figures.
-        attested: The number of sources of its figures, unless a row has another number.
-    """
-
-    name: str
-    unit: str
-    attested: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a table.
 
     Attributes:
         label: Its name in the paper.
-        values: One figure a column.
-        model: Its name in ``list_models()``. None if it is not in the zoo.
-        spreads: One standard deviation a column, or none at all.
-        attested: The number of sources by the name of a column, if it is not the column's.
+        values: One figure per column, ``OUT_OF_MEMORY``, or None if the paper has none.
+        model: Its name in ``list_models()``. Empty if it is not in the zoo.
+        attested: The number of sources by the name of a column, if it is not the table's.
+        spreads: One standard deviation per column, or none at all.
     """
 
     label: str
-    values: tuple[Value, ...]
-    model: str | None = None
-    spreads: tuple[float | None, ...] = ()
+    values: tuple[float | str | None, ...]
+    model: str = ""
     attested: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    spreads: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +64,17 @@ class Table:
 
     Attributes:
         name: ``2`` for Table 2, ``figure1`` for Figure 1.
-        title: What it shows.
-        columns: The columns of figures.
+        title: The subject.
+        columns: The columns of figures, with their units.
         rows: The rows in the paper's order.
+        attested: The number of sources of its figures, unless a row has another number.
     """
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: Mapping[str, str]
     rows: tuple[Row, ...]
-
-    def __post_init__(self):
-        for row in self.rows:
-            if len(row.values) != len(self.columns):
-                raise ValueError(f"row {row.label!r} of table {self.name} has another length")
+    attested: int = 1
 
     def row(self, label: str) -> Row:
         """Returns the row of a label; raises UsageError for an unknown one."""
@@ -99,38 +87,31 @@ class Table:
         """Returns the figure of a row in a column, or None if the paper has none.
 
         Raises:
-            UsageError: For an unknown row or column.
+            UsageError: For an unknown row.
         """
         row = self.row(label)
-        names = [known.name for known in self.columns]
-        if column not in names:
-            raise unknown_name(f"column of table {self.name}", column, names)
-        place = names.index(column)
-        value = row.values[place]
+        value = dict(zip(self.columns, row.values, strict=True)).get(column)
         if value is None:
             return None
-        spread = row.spreads[place] if row.spreads else None
-        attested = row.attested.get(column, self.columns[place].attested)
-        return Figure(value, self.columns[place].unit, attested, spread)
+        spread = dict(zip(self.columns, row.spreads, strict=False)).get(column)
+        attested = row.attested.get(column, self.attested)
+        return Figure(value, self.columns[column], attested, spread)
 
 
-TOP1 = Column("top-1", "%")
-PARAMETERS = Column("parameters", "M")
-FLOPS = Column("FLOPs", "B")
-"""Multiply-adds. The paper counts one multiply-add as one FLOP."""
+# The paper counts one multiply-add as one FLOP.
+_COUNTS = {"top-1": "%", "parameters": "M", "FLOPs": "B"}
+_HOURS = {"training on 32 TPUv3 cores": "h"}
+_LATENCY = {"latency, V100 fp16, batch 16": "ms"}
+_V2 = {"top-1": 2}
 
-
-_TABLES: Sequence[Table] = (
+_TABLES = (
     Table(
         "2",
         "EfficientNet-B6: training throughput by image size and batch",
-        (
-            TOP1,
-            Column("TPUv3 core, batch 32", "images/s"),
-            Column("TPUv3 core, batch 128", "images/s"),
-            Column("V100, batch 12", "images/s"),
-            Column("V100, batch 24", "images/s"),
-        ),
+        {
+            "top-1": "%", "TPUv3 core, batch 32": "images/s", "TPUv3 core, batch 128": "images/s",
+            "V100, batch 12": "images/s", "V100, batch 24": "images/s",
+        },
         (
             Row("512 px", (84.3, 42, OUT_OF_MEMORY, 29, OUT_OF_MEMORY), "efficientnet-b6"),
             Row("380 px", (84.6, 76, 93, 37, 52), "efficientnet-b6"),
@@ -139,24 +120,22 @@ _TABLES: Sequence[Table] = (
     Table(
         "3",
         "EfficientNet-B4: MBConv replaced by Fused-MBConv",
-        (
-            dataclasses.replace(PARAMETERS, attested=2),
-            dataclasses.replace(FLOPS, attested=2),
-            dataclasses.replace(TOP1, attested=2),
-            Column("TPUv3 core", "images/s", attested=2),
-            Column("V100", "images/s", attested=2),
-        ),
+        {
+            "parameters": "M", "FLOPs": "B", "top-1": "%", "TPUv3 core": "images/s",
+            "V100": "images/s",
+        },
         (
             Row("no fused", (19.3, 4.5, 82.8, 262, 155), "efficientnet-b4"),
             Row("fused stage 1–3", (20.0, 7.5, 83.1, 362, 216), "efficientnet-b4-fused-1-3"),
             Row("fused stage 1–5", (43.4, 21.3, 83.1, 327, 223), "efficientnet-b4-fused-1-5"),
             Row("fused stage 1–7", (132.0, 34.4, 81.7, 254, 206), "efficientnet-b4-fused-1-7"),
         ),
+        attested=2,
     ),
     Table(
         "5",
         "Top-1 by RandAugment magnitude and image size",
-        (Column("128 px", "%"), Column("192 px", "%"), Column("300 px", "%")),
+        {"128 px": "%", "192 px": "%", "300 px": "%"},
         (
             Row("magnitude 5", (78.3, 81.2, 82.5), spreads=(0.16, 0.06, 0.05)),
             Row("magnitude 10", (78.0, 81.6, 82.7), spreads=(0.08, 0.08, 0.08)),
@@ -166,32 +145,22 @@ _TABLES: Sequence[Table] = (
     Table(
         "6",
         "Progressive learning: first and last image size and regularisation",
-        (
-            Column("image size, first", "px", attested=2),
-            Column("image size, last", "px", attested=2),
-            Column("RandAugment, first", "magnitude", attested=2),
-            Column("RandAugment, last", "magnitude", attested=2),
-            Column("Mixup, first", "alpha", attested=2),
-            Column("Mixup, last", "alpha", attested=2),
-            Column("dropout, first", "rate", attested=2),
-            Column("dropout, last", "rate", attested=2),
-        ),
+        {
+            "image size, first": "px", "image size, last": "px", "RandAugment, first": "magnitude",
+            "RandAugment, last": "magnitude", "Mixup, first": "alpha", "Mixup, last": "alpha",
+            "dropout, first": "rate", "dropout, last": "rate",
+        },
         (
             Row("S", (128, 300, 5, 15, 0, 0, 0.1, 0.3), "efficientnetv2-s"),
             Row("M", (128, 380, 5, 20, 0, 0.2, 0.1, 0.4), "efficientnetv2-m"),
             Row("L", (128, 380, 5, 25, 0, 0.5, 0.1, 0.5), "efficientnetv2-l"),
         ),
+        attested=2,
     ),
     Table(
         "7",
         "Main results",
-        (
-            TOP1,
-            PARAMETERS,
-            FLOPS,
-            Column("latency, V100 fp16, batch 16", "ms"),
-            Column("training on 32 TPUv3 cores", "h"),
-        ),
+        {**_COUNTS, **_LATENCY, **_HOURS},
         (
             Row("EfficientNet-B3", (81.5, 12, 1.9, 19, 10), "efficientnet-b3"),
             Row("EfficientNet-B4", (82.9, 19, 4.2, 30, 21), "efficientnet-b4"),
@@ -222,48 +191,33 @@ _TABLES: Sequence[Table] = (
             Row("T2T-ViT-24", (82.2, 64, 13, None, None)),
             Row("ViT-B/16 (21k)", (84.6, 87, 56, 68, None), "vit-b-16"),
             Row("ViT-L/16 (21k)", (85.3, 304, 192, 195, 172), "vit-l-16"),
-            *(
-                Row(label, values, model, attested={"top-1": 2})
-                for label, values, model in (
-                    ("EfficientNetV2-S", (83.9, 22, 8.8, 24, 7.1), "efficientnetv2-s"),
-                    ("EfficientNetV2-M", (85.1, 54, 24, 57, 13), "efficientnetv2-m"),
-                    ("EfficientNetV2-L", (85.7, 120, 53, 98, 24), "efficientnetv2-l"),
-                    ("EfficientNetV2-S (21k)", (84.9, 22, 8.8, 24, 9.0), "efficientnetv2-s"),
-                    ("EfficientNetV2-M (21k)", (86.2, 54, 24, 57, 15), "efficientnetv2-m"),
-                    ("EfficientNetV2-L (21k)", (86.8, 120, 53, 98, 26), "efficientnetv2-l"),
-                    ("EfficientNetV2-XL (21k)", (87.3, 208, 94, None, 45), "efficientnetv2-xl"),
-                )
-            ),
+            Row("EfficientNetV2-S", (83.9, 22, 8.8, 24, 7.1), "efficientnetv2-s", _V2),
+            Row("EfficientNetV2-M", (85.1, 54, 24, 57, 13), "efficientnetv2-m", _V2),
+            Row("EfficientNetV2-L", (85.7, 120, 53, 98, 24), "efficientnetv2-l", _V2),
+            Row("EfficientNetV2-S (21k)", (84.9, 22, 8.8, 24, 9.0), "efficientnetv2-s", _V2),
+            Row("EfficientNetV2-M (21k)", (86.2, 54, 24, 57, 15), "efficientnetv2-m", _V2),
+            Row("EfficientNetV2-L (21k)", (86.8, 120, 53, 98, 26), "efficientnetv2-l", _V2),
+            Row("EfficientNetV2-XL (21k)", (87.3, 208, 94, None, 45), "efficientnetv2-xl", _V2),
         ),
     ),
     Table(
         "8",
         "Transfer learning: top-1, mean and standard deviation of five runs",
-        (
-            Column("CIFAR-10", "%", attested=2),
-            Column("CIFAR-100", "%", attested=2),
-            Column("Flowers", "%", attested=2),
-            Column("Cars", "%", attested=2),
-        ),
+        {"CIFAR-10": "%", "CIFAR-100": "%", "Flowers": "%", "Cars": "%"},
         (
             Row("EfficientNetV2-S", (98.7, 91.5, 97.9, 93.8), "efficientnetv2-s",
-                (0.04, 0.11, 0.13, 0.11)),
+                spreads=(0.04, 0.11, 0.13, 0.11)),
             Row("EfficientNetV2-M", (99.0, 92.2, 98.5, 94.6), "efficientnetv2-m",
-                (0.08, 0.08, 0.08, 0.10)),
+                spreads=(0.08, 0.08, 0.08, 0.10)),
             Row("EfficientNetV2-L", (99.1, 92.3, 98.8, 95.1), "efficientnetv2-l",
-                (0.03, 0.13, 0.05, 0.10)),
+                spreads=(0.03, 0.13, 0.05, 0.10)),
         ),
+        attested=2,
     ),
     Table(
         "10",
         "The same training, progressive, for both",
-        (
-            TOP1,
-            PARAMETERS,
-            FLOPS,
-            Column("training on 32 TPUv3 cores", "h"),
-            Column("latency, V100 fp16, batch 16", "ms"),
-        ),
+        {**_COUNTS, **_HOURS, **_LATENCY},
         (
             Row("EfficientNet-B7", (85.0, 66, 38, 54, 170), "efficientnet-b7"),
             Row("EfficientNetV2-M", (85.1, 55, 24, 13, 57), "efficientnetv2-m"),
@@ -272,7 +226,7 @@ _TABLES: Sequence[Table] = (
     Table(
         "11",
         "Scaling down, without progressive learning",
-        (TOP1, PARAMETERS, FLOPS, Column("throughput, V100 fp16, batch 128", "images/s")),
+        {**_COUNTS, "throughput, V100 fp16, batch 128": "images/s"},
         (
             Row("EfficientNet-B1", (79.0, 7.8, 0.7, 2675), "efficientnet-b1"),
             Row("EfficientNetV2-B0", (78.7, 7.4, 0.7, 5739), "efficientnetv2-b0"),
@@ -287,13 +241,10 @@ _TABLES: Sequence[Table] = (
     Table(
         "12",
         "Progressive learning for other networks",
-        (
-            Column("top-1, baseline", "%"),
-            Column("top-1, progressive", "%"),
-            Column("training, baseline", "h"),
-            Column("training, progressive", "h"),
-            Column("training time saved", "%"),
-        ),
+        {
+            "top-1, baseline": "%", "top-1, progressive": "%", "training, baseline": "h",
+            "training, progressive": "h", "training time saved": "%",
+        },
         (
             Row("ResNet50 (224)", (78.1, 78.4, 4.9, 3.5, 29)),
             Row("ResNet50 (380)", (80.0, 80.3, 14.3, 5.8, 59)),
@@ -305,7 +256,7 @@ _TABLES: Sequence[Table] = (
     Table(
         "13",
         "Adaptive regularisation: top-1 of other ways to change the image size",
-        (Column("vanilla", "%"), Column("adaptive", "%")),
+        {"vanilla": "%", "adaptive": "%"},
         (
             Row("Progressive resize (Howard 2018)", (84.3, 85.1), spreads=(0.14, 0.07)),
             Row("Random resize (Hoffer et al. 2019)", (83.5, 84.2), spreads=(0.11, 0.10)),
@@ -314,18 +265,19 @@ _TABLES: Sequence[Table] = (
     Table(
         "figure1",
         "Figure 1(b): accuracy against parameters",
-        (dataclasses.replace(TOP1, attested=2), dataclasses.replace(PARAMETERS, attested=2)),
+        {"top-1": "%", "parameters": "M"},
         (
             Row("EfficientNet", (84.3, 43), "efficientnet-b6"),
             Row("ResNet-RS", (84.0, 164)),
             Row("DeiT/ViT", (83.1, 86), "deit-b-384"),
             Row("EfficientNetV2", (83.9, 24), "efficientnetv2-s"),
         ),
+        attested=2,
     ),
     Table(
         "official",
         "Parameters and multiply-adds as the official repository prints them",
-        (dataclasses.replace(PARAMETERS, attested=2), dataclasses.replace(FLOPS, attested=2)),
+        {"parameters": "M", "FLOPs": "B"},
         (
             Row("EfficientNetV2-S", (21.5, 8.4), "efficientnetv2-s"),
             Row("EfficientNetV2-M", (54.1, 24.7), "efficientnetv2-m"),
@@ -335,34 +287,8 @@ _TABLES: Sequence[Table] = (
             Row("EfficientNetV2-B2", (10.1, 1.7), "efficientnetv2-b2"),
             Row("EfficientNetV2-B3", (14.4, 3.0), "efficientnetv2-b3"),
         ),
+        attested=2,
     ),
 )  # fmt: skip
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """The paper's training on ImageNet (section 5.1), found in two sources.
-
-    Attributes:
-        epochs: The number of passes over the training images.
-        batch_size: The number of images a step, over all cores.
-        cores: The number of TPUv3 cores.
-        images: The number of images in ImageNet's training set.
-        num_stages: M of Algorithm 1.
-    """
-
-    epochs: int = 350
-    batch_size: int = 4096
-    cores: int = 32
-    images: int = 1_281_167
-    num_stages: int = 4
-
-    @property
-    def total_steps(self) -> int:
-        """The number of steps of the whole run."""
-        return self.epochs * self.images // self.batch_size
-
-
-TRAINING = Training()

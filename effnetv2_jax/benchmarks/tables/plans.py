@@ -1,16 +1,13 @@
 """The quantities in each of the paper's tables and figures, as data; and why some counts differ."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from effnetv2_jax.benchmarks.tables import quantities
-from effnetv2_jax.benchmarks.tables.costs import not_run
+from effnetv2_jax.benchmarks.tables.costs import Costs, Ours, not_run
 from effnetv2_jax.benchmarks.tables.paper import TABLES, Row, Table
 from effnetv2_jax.benchmarks.tables.quantities import Quantity
 from effnetv2_jax.models import list_models
-
-PARAMETER_TOLERANCE = 0.01
-FLOP_TOLERANCE = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +22,7 @@ class SectionPlan:
         of_device: The quantity depends on the device.
         of_dtype: It is asked for in each of the device's dtypes.
         labels: The labels of the rows. None means all.
-        table: The paper's table, if it is not the plan's.
+        table: The paper's table, with the rows and the published figures.
     """
 
     column: str
@@ -34,56 +31,57 @@ class SectionPlan:
     tolerance: float | None = None
     of_device: bool = True
     of_dtype: bool = False
-    labels: Sequence[str] | None = None
-    table: Table | None = None
+    labels: Collection[str] | None = None
+    table: Table = TABLES["7"]
+
+    def rows(self, models: Collection[str] | None) -> list[Row]:
+        """Returns the rows of some models; None means all."""
+        rows = [row for row in self.table.rows if models is None or row.model in models]
+        return [row for row in rows if self.labels is None or row.label in self.labels]
 
 
 @dataclasses.dataclass(frozen=True)
 class TablePlan:
-    """A table or figure: the paper's rows, and quantities.
+    """A table or figure.
 
     Attributes:
         name: Its name, such as ``2`` for Table 2.
-        title: What it shows.
-        table: The paper's table, with the rows and the published figures.
+        title: The subject.
         sections: The quantities, in order.
     """
 
     name: str
     title: str
-    table: Table
     sections: Sequence[SectionPlan]
 
 
-def _train(*arguments: str) -> str:
+def _needs_imagenet(*arguments: str) -> str:
     rest = ("--config.data.name=imagenet2012", "--workdir=DIR")
-    return " ".join(("python -m effnetv2_jax.train", *arguments, *rest))
+    command = " ".join(("python -m effnetv2_jax.train", *arguments, *rest))
+    return f"needs ImageNet: `{command}`"
 
 
-def _recipe(row: Row) -> str:
-    family, _, variant = (row.model or "").partition("-")
+def _not_trained(costs: Costs, row: Row) -> Ours:
+    family, _, variant = row.model.partition("-")
     if family == "efficientnetv2" and variant in ("s", "m", "l", "b0", "b1", "b2", "b3"):
-        return _train(f"--config=configs/efficientnetv2.py:{variant}")
-    return _train("--config=configs/common.py", "--config.model.name=MODEL")
+        return not_run(_needs_imagenet(f"--config=configs/efficientnetv2.py:{variant}"))
+    return not_run(_needs_imagenet("--config=configs/common.py", "--config.model.name=MODEL"))
 
 
 def _exact(column: str, quantity: Quantity, tolerance: float | None = None) -> SectionPlan:
     return SectionPlan(column, quantity, tolerance=tolerance, of_device=False)
 
 
-PARAMETERS = _exact("parameters", quantities.parameters, PARAMETER_TOLERANCE)
-FLOPS = _exact("FLOPs", quantities.flops, FLOP_TOLERANCE)
-TOP1 = _exact("top-1", quantities.trains_with(_recipe))
-LATENCY = SectionPlan(
-    "latency, V100 fp16, batch 16", quantities.latency(batch_size=16), of_dtype=True
-)
+PARAMETERS = _exact("parameters", quantities.parameters, 0.01)
+FLOPS = _exact("FLOPs", quantities.flops, 0.03)
+TOP1 = _exact("top-1", _not_trained)
+LATENCY = SectionPlan("latency, V100 fp16, batch 16", quantities.latency(16), of_dtype=True)
 THROUGHPUT = SectionPlan(
-    "throughput, V100 fp16, batch 128",
-    quantities.inference_throughput(batch_size=128),
-    of_dtype=True,
+    "throughput, V100 fp16, batch 128", quantities.inference_throughput(128), of_dtype=True
 )
 V1 = tuple(f"EfficientNet-B{i}" for i in range(3, 8))
 MAIN = ("EfficientNetV2-S", "EfficientNetV2-M", "EfficientNetV2-L")
+STEP = "step of 4096 images on 32 cores"
 HOURS = "training on 32 TPUv3 cores"
 SAVING = SectionPlan("progressive training saves, of the hours", quantities.saving, "%")
 
@@ -96,7 +94,7 @@ def _training(column: str, batch_size: int, image_size: Callable[[Row], int]) ->
 
 def _not_here(table: str, reason: str) -> list[SectionPlan]:
     """Plans all columns of a table of accuracies."""
-    return [_exact(c.name, lambda costs, row: not_run(reason)) for c in TABLES[table].columns]
+    return [_exact(column, lambda costs, row: not_run(reason)) for column in TABLES[table].columns]
 
 
 def _pixels(row: Row) -> int:
@@ -107,14 +105,14 @@ def _zoo() -> Table:
     """Returns every model, beside what the official repository prints."""
     official = TABLES["official"]
     printed = {row.model: row.values for row in official.rows}
-    nothing = (None,) * len(official.columns)
-    rows = tuple(Row(name, printed.get(name, nothing), name) for name in list_models())
+    rows = tuple(Row(name, printed.get(name, (None, None)), name) for name in list_models())
     return dataclasses.replace(official, name="zoo", title="Every model of the zoo", rows=rows)
 
 
 def _plan(table: str | Table, *sections: SectionPlan, name: str = "", title: str = "") -> TablePlan:
     published = TABLES[table] if isinstance(table, str) else table
-    return TablePlan(name or published.name, title or published.title, published, sections)
+    sections = tuple(dataclasses.replace(section, table=published) for section in sections)
+    return TablePlan(name or published.name, title or published.title, sections)
 
 
 _PLANS = (
@@ -139,14 +137,12 @@ _PLANS = (
         "5",
         *_not_here(
             "5",
-            "needs ImageNet: `"
-            + _train(
+            _needs_imagenet(
                 "--config=configs/efficientnetv2.py:s",
                 "--config.schedule.name=fixed",
                 "--config.schedule.image_size='(PX, PX)'",
                 "--config.schedule.randaugment_magnitude='(MAGNITUDE, MAGNITUDE)'",
-            )
-            + "`",
+            ),
         ),
     ),
     _plan(
@@ -175,33 +171,28 @@ _PLANS = (
         SectionPlan("training, baseline", quantities.fixed_hours),
         SectionPlan("training, progressive", quantities.progressive_hours),
         SectionPlan("training time saved", quantities.saving),
-        _exact("top-1, baseline", quantities.trains_with(_recipe)),
-        _exact("top-1, progressive", quantities.trains_with(_recipe)),
+        _exact("top-1, baseline", _not_trained),
+        _exact("top-1, progressive", _not_trained),
     ),
     _plan(
         "13",
         *_not_here(
             "13",
-            "needs ImageNet: `"
-            + _train("--config=configs/efficientnetv2.py:s", "--config.schedule.name=NAME")
-            + "` with progressive_resize, random_resize or adaptive_random_resize",
+            _needs_imagenet("--config=configs/efficientnetv2.py:s", "--config.schedule.name=NAME")
+            + " with progressive_resize, random_resize or adaptive_random_resize",
         ),
     ),
-    _plan(
+    TablePlan(
         "figure1",
-        SectionPlan(HOURS, quantities.published_hours, labels=(*V1, *MAIN), table=TABLES["7"]),
-        PARAMETERS,
-        TOP1,
-        title="Figure 1: accuracy against training time and against parameters",
+        "Figure 1: accuracy against training time and against parameters",
+        (
+            SectionPlan(HOURS, quantities.published_hours, labels=(*V1, *MAIN)),
+            *_plan("figure1", PARAMETERS, TOP1).sections,
+        ),
     ),
     _plan(
         "7",
-        SectionPlan(
-            "step of 4096 images on 32 cores",
-            quantities.step_milliseconds,
-            "ms",
-            labels=(*V1, *MAIN),
-        ),
+        SectionPlan(STEP, quantities.step_milliseconds, "ms", labels=(*V1, *MAIN)),
         name="figure3",
         title="Figure 3: training step by model",
     ),
@@ -228,7 +219,7 @@ _FUSED = (
 )
 _FUSED_MODEL = "efficientnet-b4-fused-1-{}"
 
-FOOTNOTES: Mapping[tuple[str | None, str, float | str], str] = {
+FOOTNOTES: Mapping[tuple[str, str, float | str], str] = {
     ("efficientnetv2-s", "parameters", 22): "the official repository prints 21.5",
     ("efficientnetv2-s", "parameters", 24): _EARLY_S,
     ("efficientnetv2-s", "FLOPs", 8.8): _EARLY_S,

@@ -8,29 +8,19 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import matplotlib
 from absl import flags
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from effnetv2_jax.benchmarks.tables.panels import FIGURES, Panel, Series, panels_of
+from effnetv2_jax.benchmarks.tables.panels import COLORS, FIGURES, Panel, Series, panels_of
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 TABLES = flags.DEFINE_string("tables", "docs/reproduction.json", "JSON file of benchmark tables.")
 FIGURE = flags.DEFINE_list("figure", list(FIGURES), f"Figures to draw: {', '.join(FIGURES)}.")
 OUTPUT = flags.DEFINE_string("output", "docs/figures", "Folder of the pictures; made if missing.")
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLORS = {
-    "EfficientNetV2": "#D55E00",
-    "EfficientNetV2 (21k)": "#CC79A7",
-    "EfficientNet": "#0072B2",
-    "NFNet": "#009E73",
-    "ViT (21k)": "#56B4E9",
-    "DeiT": "#E69F00",
-    "ResNeSt": "#777777",
-}
 _WIDTH, _HEIGHT = 5.6, 4.4  # inches, a panel
 
 
@@ -45,7 +35,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, found in panels.items():
             files = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-            draw(FIGURES[name].title, found, files)
+            draw(FIGURES[name][0], found, files)
             print("\n".join(map(str, files)))
     except OSError as error:
         raise UsageError(f"--output {OUTPUT.value!r} cannot be written: {error}") from error
@@ -70,14 +60,14 @@ def draw(title: str, panels: Sequence[Panel], files: Sequence[pathlib.Path]) -> 
         files: The files, whose suffixes name their kinds.
     """
     figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12 if len(panels) > 1 else 10)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(axes, panel)
-    for file in files:
-        # Without the date, the same tables give the same file.
-        metadata = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(file, dpi=150, metadata=metadata)
+    # Without the date and random names, the same tables give the same SVG file.
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        for file in files:
+            metadata = {"Date": None} if file.suffix == ".svg" else {}
+            figure.savefig(file, dpi=150, metadata=metadata)
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -88,10 +78,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     labelled: set[str] = set()
     for series in panel.series:
-        _draw_line(axes, series, _COLORS[series.family])
+        _draw_line(axes, series, COLORS[series.family])
         # The published series and ours share their labels.
         if series.family not in labelled:
-            _draw_labels(axes, series, _COLORS[series.family])
+            _draw_labels(axes, series, COLORS[series.family])
         labelled.add(series.family)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

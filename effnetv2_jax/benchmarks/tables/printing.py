@@ -5,37 +5,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from effnetv2_jax.benchmarks.markdown import NOTHING, table
-from effnetv2_jax.benchmarks.tables.comparison import ComparedTable, Comparison, Section
+from effnetv2_jax.benchmarks.tables.comparison import Comparison, Section
+from effnetv2_jax.benchmarks.tables.plans import TablePlan
 
 
-def as_markdown(compared: ComparedTable) -> str:
+def as_markdown(plan: TablePlan, sections: Sequence[Section]) -> str:
     """Returns a heading, and for each quantity a table, its verdict and its notes."""
-    title = compared.title
     # Figures and the zoo have their names in their titles.
-    if compared.name[0].isdigit():
-        title = f"Table {compared.name}. {title}"
-    return "\n\n".join([f"## {title}", *map(_section, compared.sections)])
+    number = f"Table {plan.name}. " if plan.name[0].isdigit() else ""
+    return "\n\n".join([f"## {number}{plan.title}", *map(_section, sections)])
 
 
-def as_json(compared: ComparedTable) -> dict[str, Any]:
+def as_json(plan: TablePlan, sections: Sequence[Section]) -> dict[str, Any]:
     """Returns everything that is known, for JSON."""
-
-    def row(section: Section, row: Comparison) -> dict[str, Any]:
-        fields = dataclasses.asdict(row)
-        return fields | {"ratio": row.ratio, "relative": section.relative(row)}
-
     return {
-        "table": compared.name,
-        "title": compared.title,
+        "table": plan.name,
+        "title": plan.title,
         "sections": [
             {
                 "title": section.title,
                 "unit": section.unit,
-                "rows": [row(section, r) for r in section.rows],
+                "rows": [
+                    dataclasses.asdict(row)
+                    | {"ratio": row.ratio, "relative": section.relative(row)}
+                    for row in section.rows
+                ],
                 "rank_correlation": section.rank_correlation,
                 "verdicts": section.verdicts,
             }
-            for section in compared.sections
+            for section in sections
         ],
     }
 
@@ -83,15 +81,14 @@ def _figure(value: float | str | None) -> str:
 
 
 def _verdict(section: Section) -> str:
-    said: Sequence[str] = []
+    said = []
     if section.verdicts is not None and section.verdicts[1]:
         same, rows = section.verdicts
-        said = [f"What fits is as published in {same} of {rows} rows."]
+        said.append(f"What fits is as published in {same} of {rows} rows.")
     correlation = section.rank_correlation if section.tolerance is None else None
     if correlation is not None:
-        said = [
-            *said,
+        said.append(
             f"Spearman's rank correlation of ours and the published: {correlation:.2f} "
-            f"({len(section.pairs)} rows).",
-        ]
+            f"({len(section.pairs)} rows)."
+        )
     return " ".join(said)

@@ -29,14 +29,13 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.files import write_atomically
 from effnetv2_jax.training.build import DTYPES
 
-ALL = "all"
 QUICK_ROW_SECONDS = 2.0
 
 TABLE = flags.DEFINE_list("table", [], f"Tables: {', '.join(PLANS)}; or all.")
 DEVICE = flags.DEFINE_list("device", [LOCAL], "local, or tpu: and a topology, or both.")
 MODELS = flags.DEFINE_list("models", [], "Models, names of list_models(), to leave out other rows.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images a local device. Default: the paper's number.", lower_bound=1
+    "batch_size", None, "Images per local device. Default: the paper's number.", lower_bound=1
 )
 DTYPE = flags.DEFINE_string(
     "dtype", None, "Dtype of local training. Default: bfloat16, or float32 on a CPU."
@@ -52,7 +51,7 @@ ROW_SECONDS = flags.DEFINE_float(
     lower_bound=0.0,
 )
 COMPILE = flags.DEFINE_boolean(
-    "compile", True, "Compile new steps for TPUs, which takes minutes to an hour a step."
+    "compile", True, "Compile new steps for TPUs, which takes minutes to an hour each."
 )
 RECORDS = flags.DEFINE_string(
     "records", None, "File of steps that were compiled before. Default: one in the cache folder."
@@ -66,7 +65,13 @@ DOCUMENT = flags.DEFINE_string(
 
 def main() -> None:
     # Every check comes before the first row, which takes minutes.
-    names, models = _tables(), MODELS.value or None
+    names = list(PLANS) if TABLE.value == ["all"] else list(dict.fromkeys(TABLE.value))
+    if not names:
+        raise UsageError(f"--table must name one of {', '.join(PLANS)}, or all")
+    for name in names:
+        if name not in PLANS:
+            raise unknown_name("table", name, [*PLANS, "all"])
+    models = MODELS.value or None
     for model in MODELS.value:
         get_spec(model)
     topologies = [topology_of(device) for device in dict.fromkeys(DEVICE.value)]
@@ -87,30 +92,18 @@ def main() -> None:
         texts = [_heading(sources)]
         tables = []
         for name in names:
-            table = compare(PLANS[name], sources, models=models, on_row=bar.next)
-            if table.sections:
-                tables.append(table)
-                texts.append(as_markdown(table))
+            sections = compare(PLANS[name], sources, models=models, on_row=bar.next)
+            if sections:
+                tables.append(as_json(PLANS[name], sections))
+                texts.append(as_markdown(PLANS[name], sections))
                 if not JSON.value:
                     print("\n\n".join(texts[-1 if len(tables) > 1 else -2 :]), "\n", flush=True)
-    found = json.dumps(
-        {"environment": environment(), "tables": [as_json(table) for table in tables]}, indent=1
-    )
+    found = json.dumps({"environment": environment(), "tables": tables}, indent=1)
     if JSON.value:
         print(found)
     if document is not None:
         write_atomically(document, "\n\n".join([_preface(), *texts]) + "\n")
         write_atomically(document.with_suffix(".json"), found + "\n")
-
-
-def _tables() -> list[str]:
-    asked = list(PLANS) if TABLE.value == [ALL] else TABLE.value
-    if not asked:
-        raise UsageError(f"--table must name one of {', '.join(PLANS)}, or all")
-    for name in asked:
-        if name not in PLANS:
-            raise unknown_name("table", name, [*PLANS, ALL])
-    return list(dict.fromkeys(asked))
 
 
 def _costs(topology: str | None, bar: Counter) -> Costs:
@@ -124,36 +117,31 @@ def _costs(topology: str | None, bar: Counter) -> Costs:
     return LocalCosts(
         batch_size=BATCH_SIZE.value,
         dtype=DTYPE.value,
-        inference_dtypes=tuple(INFERENCE.value) or None,
+        inference_dtypes=tuple(INFERENCE.value),
         repeats=REPEATS.value,
-        row_seconds=QUICK_ROW_SECONDS if QUICK.value else ROW_SECONDS.value or None,
+        row_seconds=QUICK_ROW_SECONDS if QUICK.value else ROW_SECONDS.value,
         on_phase=bar.say,
     )
 
 
 def _heading(sources: Sequence[Costs]) -> str:
     """Returns the devices and versions of all rows."""
-    said = []
-    for source in sources:
-        if source.name == LOCAL:
-            repeats = f"medians of {REPEATS.value} runs (fastest–slowest)"
-            said.append(f"- local: {environment_text()}; {repeats}")
-        else:
-            said.append(
-                f"- {source.name}: nothing was run. XLA's estimate for one core of the training "
-                "step (RMSProp, bfloat16, batch norm over 8 cores), which hardly counts "
-                "collectives; what fits is the compiler's verdict"
-            )
-    return "\n".join(said)
+    local = f"{environment_text()}; medians of {REPEATS.value} runs (fastest–slowest)"
+    tpu = (
+        "nothing was run. XLA's estimate for one core of the training step (RMSProp, bfloat16, "
+        "batch norm over 8 cores), which hardly counts collectives; what fits is the compiler's "
+        "verdict"
+    )
+    names = [source.name for source in sources]
+    return "\n".join(f"- {name}: {local if name == LOCAL else tpu}" for name in names)
 
 
 def _preface() -> str:
     command = " ".join(["python -m effnetv2_jax.benchmark tables", *sys.argv[1:]])
-    return (
-        "# The paper's tables, ours beside theirs\n\n"
-        f"Written by `{command}`. The published figures are those of Tan & Le 2021 (arXiv "
-        "2104.00298); `sources` says in how many places we found one. What is counted is `exact`; "
-        "a time is `measured here` or an `XLA estimate`, never one in the place of the other; what "
-        "needs ImageNet and days of training is `not run`. Figures 1, 3 and 5 are drawn from it by "
-        "`python -m effnetv2_jax.benchmark plots`."
-    )
+    return f"""# The paper's tables, ours beside theirs
+
+Written by `{command}`. The published figures are those of Tan & Le 2021 (arXiv 2104.00298); \
+`sources` says in how many places we found one. What is counted is `exact`; a time is `measured \
+here` or an `XLA estimate`, never one in the place of the other; what needs ImageNet and days of \
+training is `not run`. Figures 1, 3 and 5 are drawn from it by `python -m effnetv2_jax.benchmark \
+plots`."""

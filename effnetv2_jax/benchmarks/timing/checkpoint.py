@@ -13,13 +13,13 @@ import jax
 from absl import flags, logging
 
 from effnetv2_jax.benchmarks.timing import step as flags_of_step
-from effnetv2_jax.benchmarks.timing.measure import local_devices
+from effnetv2_jax.benchmarks.timing.measure import local_devices, turns
 from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import check_batch_size, shard_state
 from effnetv2_jax.training.survival.agreement import STEPS_BEHIND
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
-STEPS = flags.DEFINE_integer("steps", 100, "Number of steps a round.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 100, "Number of steps per round.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Number of rounds with a checkpoint, and without.", lower_bound=2
 )
@@ -74,21 +74,18 @@ def main() -> None:
             f"{len(arrays)} arrays, keeps the loop for {blocked:.2f} s, takes {cpu:.2f} s of a "
             f"core (medians of {ROUNDS.value})"
         )
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for number in range(ROUNDS.value):
-            # Neither is always the first.
-            for save in (True, False) if number % 2 else (False, True):
-                times[save].append(run(save))
+        times: dict[str, list[float]] = {"with": [], "without": []}
+        for _, name in turns(times, ROUNDS.value):
+            times[name].append(run(save=name == "with"))
         checkpoints.close()
-    medians = {save: statistics.median(seconds) for save, seconds in times.items()}
-    for save, name in ((True, "with"), (False, "without")):
+    for name, seconds in times.items():
         print(
-            f"{name}: {medians[save]:.2f} s for {STEPS.value} steps (median of {ROUNDS.value}, "
-            f"{min(times[save]):.2f} to {max(times[save]):.2f})"
+            f"{name}: {statistics.median(seconds):.2f} s for {STEPS.value} steps (median of "
+            f"{ROUNDS.value}, {min(seconds):.2f} to {max(seconds):.2f})"
         )
     # Times drift by more than a checkpoint costs, so neighbours are compared.
-    extra = [on - off for on, off in zip(times[True], times[False], strict=True)]
-    of = medians[False] / STEPS.value * EVERY.value
+    extra = [on - off for on, off in zip(*times.values(), strict=True)]
+    of = statistics.median(times["without"]) / STEPS.value * EVERY.value
     low, cost, high = (100 * x / of for x in statistics.quantiles(extra, method="inclusive"))
     print(
         f"a checkpoint costs {statistics.median(extra):.2f} s (median of {len(extra)} neighbouring "

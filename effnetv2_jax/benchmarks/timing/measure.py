@@ -1,4 +1,4 @@
-"""Times, and what has to be printed beside a time: device, versions, peak.
+"""Times, and the facts to print beside a time: device, versions, peak.
 
 Needs only JAX, so that it runs on a bare accelerator machine.
 """
@@ -47,27 +47,30 @@ class Timing:
         )
 
 
-def time_runs(run: Callable[[], Any], *, repeats: int, warm_up: int = WARM_UP) -> Timing:
-    """Times one thing.
+def time_runs(run: Callable[[], Any], *, repeats: int) -> Timing:
+    """Times one thing, after WARM_UP runs that do not count.
 
     Args:
         run: Does it once. The arrays that it returns are waited for.
         repeats: The number of runs that are timed.
-        warm_up: The number of runs before them.
     """
     seconds = []
-    for _ in range(warm_up + repeats):
+    for _ in range(WARM_UP + repeats):
         started = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - started)
-    return Timing(tuple(seconds[warm_up:]))
+    return Timing(tuple(seconds[WARM_UP:]))
 
 
 def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Goes through all names again and again, in an order in which none is always first.
+    """Yields rounds of all names, in an order in which none is always first.
 
-    Several things that take turns meet the same conditions. On a shared machine only ratios of
-    such times count.
+    Things that take turns meet the same conditions. On a shared machine only ratios of such times
+    count.
+
+    Args:
+        names: The names.
+        repeats: The number of rounds.
 
     Yields:
         The number of the round, and a name.
@@ -95,13 +98,13 @@ def local_devices() -> list[jax.Device]:
 def environment() -> dict[str, str]:
     """Returns what every published time needs beside it: device, threads, versions."""
     device = local_devices()[0]
-    facts = {
+    threads = {"threads": str(len(os.sched_getaffinity(0)))} if device.platform == "cpu" else {}
+    return {
         "device": f"{jax.device_count()} × {device_name(device)}",
-        "threads": str(len(os.sched_getaffinity(0))) if device.platform == "cpu" else "",
+        **threads,
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax")},
     }
-    return {name: value for name, value in facts.items() if value}
 
 
 def environment_text() -> str:
@@ -150,12 +153,13 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 @functools.cache
-def measured_peak_flops(dtype: str = "float32", side: int = 2048, repeats: int = 7) -> float:
-    """Returns the FLOP/s that a square matrix product reaches on the first device, at its fastest.
+def measured_peak_flops() -> float:
+    """Returns the FLOP/s that a float32 matrix product reaches on the first device, at its fastest.
 
     It stands in for the maker's figure if there is none, as for a CPU.
     """
+    side = 2048
     rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.standard_normal((side, side)), jnp.dtype(dtype)) for _ in range(2))
+    a, b = (jnp.asarray(rng.standard_normal((side, side)), jnp.float32) for _ in range(2))
     product = jax.jit(jnp.matmul)
-    return 2 * side**3 / time_runs(lambda: product(a, b), repeats=repeats).low
+    return 2 * side**3 / time_runs(lambda: product(a, b), repeats=7).low

@@ -9,7 +9,6 @@ disk before.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -23,9 +22,10 @@ from absl import flags
 
 from effnetv2_jax.benchmarks.markdown import table
 from effnetv2_jax.benchmarks.timing.measure import Timing, environment, environment_text
+from effnetv2_jax.runtime import extras
 from effnetv2_jax.runtime.bars import spinner
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.workers import process_group
+from effnetv2_jax.runtime.workers import import_path, process_group
 
 CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Recipe of the training program.")
 FIELDS = flags.DEFINE_multi_string(
@@ -35,11 +35,6 @@ COLD = flags.DEFINE_integer("cold", 1, "Number of cold starts.", lower_bound=1)
 WARM = flags.DEFINE_integer("warm", 5, "Number of warm starts.", lower_bound=1)
 BORDERS = flags.DEFINE_boolean("borders", True, "Let one run of each kind go to its end.")
 JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of tables.")
-
-NEEDS = ("tensorflow", "tensorflow_datasets", "clu")
-"""Libraries of the training program that other benchmarks do without."""
-
-PACKAGE_ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 _FIRST_STEP = re.compile(r"first step after ([\d.]+) s(?:, (.+))?$")
 _BORDER = re.compile(r"first step after a stall of (-?[\d.]+) s, (-?[\d.]+) steps$")
@@ -61,17 +56,8 @@ class Start:
     borders: tuple[tuple[float, float], ...] = ()
 
 
-Starts = Mapping[str, Sequence[Start]]
-"""The starts of each kind, ``cold`` and ``warm``; at least one of each."""
-
-
 def main() -> None:
-    for library in NEEDS:
-        if importlib.util.find_spec(library) is None:
-            raise UsageError(
-                f"benchmark start runs the training program, which needs {library}, and that is "
-                "not installed: pip install 'effnetv2_jax[train]'"
-            )
+    extras.need("train", "the training program, which benchmark start runs,")
     command = [
         *(sys.executable, "-m", "effnetv2_jax.train", f"--config={CONFIG.value}"),
         *(f"--config.{field}" for field in FIELDS.value),
@@ -97,7 +83,7 @@ def run_all(
     warm: int,
     borders: bool,
     on_run: Callable[[str], None] = lambda words: None,
-) -> Starts:
+) -> Mapping[str, Sequence[Start]]:
     """Starts a program several times with empty caches, then with what the first of these left.
 
     Args:
@@ -107,8 +93,11 @@ def run_all(
         borders: Lets the first run of each kind go to its end.
         on_run: Is told which run is next.
 
+    Returns:
+        The starts of each kind, ``cold`` and ``warm``.
+
     Raises:
-        UsageError: As ``watch`` does.
+        UsageError: See ``watch``.
     """
     found: dict[str, list[Start]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +131,7 @@ def watch(command: Sequence[str], cache: pathlib.Path, *, to_the_end: bool) -> S
     others = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     variables = {name: value for name, value in os.environ.items() if name not in others}
     variables["XDG_CACHE_HOME"] = str(cache)
-    variables["PYTHONPATH"] = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, sys.path)])
+    variables["PYTHONPATH"] = import_path()
     with process_group(
         command,
         env=variables,
@@ -167,7 +156,7 @@ def watch(command: Sequence[str], cache: pathlib.Path, *, to_the_end: bool) -> S
     return dataclasses.replace(start, borders=tuple(borders))
 
 
-def as_markdown(found: Starts) -> str:
+def as_markdown(found: Mapping[str, Sequence[Start]]) -> str:
     """Returns a table of starts and, if there are any, one of borders."""
     rows = [["start", "runs", "to the first step, median, s", "range, s", "programs"]]
     for kind, starts in found.items():

@@ -21,7 +21,7 @@ from effnetv2_jax.benchmarks.timing.timed_model import compile_train_step
 MODEL = flags.DEFINE_string("model", "efficientnetv2-b0", "Model, a name of list_models().")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Image size in px.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Number of images a step, over all devices.", lower_bound=1
+    "batch_size", 32, "Number of images per step, over all devices.", lower_bound=1
 )
 NUM_CLASSES = flags.DEFINE_integer("num_classes", 10, "Number of classes.", lower_bound=1)
 OPTIMIZER = flags.DEFINE_string("optimizer", "adamw", "Optimizer, a name in OPTIMIZERS.")

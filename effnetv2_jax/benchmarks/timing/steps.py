@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.build import Training, build_training
-from effnetv2_jax.training.mesh import Batch, abstract_batch, make_mesh, shard_batch
+from effnetv2_jax.training.mesh import Batch, make_mesh, shard_batch
 from effnetv2_jax.training.optimizers import make_optimizer
 
 
@@ -64,10 +64,6 @@ class StepSpec:
             label_smoothing=0.1,
             spec_fields={"eval_size": self.image_size},
         )
-
-    def abstract_batch(self, batch_size: int, mesh: Mesh) -> Batch:
-        """Returns the shapes of a batch for all devices, with their shardings."""
-        return abstract_batch(self.image_size, batch_size, (), mesh)
 
     def noise(self, batch_size: int, mesh: Mesh) -> Batch:
         """Returns a batch of noise on the mesh."""

@@ -45,7 +45,7 @@ class CompiledModel:
         flops: The network's own work in a run on all devices: two for each multiply-add, and three
             times that in training.
         bytes_accessed: The bytes that one device reads and writes in a run, as its compiler counts.
-        batch_size: The number of images a run, over all devices.
+        batch_size: The number of images per run, over all devices.
         devices: The number of devices.
     """
 
@@ -73,7 +73,7 @@ def compile_train_step(step: StepSpec, *, batch_size: int) -> CompiledModel:
 
     Args:
         step: The step.
-        batch_size: The number of images a step, over all devices.
+        batch_size: The number of images per step, over all devices.
 
     Raises:
         UsageError: For the first argument that cannot be used.
@@ -106,7 +106,7 @@ def compile_train_step(step: StepSpec, *, batch_size: int) -> CompiledModel:
 
 
 def compile_inference(
-    model: str, *, image_size: int, batch_size: int, dtype: str = "float32", num_classes: int = 1000
+    model: str, *, image_size: int, batch_size: int, dtype: str = "float32"
 ) -> CompiledModel:
     """Compiles a network for inference on normalised noise, for the first device.
 
@@ -115,9 +115,8 @@ def compile_inference(
     Args:
         model: A name of ``list_models()``.
         image_size: The side of the images in px.
-        batch_size: The number of images a run.
-        dtype: The dtype of parameters and computation: ``bfloat16``, ``float16`` or ``float32``.
-        num_classes: The number of classes.
+        batch_size: The number of images per run.
+        dtype: The dtype of parameters and computation, one of ``INFERENCE_DTYPES``.
 
     Raises:
         UsageError: For the first argument that cannot be used.
@@ -126,12 +125,8 @@ def compile_inference(
         raise unknown_name("dtype", dtype, INFERENCE_DTYPES)
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-    info = model_info(model, num_classes=num_classes, image_size=image_size)
-    options: dict[str, Any] = {
-        "num_classes": num_classes,
-        "dtype": jnp.dtype(dtype),
-        "eval_size": image_size,
-    }
+    info = model_info(model, image_size=image_size)
+    options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "eval_size": image_size}
     shapes = nnx.eval_shape(fold_batch_norm, abstract_model(model, **options))
     apply, params, batch_stats = functional(shapes)
     images = jnp.asarray(
@@ -167,15 +162,7 @@ def _compiled(
     batch_size: int,
     devices: int,
 ) -> CompiledModel:
-    """Compiles, and runs once if the memory is large enough.
-
-    Args:
-        compile: Returns the compiled programs.
-        start: Makes the arrays, and returns what does one run.
-        flops: As for ``CompiledModel``.
-        batch_size: As for ``CompiledModel``.
-        devices: As for ``CompiledModel``.
-    """
+    """Compiles, and runs once if the memory is large enough; ``start`` makes arrays and the run."""
     started = time.perf_counter()
     try:
         programs = compile()
@@ -196,7 +183,7 @@ def _compiled(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             run = None
-    costs: list[dict[str, float]] = [program.cost_analysis() or {} for program in programs]
+    costs = [program.cost_analysis() or {} for program in programs]
     accessed = sum(cost.get("bytes accessed", 0.0) for cost in costs)
     return CompiledModel(run, memory, compile_seconds, flops, accessed, batch_size, devices)
 

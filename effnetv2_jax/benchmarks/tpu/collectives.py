@@ -1,4 +1,4 @@
-"""Counts what crosses devices in a compiled program, from its HLO text.
+"""Counts the traffic between devices in a compiled program, from its HLO text.
 
 XLA's own cost analysis does not report it, and its estimate of a step's time hardly counts it.
 """
@@ -35,9 +35,6 @@ class Collectives:
 
     def __add__(self, other: "Collectives") -> "Collectives":
         return Collectives(self.count + other.count, self.bytes + other.bytes)
-
-    def __mul__(self, times: int) -> "Collectives":
-        return Collectives(self.count * times, self.bytes * times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +84,8 @@ def collectives_of(hlo_text: str) -> dict[str, Collectives]:
         for instruction in computations[name]:
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS:
-                found[kind] += Collectives(1, _bytes_exchanged(instruction, kind, types)) * times
+                exchanged = _bytes_exchanged(instruction, kind, types)
+                found[kind] += Collectives(times, times * exchanged)
     return dict(found)
 
 

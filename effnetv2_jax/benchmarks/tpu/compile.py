@@ -10,22 +10,40 @@ import importlib.util
 import os
 import pathlib
 import struct
-import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu import records
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.workers import Worker, WorkerError
+from effnetv2_jax.runtime.files import cache_folder
+from effnetv2_jax.runtime.workers import Worker, WorkerError, import_path
 
 # Not below TMPDIR: libtpu looks nowhere else.
 LOCK_FILE = pathlib.Path("/tmp/libtpu_lockfile")
 
 
-class NotRecorded(LookupError):
-    """A step that was not compiled before."""
+def recorded_step(
+    step: StepSpec, *, topology: str, batch_per_core: int, records_file: pathlib.Path | None = None
+) -> CompiledStep | None:
+    """Returns the record of a step, or None if there is none.
+
+    Records are neither read nor written while LIBTPU_INIT_ARGS gives the compiler other flags.
+
+    Args:
+        step: The step.
+        topology: A name that libtpu knows, such as ``v3:4x4``, which is 16 chips of two cores.
+        batch_per_core: The number of images per core and step.
+        records_file: The file of the user's records. None means the one in the cache folder.
+
+    Raises:
+        UsageError: If the file is not one of records.
+    """
+    if os.environ.get("LIBTPU_INIT_ARGS"):
+        return None
+    return records.read(records_file or users_file()).get((step, topology, batch_per_core))
 
 
 def compile_train_step(
@@ -34,48 +52,37 @@ def compile_train_step(
     topology: str = "v3:4x4",
     batch_per_core: int,
     records_file: pathlib.Path | None = None,
-    recorded_only: bool = False,
     on_phase: Callable[[str], None] = lambda phase: None,
 ) -> CompiledStep:
     """Compiles both programs of a training step for all cores of a topology.
 
     This takes minutes the first time. Afterwards the step is traced, and its programs are compared
     with those of the record, see ``records``. If libtpu is missing, the record is returned as it
-    is. Records are neither read nor written while LIBTPU_INIT_ARGS gives the compiler other flags.
+    is.
 
     Args:
-        step: The step.
-        topology: A name that libtpu knows, such as ``v3:4x4``, which is 16 chips of two cores.
-        batch_per_core: The number of images a core and step.
-        records_file: The file of the user's records. None means the one in the cache folder.
-        recorded_only: Compiles and traces nothing.
+        step: See ``recorded_step``.
+        topology: See ``recorded_step``.
+        batch_per_core: See ``recorded_step``.
+        records_file: See ``recorded_step``.
         on_phase: Is told what goes on, a few words at a time.
 
     Raises:
         UsageError: If an argument cannot be used, libtpu is missing, or another process holds its
             lock.
-        NotRecorded: If ``recorded_only`` is True and there is no record.
         RuntimeError: If the compiler fails.
     """
     for name, value in (("image_size", step.image_size), ("batch_per_core", batch_per_core)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    use_records = not os.environ.get("LIBTPU_INIT_ARGS")
-    file = records_file or records.users_file()
-    known = records.read(file).get((step, topology, batch_per_core)) if use_records else None
-    installed = importlib.util.find_spec("libtpu") is not None
-    if known and (recorded_only or not installed):
-        return known
-    if recorded_only:
-        raise NotRecorded(f"{step.model} at {step.image_size} px was not compiled for {topology}")
-    if not installed:
+    asked: dict[str, Any] = {"topology": topology, "batch_per_core": batch_per_core}
+    known = recorded_step(step, records_file=records_file, **asked)
+    if importlib.util.find_spec("libtpu") is None:
+        if known:
+            return known
         raise UsageError("libtpu, the TPU's compiler, is missing: pip install 'effnetv2_jax[tpu]'")
     check_lock()
-    arguments = {
-        "step": dataclasses.asdict(step),
-        "batch_per_core": batch_per_core,
-        "known": [known.program, known.versions] if known else [],
-    }
+    fields = dataclasses.asdict(step)
     try:
         with Worker(
             "effnetv2_jax.benchmarks.tpu.worker",
@@ -83,7 +90,13 @@ def compile_train_step(
             {"topology": topology},
             environment=worker_environment(),
         ) as worker:
-            found = worker.call("compile", on_tell=on_phase, **arguments)
+            found = worker.call(
+                "compile",
+                on_tell=on_phase,
+                step=fields,
+                batch_per_core=batch_per_core,
+                known=[known.program, known.versions] if known else [],
+            )
     except WorkerError as error:
         if error.kind == "UsageError":
             raise UsageError(str(error)) from error
@@ -91,11 +104,15 @@ def compile_train_step(
     if known and found is None:
         return dataclasses.replace(known, checked=True)
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    asked = {"step": arguments["step"], "topology": topology, "batch_per_core": batch_per_core}
-    compiled = CompiledStep.from_json(asked | found | {"made": made})
-    if use_records:
-        records.write(file, compiled)
+    compiled = CompiledStep.from_json(asked | found | {"step": fields, "made": made})
+    if not os.environ.get("LIBTPU_INIT_ARGS"):
+        records.write(records_file or users_file(), compiled)
     return dataclasses.replace(compiled, checked=True)
+
+
+def users_file() -> pathlib.Path:
+    """Returns the file for what a user compiles."""
+    return cache_folder() / "compiled_steps.json"
 
 
 def check_lock() -> None:
@@ -149,8 +166,5 @@ def worker_environment() -> dict[str, str]:
         "XLA_FLAGS": "",
         # The seconds to compile are those of the compiler.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        # The package is found wherever this process has found it.
-        "PYTHONPATH": os.pathsep.join(
-            [str(pathlib.Path(__file__).resolve().parents[3]), *filter(None, sys.path)]
-        ),
+        "PYTHONPATH": import_path(),
     }

@@ -25,7 +25,7 @@ class ProgramFigures:
         flops: Floating-point operations, two for a multiply-add.
         bytes_accessed: Bytes read and written, as XLA counts them.
         seconds: The time that XLA estimates. None if it makes no estimate.
-        collectives: What crosses devices, by kind.
+        collectives: The traffic between devices, by kind.
         refused: The compiler refused the program because it does not fit. Then ``memory`` is what
             it would take, and the other figures are not known.
         memory_limit: Bytes that a program may use. The compiler tells only if it refuses.

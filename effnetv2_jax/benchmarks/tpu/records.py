@@ -22,7 +22,7 @@ from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu.collectives import Collectives
 from effnetv2_jax.benchmarks.tpu.figures import ProgramFigures
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.files import cache_folder, write_atomically
+from effnetv2_jax.runtime.files import write_atomically
 
 PACKAGE_FILE = pathlib.Path(__file__).with_name("compiled_steps.json")
 
@@ -40,10 +40,10 @@ class CompiledStep:
     Attributes:
         step: The step.
         topology: The kind of chip and their arrangement, as libtpu names them.
-        batch_per_core: The number of images a core and step.
+        batch_per_core: The number of images per core and step.
         device_kind: The kind of chip as JAX names it.
         cores: The number of cores of the topology.
-        memory_limit: Bytes a core that programs may use, as the compiler has it.
+        memory_limit: Bytes per core that programs may use, as the compiler has it.
         gradients: The figures of the program that takes gradients.
         update: The figures of the program that updates the state.
         versions: The versions of jax, jaxlib and libtpu.
@@ -73,12 +73,12 @@ class CompiledStep:
 
     @property
     def hbm_used(self) -> int:
-        """The bytes a core at the fuller moment of the step, with what lies beside the program."""
+        """The bytes per core at the fuller moment of the step, with those beside the program."""
         return max(program.memory + program.beside for program in (self.gradients, self.update))
 
     @property
     def hbm_margin(self) -> int:
-        """The bytes a core that stay free. Below 0 if the step does not fit."""
+        """The bytes per core that stay free. Below 0 if the step does not fit."""
         return self.memory_limit - self.hbm_used
 
     @property
@@ -93,12 +93,12 @@ class CompiledStep:
 
     @property
     def flops(self) -> float | None:
-        """Operations a core and step, two for a multiply-add. None if that is not known."""
+        """Operations per core and step, two for a multiply-add. None if that is not known."""
         return self._total("flops")
 
     @property
     def bytes_accessed(self) -> float | None:
-        """Bytes a core reads and writes in its memory in a step. None if that is not known."""
+        """Bytes that a core reads and writes in a step. None if that is not known."""
         return self._total("bytes_accessed")
 
     @property
@@ -107,26 +107,14 @@ class CompiledStep:
         return self._total("seconds")
 
     @property
-    def images_per_second_per_core(self) -> float | None:
-        """By XLA's estimate. None if the step does not fit, or without an estimate."""
-        return self.batch_per_core / self.seconds if self.fits and self.seconds else None
-
-    @property
     def collectives(self) -> dict[str, Collectives] | None:
         """The collectives that a core takes part in, by kind. None if the compiler refused."""
         if self.refused:
             return None
-        kinds = {**self.gradients.collectives, **self.update.collectives}
-        return {
-            kind: self.gradients.collectives.get(kind, Collectives())
-            + self.update.collectives.get(kind, Collectives())
-            for kind in kinds
-        }
-
-    @property
-    def compile_seconds(self) -> float:
-        """The time that compiling both programs took."""
-        return self.gradients.compile_seconds + self.update.compile_seconds
+        found = dict(self.gradients.collectives)
+        for kind, counted in self.update.collectives.items():
+            found[kind] = found.get(kind, Collectives()) + counted
+        return found
 
     @property
     def remark(self) -> str:
@@ -160,11 +148,6 @@ class CompiledStep:
         """Returns the record that ``as_json`` made these fields of."""
         programs = {n: ProgramFigures.from_json(fields[n]) for n in ("gradients", "update")}
         return cls(**{**fields, **programs, "step": StepSpec(**fields["step"])})
-
-
-def users_file() -> pathlib.Path:
-    """Returns the file for what a user compiles."""
-    return cache_folder() / "compiled_steps.json"
 
 
 def read(path: pathlib.Path) -> dict[Key, CompiledStep]:

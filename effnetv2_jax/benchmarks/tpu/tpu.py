@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from effnetv2_jax.benchmarks.markdown import row, rule
+from effnetv2_jax.benchmarks.markdown import NOTHING, row, rule
 from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu.compile import compile_train_step
 from effnetv2_jax.benchmarks.tpu.records import CompiledStep
@@ -29,7 +29,7 @@ MODEL = flags.DEFINE_list("model", ["efficientnetv2-s"], "Models, names of list_
 IMAGE_SIZE = flags.DEFINE_list(
     "image_size", [], "Image sizes in px. Each model's own training size by default."
 )
-BATCH_PER_CORE = flags.DEFINE_list("batch_per_core", ["128"], "Numbers of images a core and step.")
+BATCH_PER_CORE = flags.DEFINE_list("batch_per_core", ["128"], "Images per core and step.")
 TOPOLOGY = flags.DEFINE_string("topology", "v3:4x4", "Kind and arrangement of chips.")
 STEP = (
     flags.DEFINE_string("optimizer", "rmsprop", "Optimizer, a name in OPTIMIZERS."),
@@ -98,7 +98,7 @@ def _heading(c: CompiledStep) -> str:
     return (
         f"{c.topology}, {c.cores} × {c.device_kind}, {_gib(c.memory_limit)} GiB a core; "
         f"{versions}\n"
-        "a core and step; ms and images/s are XLA's estimate, which hardly counts collectives\n\n"
+        "per core and step; ms and images/s are XLA's estimate, which hardly counts collectives\n\n"
         f"{row([title for title, _, _ in COLUMNS], WIDTHS)}\n{rule(WIDTHS)}"
     )
 
@@ -109,14 +109,22 @@ def _gib(size: float) -> str:
 
 def _or_dash(value: float | None, unit: float = 1.0) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     value /= unit
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _collectives(c: CompiledStep) -> str:
     kinds = (c.collectives or {}).items()
-    return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or "–"
+    return ", ".join(f"{n.count} {kind} {n.bytes / 1e6:.1f}" for kind, n in kinds) or NOTHING
+
+
+def _images_per_second(c: CompiledStep) -> str:
+    return _or_dash(c.batch_per_core / c.seconds if c.fits and c.seconds else None)
+
+
+def _compile_seconds(c: CompiledStep) -> str:
+    return f"{c.gradients.compile_seconds + c.update.compile_seconds:.0f}"
 
 
 # Title, width and text of each column.
@@ -129,9 +137,9 @@ COLUMNS: tuple[tuple[str, int, Callable[[CompiledStep], str]], ...] = (
     ("GFLOP", 6, lambda c: _or_dash(c.flops, 1e9)),
     ("GB moved", 8, lambda c: _or_dash(c.bytes_accessed, 1e9)),
     ("ms", 6, lambda c: _or_dash(c.seconds, 1e-3)),
-    ("images/s", 8, lambda c: _or_dash(c.images_per_second_per_core)),
+    ("images/s", 8, _images_per_second),
     ("collectives, MB", 20, _collectives),
-    ("compiled in s", 13, lambda c: f"{c.compile_seconds:.0f}"),
+    ("compiled in s", 13, _compile_seconds),
     ("remark", 6, lambda c: c.remark),
 )
 WIDTHS = tuple(width for _, width, _ in COLUMNS)

@@ -21,18 +21,9 @@ from effnetv2_jax.benchmarks.tpu.figures import compile_and_measure
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.workers import Tell
 from effnetv2_jax.training.build import stage_scalars
-from effnetv2_jax.training.mesh import check_batch_size
+from effnetv2_jax.training.mesh import abstract_batch, check_batch_size
 
-TOPOLOGIES = (
-    "v2:2x2",
-    "v3:2x2",
-    "v3:4x4",
-    "v4:2x2x1",
-    "v4:2x4x4",
-    "v5e:4x8",
-    "v5p:2x4x4",
-    "v6e:4x8",
-)
+TOPOLOGIES = "v2:2x2, v3:2x2, v3:4x4, v4:2x2x1, v4:2x4x4, v5e:4x8, v5p:2x4x4, v6e:4x8"
 """Some topologies that libtpu knows. There are smaller and larger ones of the same kinds."""
 
 
@@ -58,7 +49,7 @@ def lower_train_step(
     Args:
         devices: The devices, which need not be attached.
         step: The step.
-        batch_per_core: The number of images a device and step.
+        batch_per_core: The number of images per device and step.
 
     Returns:
         The programs ``gradients`` and ``update``.
@@ -70,7 +61,8 @@ def lower_train_step(
     mesh = training.mesh
     batch_size = batch_per_core * mesh.size
     check_batch_size("batch_per_core × cores", batch_size, mesh, step.accumulation_steps)
-    state, batch = training.abstract_state(), step.abstract_batch(batch_size, mesh)
+    state = training.abstract_state()
+    batch = abstract_batch(step.image_size, batch_size, (), mesh)
 
     def nothing_with(*trees) -> jax.stages.Lowered:
         return jax.jit(lambda *trees: (), keep_unused=True).lower(*trees)
@@ -113,7 +105,7 @@ class TpuCompiler:
 
         Args:
             step: The fields of a ``StepSpec``.
-            batch_per_core: The number of images a core and step.
+            batch_per_core: The number of images per core and step.
             known: The digest of programs that need not be compiled again, and the versions that
                 compiled them.
 
@@ -143,7 +135,7 @@ class TpuCompiler:
 
 
 def _devices(topology: str) -> Sequence[jax.Device]:
-    known = f"there are {', '.join(TOPOLOGIES)} and other sizes of these"
+    known = f"there are {TOPOLOGIES} and other sizes of these"
     if not topology:  # libtpu would choose one
         raise UsageError(f"unknown topology {topology!r}: {known}")
     try:

@@ -27,9 +27,9 @@ def in_a_hurry(monkeypatch):
     monkeypatch.setattr(peer_race, "SETTLE_SECONDS", 0)
 
 
-def fake(tmp_path, name, *, libraries=(), models=None, file=FAKE, **options):
+def fake(tmp_path, name, *, models=None, file=FAKE, **options):
     options = {"log": str(tmp_path / "log"), "name": name, **options}
-    return Contender(name.upper(), file, libraries, models, "it sleeps", "it naps", {}, options)
+    return Contender(name.upper(), file, models, "it sleeps", "it naps", {}, options)
 
 
 def run_race(*contenders, whats=("training",), steps=1, pythons=None, **kwargs):
@@ -39,9 +39,12 @@ def run_race(*contenders, whats=("training",), steps=1, pythons=None, **kwargs):
 
 
 def table(entries, **kwargs):
-    made = {name: Contender(name, FAKE, (), None, "trains", "infers") for name in entries}
     kwargs = {"whats": WHATS, "repeats": 5, "environment": {}} | kwargs
-    return as_markdown(TASK, entries, contenders=made, **kwargs)
+    return as_markdown(TASK, entries, **kwargs)
+
+
+def entry(title, *rest):
+    return Entry(Contender(title, FAKE, None, "trains", "infers"), *rest)
 
 
 def result(*seconds, idle_share=0.0):
@@ -92,11 +95,12 @@ def test_one_that_fails_at_training_may_infer_unless_it_is_dead(tmp_path):
 
 
 def test_one_that_cannot_start_says_why(tmp_path):
-    other = tmp_path / "other.py"
+    other, lacking = tmp_path / "other.py", tmp_path / "lacking.py"
     other.write_text(FAKE.read_text().replace('"cpu"', '"gpu"'))
+    lacking.write_text("import json, no_such_library")
     entries = run_race(
         fake(tmp_path, "ours"),
-        fake(tmp_path, "library", libraries=("json", "no_such_library")),
+        fake(tmp_path, "library", file=lacking),
         fake(tmp_path, "model", models={"efficientnetv2-b0": "B0"}),
         fake(tmp_path, "python"),
         fake(tmp_path, "platform", file=other),
@@ -126,9 +130,9 @@ def test_who_runs_while_others_do_is_told(tmp_path):
 def test_the_table():
     facts = {"platform": "cpu", "device": "1 × CPU", "versions": {"jax": "1.0"}}
     entries = {
-        OURS: Entry("Ours", facts, {"training": result(0.1, 0.2, 0.4)}, {"inference": "none|"}),
-        "b": Entry("B", facts, {what: result(0.1) for what in WHATS}, {}),
-        "c": Entry("C", {}, {}, dict.fromkeys(WHATS, "no C")),
+        OURS: entry("Ours", facts, {"training": result(0.1, 0.2, 0.4)}, {"inference": "none|"}),
+        "b": entry("B", facts, {what: result(0.1) for what in WHATS}, {}),
+        "c": entry("C", {}, {}, dict.fromkeys(WHATS, "no C")),
     }
     heading, device, versions, _, head, _, ours, b, c, _, *notes = table(entries).splitlines()
     assert heading == "efficientnetv2-tiny, 16 px, batch 8, float32"
@@ -157,8 +161,8 @@ def test_the_table():
 def test_json_has_all_that_was_found():
     facts = {"platform": "cpu", "device": "1 × CPU", "versions": {"jax": "1.0"}}
     entries = {
-        OURS: Entry("Ours", facts, {"training": result(0.1, 0.2, 0.4)}, {"inference": "no"}),
-        "b": Entry("B", facts, {what: result(0.1, idle_share=0.01) for what in WHATS}, {}),
+        OURS: entry("Ours", facts, {"training": result(0.1, 0.2, 0.4)}, {"inference": "no"}),
+        "b": entry("B", facts, {what: result(0.1, idle_share=0.01) for what in WHATS}, {}),
     }
     found = json.loads(json.dumps(as_json(TASK, entries, WHATS)))
     assert found["model"] == "efficientnetv2-tiny" and found["threads"] == 1

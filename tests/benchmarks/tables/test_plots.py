@@ -96,8 +96,11 @@ def test_published_points_are_hollow_and_ours_filled(tmp_path, ours, fill):
     from effnetv2_jax.benchmarks.tables.plots import draw
 
     series = Series("EfficientNetV2", ours, (Point("S", 10.0, 84.0),))
-    draw("title", [Panel("x", "exact", (series,))], [tmp_path / "a.svg"])
-    markers = re.findall(r"fill: (#\w+); stroke: #d55e00", (tmp_path / "a.svg").read_text())
+    for name in ("a.svg", "b.svg"):
+        draw("title", [Panel("x", "exact", (series,))], [tmp_path / name])
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    markers = re.findall(r"fill: (#\w+); stroke: #d55e00", text)
     assert markers and set(markers) == {fill}
 
 

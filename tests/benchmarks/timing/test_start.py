@@ -99,15 +99,15 @@ def test_medians_ranges_and_borders_are_tables():
 
 # The command as a user gives it, with a program that takes no time, or without a library.
 BENCHMARK = """
-import importlib.util, runpy, sys
+import runpy, sys
 from effnetv2_jax.benchmarks.timing import start
 from effnetv2_jax.benchmarks.timing.start import Start
 def watched(command, cache, *, to_the_end):
     assert "--config.epochs=4" in command and "--config.seed=1" in command, command
     return Start(3.0, "warm")
 start.watch = watched
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == missing else find(name, *rest)
+from effnetv2_jax.runtime import extras
+extras._is_installed = lambda name: name != missing
 runpy.run_module("effnetv2_jax.benchmark", run_name="__main__", alter_sys=True)
 """
 
@@ -135,6 +135,6 @@ def test_a_library_that_is_missing_is_one_sentence():
     result = benchmark(missing="tensorflow")
     assert result.returncode == 2
     assert result.stderr == (
-        "error: benchmark start runs the training program, which needs tensorflow, and that is "
-        "not installed: pip install 'effnetv2_jax[train]'\n"
+        "error: the training program, which benchmark start runs, needs tensorflow: install them "
+        "with pip install 'effnetv2_jax[train]'\n"
     )

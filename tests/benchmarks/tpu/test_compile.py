@@ -241,7 +241,7 @@ def test_a_step_is_compiled_once_and_then_compared(worker, tmp_path):
     first = compile_tiny(on_phase=phases.append)
     assert phases == ["tracing the step"] and first.checked and not first.remark
     assert first.key == (TINY, "v3:4x4", 2) and first.seconds == 0.26
-    assert records.read(records.users_file())[first.key] == dataclasses.replace(
+    assert records.read(tpu_compile.users_file())[first.key] == dataclasses.replace(
         first, checked=False
     )
     assert compile_tiny() == first
@@ -260,13 +260,13 @@ def test_a_step_is_compiled_once_and_then_compared(worker, tmp_path):
 
 def test_records_can_be_read_without_libtpu(worker, monkeypatch, tmp_path):
     mine = tmp_path / "mine.json"
-    with pytest.raises(tpu_compile.NotRecorded, match="efficientnetv2-tiny at 16 px was not"):
-        compile_tiny(recorded_only=True, records_file=mine)
+    asked = {"topology": "v3:4x4", "batch_per_core": 2, "records_file": mine}
+    assert tpu_compile.recorded_step(TINY, **asked) is None
     worker.answers = [answer()]
     first = compile_tiny(records_file=mine)
-    assert not records.users_file().exists()
+    assert not tpu_compile.users_file().exists()
     unchecked = dataclasses.replace(first, checked=False)
-    assert compile_tiny(recorded_only=True, records_file=mine) == unchecked
+    assert tpu_compile.recorded_step(TINY, **asked) == unchecked
     monkeypatch.setattr(tpu_compile.importlib.util, "find_spec", lambda name: None)
     assert compile_tiny(records_file=mine) == unchecked and unchecked.remark
     # A larger batch is another step.
@@ -278,11 +278,10 @@ def test_records_are_left_alone_if_the_compiler_gets_flags(worker, monkeypatch):
     worker.answers = [answer(), answer()]
     compile_tiny()
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_some_flag=true")
-    text = records.users_file().read_text()
+    text = tpu_compile.users_file().read_text()
     compile_tiny()
-    assert worker.asked[-1]["known"] == [] and records.users_file().read_text() == text
-    with pytest.raises(tpu_compile.NotRecorded):
-        compile_tiny(recorded_only=True)
+    assert worker.asked[-1]["known"] == [] and tpu_compile.users_file().read_text() == text
+    assert tpu_compile.recorded_step(TINY, topology="v3:4x4", batch_per_core=2) is None
 
 
 def test_errors_of_the_worker_are_errors_here(worker):
