@@ -56,15 +56,7 @@ def cutmix(
     it is cut off at the border. Targets are mixed by the area that is left. Each of two neighbours
     has its own box.
 
-    Args:
-        images: The images, float [batch, height, width, 3].
-        targets: The targets, float32 [batch, classes].
-        alpha: The parameter α, a scalar. 0 changes nothing.
-        key: A JAX random key.
-        index: The number of each example, as for ``mixup``.
-
-    Returns:
-        The mixed images and targets, with unchanged shapes and dtypes.
+    Arguments and results are those of ``mixup``.
     """
     height, width = images.shape[1:3]
     drawn = _uniform(key, index, images, 4)
@@ -94,14 +86,11 @@ def mix(
     1, 4, 5, …, and CutMix to 2, 3, 6, 7, ….
 
     Args:
-        images: The images, float [batch, height, width, 3].
-        targets: The targets, float32 [batch, classes].
+        images, targets, key, index: See ``mixup``.
         mixup_alpha: The parameter of Mixup, a scalar that may be traced.
         cutmix_alpha: The parameter of CutMix, a scalar that may be traced.
-        key: A JAX random key.
         mask: A mask [batch] that is 0 for an example that is no image; nothing is mixed with it.
             None means that all are images.
-        index: The number of each example, as for ``mixup``.
 
     Returns:
         The mixed images and targets, with unchanged shapes and dtypes.
@@ -140,17 +129,11 @@ def _uniform(key: jax.Array, index: jax.Array | None, images: jax.Array, count: 
 
 
 def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
-    """Makes a draw of Beta(α, α) from two uniform numbers, without the loop of ``jax.random.beta``.
+    """Makes draws of Beta(α, α), [batch], from uniform numbers [batch, 2].
 
-    Bailey's polar method (1994, Math. Comp. 62) makes a draw t of Student's distribution with 2α
-    degrees of freedom; ½ + ½·t / √(2α + t²) is then beta-distributed.
-
-    Args:
-        alpha: The parameter α, a scalar.
-        uniform: Uniform numbers in [0, 1), float32 [batch, 2].
-
-    Returns:
-        float32 [batch] in [0, 1].
+    Unlike ``jax.random.beta``, this has no loop. Bailey's polar method (1994, Math. Comp. 62) makes
+    a draw t of Student's distribution with 2α degrees of freedom; ½ + ½·t / √(2α + t²) is then
+    beta-distributed.
     """
     # Beta(0, 0) is not a distribution; callers ignore what is drawn for it.
     log_w = jnp.log(uniform[:, 0]) / jnp.where(alpha > 0, alpha, 1.0)
@@ -163,10 +146,7 @@ def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
 def _covered(center: jax.Array, share: jax.Array, size: int) -> jax.Array:
     """Returns bool [batch, size]: the pixels of an axis in a box of side sqrt(share)·size.
 
-    Args:
-        center: The centre of the box as a fraction of the axis, [batch].
-        share: The box's share of the image's area, [batch].
-        size: The length of the axis in px.
+    ``center`` [batch] is a fraction of the axis, ``share`` [batch] one of the image's area.
     """
     half = jnp.sqrt(share) / 2
     low = jnp.round(size * jnp.clip(center - half, 0, 1))[:, None]

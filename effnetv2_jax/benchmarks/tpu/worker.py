@@ -20,8 +20,8 @@ from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu.figures import compile_and_measure
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.workers import Tell
-from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import check_batch_size
+from effnetv2_jax.training.step import stage_scalars
 
 TOPOLOGIES = (
     "v2:2x2",

@@ -19,7 +19,7 @@ class Monitor:
 
     Attributes:
         writer: The writer of metrics.
-        progress: A bar, or lines of the log.
+        progress: The bar, or lines of the log.
         status: The file ``status.json``.
         watch: The watch that reports stalls.
     """
@@ -29,23 +29,17 @@ class Monitor:
     status: Status
     watch: Watch
 
-    def moves(self, doing: str) -> None:
-        """Tells the watch that the run is not stalled.
-
-        Args:
-            doing: The work that begins now, such as ``training step 7``.
-        """
-        self.watch.beat(doing)
-
-    def message(self, text: str) -> None:
-        """Shows a sentence to people."""
-        self.progress.message(text)
+    def close(self) -> None:
+        """Ends the bar and the watch, and writes what is not written yet."""
+        self.progress.stop()
+        self.watch.stop()
+        self.writer.close()
 
     def stage_begins(self, stage: Stage, num_stages: int) -> None:
         """Tells that a stage is prepared, with its settings."""
-        self.moves(f"preparing stage {stage.index + 1}")
+        self.watch.beat(f"preparing stage {stage.index + 1}")
         self.status.update(stage=stage.index + 1, image_size=stage.image_size)
-        self.message(
+        self.progress.message(
             f"stage {stage.index + 1} of {num_stages}: steps {stage.first_step} to "
             f"{stage.end_step}, {stage.image_size} px, "
             f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
@@ -59,12 +53,14 @@ class Monitor:
             stall: The value that ``Starting.first_step`` returned.
         """
         if stall is None:
-            seconds, found = seconds_since_start(), str(COUNTS)
+            seconds, found = seconds_since_start(), f", {COUNTS}".removesuffix(", ")
             self.status.update(first_step_seconds=round(seconds, 1))
-            self.message(f"first step after {seconds:.1f} s" + (f", {found}" if found else ""))
+            self.progress.message(f"first step after {seconds:.1f} s{found}")
         else:
             self.status.update(stall_seconds=round(stall[0], 3))
-            self.message(f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps")
+            self.progress.message(
+                f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps"
+            )
 
     def trained(
         self,
@@ -134,7 +130,7 @@ class Monitor:
         self.writer.flush()
         self.status.evaluated(name, step, results, scores=scores)
         where = f"end of stage {stage.index + 1}" if step == stage.end_step else f"step {step}"
-        self.message(
+        self.progress.message(
             f"{where}{'' if name == 'eval' else f', {name}'}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
         )
