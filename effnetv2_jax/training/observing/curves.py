@@ -2,13 +2,15 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
 from effnetv2_jax.training.observing.reading import (
@@ -51,14 +53,16 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
         note: A sentence for the caption, if there is a training accuracy.
     """
     names = evaluation_names(rows)
-    panels = [
-        (3.0, ("train/loss", *(f"{name}/loss" for name in names)), _draw_loss),
-        (3.0, ("train/accuracy", *(f"{name}/top1" for name in names)), _draw_accuracy),
-        (1.05, ("train/image_size",), _draw_image_size),
-        (1.05, ("train/randaugment_magnitude",), _draw_magnitude),
-        (1.5, ("train/images_per_second",), _draw_throughput),
+    losses, accuracies = ([f"{name}/{metric}" for name in names] for metric in ("loss", "top1"))
+    size, magnitude = partial(_draw_setting, colour=GREEN), partial(_draw_setting, colour=PURPLE)
+    panels: list[tuple[float, str, list[str], Callable[..., None]]] = [
+        (3.0, "loss", ["train/loss", *losses], _draw_loss),
+        (3.0, "top-1 accuracy (%)", ["train/accuracy", *accuracies], _draw_accuracy),
+        (1.05, "image\nsize (px)", ["train/image_size"], size),
+        (1.05, "RandAug.\nmagnitude", ["train/randaugment_magnitude"], magnitude),
+        (1.5, "images/s", ["train/images_per_second"], _draw_throughput),
     ]
-    panels = [panel for panel in panels if any(key in row for key in panel[1] for row in rows)]
+    panels = [panel for panel in panels if any(key in row for key in panel[2] for row in rows)]
     figure = Figure(figsize=_FIGURE_INCHES, dpi=DPI, facecolor="white")
     heading = textwrap.shorten(title, width=70, placeholder=" …")
     figure.text(
@@ -83,9 +87,10 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
     first, last = float(rows[0]["step"]), float(rows[-1]["step"])
     pad = 0.008 * (last - first) or 1.0
     all_axes[0].set_xlim(first - pad, last + pad)
-    for axes, (_, _, panel) in zip(all_axes, panels, strict=True):
+    for axes, (_, label, keys, panel) in zip(all_axes, panels, strict=True):
         _style(axes, stages)
-        panel(axes, rows, stages)
+        panel(axes, rows, stages, keys[0])
+        axes.set_ylabel(label, size=9, color=INK)
     _label_stages(all_axes[0], stages)
     all_axes[-1].set_xlabel("step", size=9, color=INK)
     figure.align_ylabels(all_axes)
@@ -144,21 +149,17 @@ def _smoothing_width(stages: Sequence[StageRows]) -> int:
 
 def _moving_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Returns the centred means over up to ``width`` finite neighbours, [n]; NaN stays NaN."""
-    finite = np.isfinite(values)
+    finite, half = np.isfinite(values), width // 2
     # Not np.convolve: its "same" mode returns the window's length for a stage shorter than that.
-    half = width // 2
-    totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    means = (totals[high] - totals[low]) / np.maximum(counts[high] - counts[low], 1)
-    return np.where(finite, means, np.nan)
+    padded = np.pad(np.stack([np.where(finite, values, 0.0), finite]), [(0, 0), (half, half)])
+    totals, counts = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).sum(-1)
+    return np.where(finite, totals / np.maximum(counts, 1), np.nan)
 
 
 def _draw_train(
     axes: Axes, stages: Sequence[StageRows], key: str, scale: float
-) -> tuple[np.ndarray, float | None]:
-    """Draws the training line, broken at stage borders; returns its values and its end point."""
+) -> tuple[np.ndarray, dict[str, tuple[float | None, str]]]:
+    """Draws the training line, broken at stage borders; returns its values and its end."""
     width, drawn, end = _smoothing_width(stages), [], None
     for stage in stages:
         steps, values = series(stage.train, key)
@@ -173,19 +174,12 @@ def _draw_train(
         good = np.flatnonzero(np.isfinite(smooth))
         if good.size:
             end = float(smooth[good[-1]])
-    return np.concatenate([np.empty(0), *drawn]), end
+    return np.concatenate([np.empty(0), *drawn]), {"train": (end, BLUE)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Points:
-    """The results of one evaluation.
-
-    Attributes:
-        name: The evaluation's name, short enough for the margin.
-        colour: The colour of its points.
-        steps: The steps at which it ran, [n].
-        values: One metric's finite values, [n].
-    """
+    """The results of one evaluation: finite values [n] of a metric at the steps [n]."""
 
     name: str
     colour: str
@@ -218,42 +212,31 @@ def _draw_evals(axes: Axes, rows: History, metric: str, scale: float) -> list[_P
     return drawn
 
 
-def _draw_loss(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    train, train_end = _draw_train(axes, stages, "train/loss", 1.0)
+def _draw_loss(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    train, ends = _draw_train(axes, stages, key, 1.0)
     evals = _draw_evals(axes, rows, "loss", 1.0)
     _set_limits(axes, train, *(points.values for points in evals), zero=False)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.set_ylabel("loss", size=9, color=INK)
-    _label_ends(axes, {"train": (train_end, BLUE)} | {points.name: points.end for points in evals})
+    _label_ends(axes, ends | {points.name: points.end for points in evals})
 
 
-def _draw_accuracy(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    train, train_end = _draw_train(axes, stages, "train/accuracy", 100.0)
+def _draw_accuracy(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    train, ends = _draw_train(axes, stages, key, 100.0)
     evals = _draw_evals(axes, rows, "top1", 100.0)
     values = np.concatenate([train, *(points.values for points in evals)])
-    finite = values[np.isfinite(values)]
     headroom = 0.13 if any(points.values.size for points in evals) else 0.06
-    low = float(finite.min()) if finite.size else 0.0
+    low = np.min(values, where=np.isfinite(values), initial=100.0)
     _set_limits(axes, values, zero=low < 30, headroom=headroom)
     # The headroom is for the labels: there is no accuracy above 100 % to mark a tick for.
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)])
-    axes.set_ylabel("top-1 accuracy (%)", size=9, color=INK)
     _label_points(axes, evals)
-    _label_ends(axes, {"train": (train_end, BLUE)} | {points.name: points.end for points in evals})
+    _label_ends(axes, ends | {points.name: points.end for points in evals})
 
 
-def _draw_image_size(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    _draw_schedule(axes, stages, "train/image_size", GREEN)
-    axes.set_ylabel("image\nsize (px)", size=9, color=INK)
-
-
-def _draw_magnitude(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    _draw_schedule(axes, stages, "train/randaugment_magnitude", PURPLE)
-    axes.set_ylabel("RandAug.\nmagnitude", size=9, color=INK)
-
-
-def _draw_schedule(axes: Axes, stages: Sequence[StageRows], key: str, colour: str) -> None:
+def _draw_setting(
+    axes: Axes, rows: History, stages: Sequence[StageRows], key: str, colour: str
+) -> None:
     """Draws a setting as steps that change exactly at the stage borders."""
     xs, ys = [np.empty(0)], [np.empty(0)]
     for stage in stages:
@@ -268,19 +251,14 @@ def _draw_schedule(axes: Axes, stages: Sequence[StageRows], key: str, colour: st
     )  # fmt: skip
     _set_limits(axes, values, zero=True, headroom=0.12)
     if np.isfinite(values).any():
-        axes.set_yticks(_schedule_ticks(float(np.nanmin(values)), float(np.nanmax(values))))
+        low, high = np.nanmin(values), np.nanmax(values)
+        # Zero and the two ends, unless the lower one lies too close to the others.
+        axes.set_yticks(sorted({0.0, *([low] if 0.28 * high < low < 0.72 * high else []), high}))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _schedule_ticks(low: float, high: float) -> list[float]:
-    """Returns zero and the two ends of the schedule, without ends that would lie too close."""
-    room = 0.28 * high
-    middle = [low] if room < low < high - room else []
-    return sorted({0.0, *middle, high})
-
-
-def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    key, drawn, end = "train/images_per_second", [np.empty(0)], None
+def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    drawn, end = [np.empty(0)], None
     for stage in stages:
         steps, values = series(stage.train, key)
         drawn.append(values)
@@ -291,7 +269,6 @@ def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows]) -> 
     _set_limits(axes, *drawn, zero=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_ylabel("images/s", size=9, color=INK)
     _label_ends(axes, {"median": (end, INK)})
 
 
@@ -339,7 +316,7 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
     floor, ceiling = (_to_points(axes, [0.0], [y])[0, 1] for y in axes.get_ylim())
     right = _to_points(axes, [axes.get_xlim()[1]], [0.0])[0, 0]
     dots = [_to_points(axes, points.steps, points.values) for points in evals]
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Bbox] = []
     for number, points in enumerate(evals):
         last, best = len(points.values) - 1, int(points.values.argmax())
         for index in dict.fromkeys([last, best, *range(last)]):
@@ -349,8 +326,11 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
                 half = GLYPH_WIDTH * size * len(text) / 2
                 dot_x, y = dots[number][index]
                 x, y = min(dot_x, right - half + 2), y + offset
-                box = (x - half - pad, y - size / 2, x + half + pad, y + size / 2)
-                if box[1] < floor or box[3] > ceiling or _hits(box, taken, np.concatenate(others)):
+                box = Bbox([[x - half - pad, y - size / 2], [x + half + pad, y + size / 2]])
+                hits = box.count_overlaps(taken) or box.padded(2).count_contains(
+                    np.concatenate(others)
+                )
+                if box.y0 < floor or box.y1 > ceiling or hits:
                     continue
                 taken.append(box)
                 axes.annotate(
@@ -360,22 +340,6 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
                     path_effects=[withStroke(linewidth=2.2, foreground="white")],
                 )  # fmt: skip
                 break
-
-
-def _hits(
-    box: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]],
-    points: np.ndarray,
-) -> bool:
-    """Tells whether a box (left, bottom, right, top) meets another box or a point of [n, 2]."""
-    left, bottom, right, top = box
-    radius = 2.0
-    inside = (points[:, 0] > left - radius) & (points[:, 0] < right + radius)
-    inside &= (points[:, 1] > bottom - radius) & (points[:, 1] < top + radius)
-    return bool(inside.any()) or any(
-        left < other[2] and other[0] < right and bottom < other[3] and other[1] < top
-        for other in taken
-    )
 
 
 def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
