@@ -21,7 +21,7 @@ from effnetv2_jax.runtime.config import agree, build
 from effnetv2_jax.runtime.errors import Stopped
 from effnetv2_jax.runtime.run import Run
 from effnetv2_jax.runtime.signals import StopRequest, leave, listening
-from effnetv2_jax.training.loop import Cadence, Loop
+from effnetv2_jax.training.loop import Loop
 from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.observing.history import (
@@ -135,7 +135,9 @@ def _make_loop(
             status=status,
             watch=Watch(config.stall_seconds, lambda: status.update(state="stalled")),
         ),
-        cadence=Cadence(config.log_every_steps, keep.every_steps, keep.every_seconds),
+        log_steps=config.log_every_steps,
+        save_steps=keep.every_steps,
+        save_seconds=keep.every_seconds,
         stop=stop,
         record=record,
     )

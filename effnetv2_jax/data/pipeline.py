@@ -305,13 +305,8 @@ def _batches(
 ) -> tf.data.Dataset:
     """Prepares elements in parallel and batches them in their order.
 
-    An example that cannot be prepared, for whatever reason, is zeros with mask 0.
-
-    Args:
-        elements: Dictionaries with ``position``.
-        prepare: A function of an element that returns ``image`` and ``label``.
-        batch_size: The number of examples per batch. The last batch may have fewer.
-        threads: The number of threads, None for one per core.
+    An example that cannot be prepared, for whatever reason, is zeros with mask 0. The last batch
+    may have fewer examples.
     """
     threads = threads or os.cpu_count() or 1
 

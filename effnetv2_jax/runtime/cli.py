@@ -54,14 +54,12 @@ def run(
             rest = flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
             refuse(one_line(error) + unknown_flag_hint)
-        except (AttributeError, KeyError) as error:
+        except (AttributeError, KeyError, OSError) as error:
             if _is_raised_by_a_recipe(error):
                 raise
+            if isinstance(error, OSError):
+                refuse(unreadable_config(error))
             refuse(f"unknown config field {one_line(error)}")
-        except OSError as error:
-            if _is_raised_by_a_recipe(error):
-                raise
-            refuse(unreadable_config(error))
         except (flags.Error, TypeError, ValueError, ImportError) as error:
             refuse(one_line(error))
         if rest[1:] and not takes_arguments:

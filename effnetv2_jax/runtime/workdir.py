@@ -29,14 +29,8 @@ FREE_FIELDS = re.compile(
 )
 # Libraries whose versions may change the last bit of a run's numbers.
 LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "tensorflow-cpu",
+    *("jax", "jaxlib", "libtpu", "flax", "optax"),
+    *("orbax-checkpoint", "numpy", "tensorflow-cpu"),
 )
 
 

@@ -7,13 +7,14 @@ import operator
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import wait
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from effnetv2_jax.progressive import Stage, stage_at
 from effnetv2_jax.runtime.errors import Stopped, UsageError
+from effnetv2_jax.runtime.signals import StopRequest
 from effnetv2_jax.training.evaluation import Evaluation
 from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.observing.monitor import Monitor
@@ -27,38 +28,11 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints
 _POLL_SECONDS = 0.1
 
 
-class Stop(Protocol):
-    """A request that the run stops, which may come at any time."""
-
-    def __call__(self) -> bool: ...
-    def worth_saving(self) -> None: ...
-
-
-class Evaluate(Protocol):
-    """Makes an evaluation; returns its metrics, or None if the processes agreed to stop."""
-
-    def __call__(
-        self,
-        evaluation: Evaluation,
-        state: TrainState,
-        agreement: Agreement,
-        moves: Callable[[], None],
-    ) -> dict[str, float] | None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Cadence:
-    """How often the run logs and saves within a stage; the end of a stage has both.
-
-    Attributes:
-        log_steps: The number of steps between two lines of the log.
-        save_steps: The number of steps between two checkpoints.
-        save_seconds: The number of seconds after which there is a checkpoint in any case.
-    """
-
-    log_steps: int
-    save_steps: int
-    save_seconds: float
+# Makes an evaluation of a state, and calls a function after every batch. It returns the metrics, or
+# None if the processes agreed to stop.
+Evaluate = Callable[
+    [Evaluation, TrainState, Agreement, Callable[[], None]], dict[str, float] | None
+]
 
 
 class _Interval:
@@ -125,7 +99,10 @@ class Loop:
         checkpoints: The checkpoints of the run.
         bad_steps: The count of the steps whose numbers are not finite.
         monitor: Receives everything that the run tells about itself.
-        cadence: How often the run logs and saves.
+        log_steps: The number of steps between two lines of the log. The end of a stage has a line
+            and a checkpoint as well.
+        save_steps: The number of steps between two checkpoints.
+        save_seconds: The number of seconds after which there is a checkpoint in any case.
         stop: Returns True if this process should stop. It is told when there is something to lose.
         record: What a checkpoint holds beside the loop's own record. For a resumed run, this is the
             record that was restored, which has the unfinished line of the log.
@@ -140,8 +117,10 @@ class Loop:
     checkpoints: Checkpoints
     bad_steps: BadSteps
     monitor: Monitor
-    cadence: Cadence
-    stop: Stop
+    log_steps: int
+    save_steps: int
+    save_seconds: float
+    stop: StopRequest
     record: Mapping[str, Any]
 
     def __post_init__(self):
@@ -180,7 +159,7 @@ class Loop:
             self.preparation.close()
             self.monitor.close()
             self.checkpoints.close()
-            saved = max(self.checkpoints.steps(), default=0)
+            saved = self.checkpoints.newest()
             self.monitor.status.update(last_checkpoint=saved)
         if saved != self._step:
             raise UsageError(
@@ -219,7 +198,7 @@ class Loop:
             self._interval.add(step, sums)
             self.monitor.watch.beat(f"training step {step + 1}")
             ends = step == stage.end_step
-            log = ends or step % self.cadence.log_steps == 0
+            log = ends or step % self.log_steps == 0
             self._settle(leave=0 if log else STEPS_BEHIND)
             if ends:
                 self._starting.last_step()
@@ -231,7 +210,7 @@ class Loop:
                 break
             if self._agreed["stop"]:
                 self._stop_here(state)
-            if step % self.cadence.save_steps == 0 or self._agreed["save"]:
+            if step % self.save_steps == 0 or self._agreed["save"]:
                 self._settle()
                 # A row of bad steps changes nothing, and the state before it is worth more.
                 if not self.bad_steps.in_a_row:
@@ -274,7 +253,7 @@ class Loop:
     def _wishes(self) -> dict[str, bool]:
         """Returns the wishes of this process; all processes call this equally often."""
         self._asked += 1
-        late = time.monotonic() - self._saved_at >= self.cadence.save_seconds
+        late = time.monotonic() - self._saved_at >= self.save_seconds
         return {
             "stop": self.stop() or self.checkpoints.reached_preemption(self._asked),
             # One clock is enough.
@@ -299,7 +278,7 @@ class Loop:
             images_per_second=self._interval.steps_per_second() * stage.batch_size,
             bad_steps=sum(not row["finite"] for row in self._interval.rows),
             all_bad_steps=self.bad_steps.total,
-            last_checkpoint=max(self.checkpoints.steps(), default=None),
+            last_checkpoint=self.checkpoints.newest() or None,
         )
         self._interval = _Interval()
         if not self.bad_steps.in_a_row:
@@ -319,7 +298,7 @@ class Loop:
         self._settle()
         self._save(state, self._interval.rows)
         self.checkpoints.finish()
-        step, saved = int(state.step), max(self.checkpoints.steps(), default=0)
+        step, saved = int(state.step), self.checkpoints.newest()
         if saved != step:
             raise UsageError(
                 f"step {step} could not be saved; the same command resumes at step {saved}"
@@ -334,7 +313,7 @@ class Loop:
         first_bad = self._step - self.bad_steps.in_a_row + 1
         self.checkpoints.finish()
         # A checkpoint within the row, at the end of a stage, has the same state.
-        if max(self.checkpoints.steps(), default=0) < first_bad:
+        if self.checkpoints.newest() < first_bad:
             # Everything but the step is as it was before the row.
             step = shard_state(np.int32(first_bad - 1), self.preparation.mesh)
             self.bad_steps.in_a_row = 0
@@ -343,6 +322,6 @@ class Loop:
         raise UsageError(
             f"steps {first_bad} to {self._step} had a loss or a gradient that is not finite, and "
             f"changed nothing; the same command goes on from step "
-            f"{max(self.checkpoints.steps(), default=0)}, and bad_steps.jsonl in the workdir "
+            f"{self.checkpoints.newest()}, and bad_steps.jsonl in the workdir "
             "names their examples"
         )

@@ -19,7 +19,7 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import loop as loop_module
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.evaluation import Evaluation
-from effnetv2_jax.training.loop import Cadence, Loop
+from effnetv2_jax.training.loop import Loop
 from effnetv2_jax.training.observing.history import JsonLinesWriter, rewind
 from effnetv2_jax.training.observing.monitor import Monitor
 from effnetv2_jax.training.observing.progress import Progress
@@ -138,7 +138,9 @@ def live(
         checkpoints=checkpoints,
         bad_steps=BadSteps(LIMIT, record.get("bad_in_a_row", 0)),
         monitor=Monitor(JsonLinesWriter(workdir), Progress(), Status(None, stages), Watch(1000)),
-        cadence=Cadence(LOG_STEPS, save_steps, save_seconds),
+        log_steps=LOG_STEPS,
+        save_steps=save_steps,
+        save_seconds=save_seconds,
         stop=Never(),
         record=record,
     )

@@ -89,7 +89,12 @@ def _markdown(
         parts.append(_table(["", ""], [[f"**{_cell(k)}**", _cell(v)] for k, v in facts.items()]))
     parts.append(f"![Loss, accuracy, image size, RandAugment and throughput]({picture})")
     if stages:
-        parts += ["## Stages", _stage_table(stages, names)]
+        header = ["stage", "steps", "image size (px)", "RandAugment", "dropout", "images/s"]
+        header.append("train loss")
+        for name in names:
+            header += [f"{_cell(name)} {metric}" for metric in ("top-1 (%)", "top-5 (%)", "loss")]
+        cells = [_stage_cells(stage, names) for stage in stages]
+        parts += ["## Stages", _table(header, cells, right_aligned=True)]
         parts.append(
             "Steps are the first and the last ones logged in a stage. Train loss is the last "
             "logged value; images/s is the median, which the slow first steps of a stage hardly "
@@ -104,33 +109,28 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _stage_table(stages: Sequence[StageRows], names: Sequence[str]) -> str:
-    header = [
-        "stage", "steps", "image size (px)", "RandAugment", "dropout", "images/s", "train loss",
-    ]  # fmt: skip
-    for name in names:
-        header += [f"{_cell(name)} {metric}" for metric in ("top-1 (%)", "top-5 (%)", "loss")]
-    return _table(header, [_stage_cells(stage, names) for stage in stages], right_aligned=True)
-
-
 def _stage_cells(stage: StageRows, names: Sequence[str]) -> list[str]:
     _, speeds = series(stage.train, "train/images_per_second")
     speeds = speeds[np.isfinite(speeds)]
     speed = statistics.median(speeds.tolist()) if speeds.size else None
-    cells = [
+    metrics = (("top1", ".2f", 100.0), ("top5", ".2f", 100.0), ("loss", ".4f", 1.0))
+    settings = ("image_size", "randaugment_magnitude", "dropout_rate")
+    return [
         str(stage.number),
         f"{stage.train[0]['step']}–{stage.end}",
-        setting(stage, "train/image_size"),
-        setting(stage, "train/randaugment_magnitude"),
-        setting(stage, "train/dropout_rate"),
+        *(setting(stage, f"train/{name}") for name in settings),
         _number(speed, ".1f" if speed is not None and speed < 100 else ",.0f"),
         _number(_last(stage.train, "train/loss"), ".4f"),
+        *(
+            _number(_last(stage.evals, f"{name}/{metric}"), spec, scale)
+            for name in names
+            for metric, spec, scale in (
+                ("top1", ".2f", 100),
+                ("top5", ".2f", 100),
+                ("loss", ".4f", 1),
+            )
+        ),
     ]
-    for name in names:
-        cells.append(_number(_last(stage.evals, f"{name}/top1"), ".2f", 100.0))
-        cells.append(_number(_last(stage.evals, f"{name}/top5"), ".2f", 100.0))
-        cells.append(_number(_last(stage.evals, f"{name}/loss"), ".4f"))
-    return cells
 
 
 def _last(rows: Iterable[Row], key: str) -> float | None:

@@ -24,24 +24,7 @@ class Status:
 
     A run is the block of ``with Status(…) as status:``.
 
-    Its fields are these; what is not known yet is null:
-
-    - ``state``: starting, training, evaluating, stalled, stopped, failed or finished.
-    - ``step`` and ``total_steps``.
-    - ``stage`` (from 1) and ``stages``.
-    - ``image_size``: The side of the training images in px.
-    - ``images_per_second`` and ``loss``: The means since the last line of the log.
-    - ``last_checkpoint``: The step of the newest checkpoint on the disk.
-    - ``last_accuracy``: The last top-1, in 0 … 1, of the evaluation that scores the checkpoints.
-    - ``evaluations``: The last results of each evaluation by its name: ``step``, ``top1`` and
-      ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples.
-    - ``bad_steps``: The number of steps with a loss or gradient that was not finite, since this
-      process began.
-    - ``seconds_left``: An estimate from the speed of the last steps and the area of the images
-      still to come.
-    - ``first_step_seconds``: The time from the start of the process to its first step.
-    - ``stall_seconds``: The stall between the last two stages, see ``starting``.
-    - ``time``: The Unix time of the last change in seconds.
+    docs/resuming.md lists its fields; what is not known yet is null.
 
     Args:
         workdir: The folder of the run; None writes nothing.
