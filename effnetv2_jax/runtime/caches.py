@@ -4,6 +4,7 @@ Importing the library does not turn it on.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -49,7 +50,11 @@ class Counts:
 
 
 COUNTS = Counts()
-_listening = False
+
+
+@functools.cache
+def _count_events() -> None:
+    jax.monitoring.register_event_listener(COUNTS.event)
 
 
 def turn_on() -> None:
@@ -59,10 +64,7 @@ def turn_on() -> None:
     ``JAX_COMPILATION_CACHE_DIR``. If the folder cannot be written, there is no cache. JAX keeps the
     folder below ``LIMIT_BYTES`` if the package ``filelock`` is installed, which it needs for that.
     """
-    global _listening
-    if not _listening:
-        jax.monitoring.register_event_listener(COUNTS.event)
-        _listening = True
+    _count_events()
     settings: Any = jax.config  # its type does not know its fields
     if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir:
         return

@@ -230,19 +230,15 @@ def _check(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, evaluations: tuple[Evaluation, ...]
 ) -> None:
     """Raises UsageError for values that no part of the library would notice by itself."""
-    tables: dict[str, tuple[str, Any]] = {
-        "model.dtype": (config.model.dtype, DTYPES),
-        "reduce_dtype": (config.reduce_dtype, DTYPES),
-        "loss": (config.loss, LOSSES),
-    }
-    for name, (value, table) in tables.items():
-        if value not in table:
-            raise unknown_name(name, value, table)
+    flat = flatten(config.to_dict())
+    tables: dict[str, Any] = {"model.dtype": DTYPES, "reduce_dtype": DTYPES, "loss": LOSSES}
+    for name, table in tables.items():
+        if flat[name] not in table:
+            raise unknown_name(name, flat[name], table)
     if not 0 <= config.data.max_bad_fraction <= 1:
         raise UsageError(
             f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
         )
-    flat = flatten(config.to_dict())
     for name, least in LEAST.items():
         if flat[name] < least:
             raise UsageError(f"{name} must be at least {least}, got {flat[name]}")

@@ -7,19 +7,8 @@ from effnetv2_jax.runtime.errors import UsageError
 
 EXTRAS = {
     "train": (
-        "clu",
-        "etils",
-        "filelock",
-        "h5py",
-        "matplotlib",
-        "ml_collections",
-        "orbax.checkpoint",
-        "PIL",
-        "rich",
-        "sklearn",
-        "tensorboard",
-        "tensorflow",
-        "tensorflow_datasets",
+        *("clu", "etils", "filelock", "h5py", "matplotlib", "ml_collections", "orbax.checkpoint"),
+        *("PIL", "rich", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets"),
     ),
     "tpu": ("libtpu",),
 }

@@ -270,16 +270,14 @@ class Loop:
                 self._agreed[wish] |= agreed
 
     def _log(self, step: int, stage: Stage) -> None:
-        self.monitor.trained(
-            step,
-            stage,
-            means=self._interval.means(),
-            learning_rate=float(self.learning_rate(step - 1)),
-            images_per_second=self._interval.steps_per_second() * stage.batch_size,
-            bad_steps=sum(not row["finite"] for row in self._interval.rows),
-            all_bad_steps=self.bad_steps.total,
-            last_checkpoint=self.checkpoints.newest() or None,
-        )
+        metrics = self._interval.means() | {
+            "learning_rate": float(self.learning_rate(step - 1)),
+            "images_per_second": self._interval.steps_per_second() * stage.batch_size,
+            "bad_steps": sum(not row["finite"] for row in self._interval.rows),
+        }
+        newest = self.checkpoints.newest() or None
+        total = self.bad_steps.total
+        self.monitor.trained(step, stage, metrics, bad_steps=total, last_checkpoint=newest)
         self._interval = _Interval()
         if not self.bad_steps.in_a_row:
             self._good_rows = []

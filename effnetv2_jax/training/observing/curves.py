@@ -17,6 +17,7 @@ from effnetv2_jax.training.observing.reading import (
     History,
     StageRows,
     evaluation_names,
+    last,
     series,
     setting,
 )
@@ -130,10 +131,6 @@ def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0
     values = values[np.isfinite(values)]
     if not values.size:
         axes.set_yticks([])
-        axes.text(
-            0.5, 0.5, "no finite values", size=8, color=GREY, ha="center", va="center",
-            transform=axes.transAxes,
-        )  # fmt: skip
         return
     low, high = float(values.min()), float(values.max())
     if zero:
@@ -238,17 +235,13 @@ def _draw_setting(
     axes: Axes, rows: History, stages: Sequence[StageRows], key: str, colour: str
 ) -> None:
     """Draws a setting as steps that change exactly at the stage borders."""
-    xs, ys = [np.empty(0)], [np.empty(0)]
-    for stage in stages:
-        steps, values = series(stage.train, key)
-        if steps.size:
-            xs.append(np.concatenate([[stage.start], steps, [stage.end]]))
-            ys.append(np.concatenate([values[:1], values, values[-1:]]))
-    values = np.concatenate(ys)
+    steps = np.array([[stage.start, stage.end] for stage in stages], np.float64)
+    values = np.array([[last(stage.train, key)] * 2 for stage in stages], np.float64)
     axes.step(
-        np.concatenate(xs), values, where="pre", color=colour, linewidth=1.5, zorder=3,
+        steps.ravel(), values.ravel(), where="pre", color=colour, linewidth=1.5, zorder=3,
         clip_on=False,
     )  # fmt: skip
+    values = values.ravel()
     _set_limits(axes, values, zero=True, headroom=0.12)
     if np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)

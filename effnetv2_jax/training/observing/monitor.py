@@ -63,50 +63,27 @@ class Monitor:
             )
 
     def trained(
-        self,
-        step: int,
-        stage: Stage,
-        *,
-        means: Mapping[str, float],
-        learning_rate: float,
-        images_per_second: float,
-        bad_steps: int,
-        all_bad_steps: int,
-        last_checkpoint: int | None,
+        self, step: int, stage: Stage, metrics: Mapping[str, float], **fields: object
     ) -> None:
         """Writes a line of the log.
 
         Args:
             step: The last step that was made.
             stage: The stage to which it belongs.
-            means: ``loss`` and ``accuracy`` over the steps since the last line.
-            learning_rate: The learning rate of the step.
-            images_per_second: The speed since the last line.
-            bad_steps: The number of steps since the last line that were not finite.
-            all_bad_steps: The same since the start of the process.
-            last_checkpoint: The step of the newest checkpoint on the disk.
+            metrics: ``learning_rate``, ``images_per_second`` and ``bad_steps``, and ``loss`` and
+                ``accuracy`` if a step was finite: those of the steps since the last line.
+            **fields: Further fields of the status that changed.
         """
-        scalars = {f"train/{name}": value for name, value in means.items()} | {
-            "train/learning_rate": learning_rate,
-            "train/stage": stage.index + 1,  # as people count
-            "train/image_size": stage.image_size,
-            "train/randaugment_magnitude": stage.randaugment_magnitude,
-            "train/mixup_alpha": stage.mixup_alpha,
-            "train/cutmix_alpha": stage.cutmix_alpha,
-            "train/dropout_rate": stage.dropout_rate,
-            "train/images_per_second": images_per_second,
-            "train/bad_steps": bad_steps,
+        settings = ("image_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha")
+        scalars = {
+            **metrics,
+            "stage": stage.index + 1,  # as people count
+            **{name: getattr(stage, name) for name in (*settings, "dropout_rate")},
         }
-        self.writer.write_scalars(step, scalars)
-        self.progress.update(step, stage, means.get("loss", math.nan), images_per_second)
-        self.status.trained(
-            step,
-            stage,
-            images_per_second,
-            loss=means.get("loss"),
-            bad_steps=all_bad_steps,
-            last_checkpoint=last_checkpoint,
-        )
+        self.writer.write_scalars(step, {f"train/{name}": x for name, x in scalars.items()})
+        loss, speed = metrics.get("loss"), metrics["images_per_second"]
+        self.progress.update(step, stage, math.nan if loss is None else loss, speed)
+        self.status.trained(step, stage, speed, loss=loss, **fields)
 
     def evaluated(
         self,

@@ -16,10 +16,10 @@ import numpy as np
 from effnetv2_jax.runtime.files import whole_file, write_atomically
 from effnetv2_jax.training.observing.reading import (
     History,
-    Row,
     StageRows,
     evaluation_names,
     is_trained,
+    last,
     read_history,
     read_scores,
     series,
@@ -101,11 +101,6 @@ def _markdown(
             "move."
         )
         parts.append(ACCURACY_NOTE)
-        losses = [row["train/loss"] for row in rows if row.get("train/loss") is not None]
-        if bad := sum(not math.isfinite(loss) for loss in losses):
-            parts.append(
-                f"**{bad} of {len(losses)} logged training losses are not finite numbers.**"
-            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,22 +115,13 @@ def _stage_cells(stage: StageRows, names: Sequence[str]) -> list[str]:
         f"{stage.train[0]['step']}–{stage.end}",
         *(setting(stage, f"train/{name}") for name in settings),
         _number(speed, ".1f" if speed is not None and speed < 100 else ",.0f"),
-        _number(_last(stage.train, "train/loss"), ".4f"),
+        _number(last(stage.train, "train/loss"), ".4f"),
         *(
-            _number(_last(stage.evals, f"{name}/{metric}"), spec, scale)
+            _number(last(stage.evals, f"{name}/{metric}"), spec, scale)
             for name in names
-            for metric, spec, scale in (
-                ("top1", ".2f", 100),
-                ("top5", ".2f", 100),
-                ("loss", ".4f", 1),
-            )
+            for metric, spec, scale in metrics
         ),
     ]
-
-
-def _last(rows: Iterable[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return values[-1] if values else None
 
 
 def _number(value: float | None, spec: str, scale: float = 1.0) -> str:
