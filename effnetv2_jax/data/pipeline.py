@@ -158,12 +158,9 @@ def eval_batches(
     """Yields every example of a split once. The last batches are padded.
 
     Args:
-        source: The data set.
-        split: The name of its split, e.g. ``test``.
+        source, split, preprocessing, max_bad_fraction: See ``train_batches``.
         image_size: The side of the square images in px.
         batch_size: The number of images per batch, over all processes.
-        preprocessing: The input family.
-        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
         share: The part of the split that this process reads. All have the same number of batches.
 
     Yields:

@@ -45,7 +45,8 @@ def run(
     root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
     if root not in sys.path:
         sys.path.append(root)
-    join = _define_process_flags() if several_processes else None
+    if several_processes:
+        _define_process_flags()
 
     def parse_flags(argv: list[str]) -> list[str]:
         # Besides absl's own errors, ml_collections raises these: the first two for a field that
@@ -70,8 +71,8 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            if join is not None:
-                join()
+            if several_processes:
+                _join_processes()
             return main(*([argv[1:]] if takes_arguments else []))
         except UsageError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -115,8 +116,7 @@ def unreadable_config(error: OSError) -> str:
     return f"config file {str(error).rpartition(': ')[2]} does not exist or cannot be read"
 
 
-def _define_process_flags() -> Callable[[], None]:
-    """Defines the flags for several processes; returns a function that joins the processes."""
+def _define_process_flags() -> None:
     address = flags.DEFINE_string(
         "coordinator_address",
         None,
@@ -136,15 +136,15 @@ def _define_process_flags() -> Callable[[], None]:
         # So that --help lists them with the program's own.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
 
-    def join() -> None:
-        from effnetv2_jax.runtime import caches, hosts
 
-        hosts.start(address.value, count.value, number.value)
-        if not hosts.is_first():
-            logging.set_verbosity(logging.WARNING)
-        caches.turn_on()
+def _join_processes() -> None:
+    from effnetv2_jax.runtime import caches, hosts
 
-    return join
+    process = flags.FLAGS
+    hosts.start(process.coordinator_address, process.num_processes, process.process_id)
+    if not hosts.is_first():
+        logging.set_verbosity(logging.WARNING)
+    caches.turn_on()
 
 
 def _is_worth_logging(record) -> bool:

@@ -47,10 +47,7 @@ def _is_installed(name: str) -> bool:
 def need_for_program(extra: str) -> None:
     """Ends the process with one sentence and exit code 2 if an extra is not installed.
 
-    A program calls this before the imports that need the extra.
-
-    Args:
-        extra: A name in ``EXTRAS``.
+    A program calls this before the imports that need the extra, see ``need``.
     """
     try:
         need(extra, "this program")

@@ -224,9 +224,7 @@ def _refuse_differences(what: str, by_process: list[dict[str, object]]) -> None:
             value = repr(values[name]) if name in values else "not there"
             first_with.setdefault(value, process)
         if len(first_with) > 1:
-            sides = ", ".join(
-                f"process {process}: {value}" for value, process in first_with.items()
-            )
-            different.append(f"{name} ({sides})")
+            sides = [f"process {process}: {value}" for value, process in first_with.items()]
+            different.append(f"{name} ({', '.join(sides)})")
     if different:
         raise UsageError(f"processes disagree on {what}: {', '.join(different)}")

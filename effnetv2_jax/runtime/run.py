@@ -136,18 +136,14 @@ class Run:
         )
 
     def _initialize(self, model: Network) -> None:
-        """Reads ``init_weights`` into a new model, and logs what was loaded.
-
-        Raises:
-            UsageError: If the weights do not fit, or were trained with another padding or epsilon
-                than the config has, which has to remember that.
-        """
+        """Reads ``init_weights`` into a new model, and logs what was loaded."""
         weights = read_weights(self.init_weights, model.spec)
         others = [
             f"--config.model.{name}={getattr(weights.spec, name)}"
             for name in family_of(model.spec).as_trained
             if getattr(weights.spec, name) != getattr(model.spec, name)
         ]
+        # The config has to remember the padding and the epsilon that the weights were trained with.
         if others:
             raise UsageError(
                 f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"

@@ -19,7 +19,7 @@ from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.training.evaluation import EvalStep, make_eval_step
 from effnetv2_jax.training.mesh import AXES, abstract_state
-from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
+from effnetv2_jax.training.state import TrainState, create_state, functional
 from effnetv2_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -32,7 +32,6 @@ class Training:
     Attributes:
         mesh: The mesh that batches and the state are split over.
         optimizer: The optimizer.
-        apply: The model as a pure function, see ``state.functional``.
         shapes: The state as a tree of ``jax.ShapeDtypeStruct``, without shardings.
         train_step: The training step, which compiles for a batch's shapes when it is called or
             lowered.
@@ -42,7 +41,6 @@ class Training:
 
     mesh: Mesh
     optimizer: optax.GradientTransformation
-    apply: Apply
     shapes: TrainState
     train_step: TrainStep
     eval_step: EvalStep
@@ -123,7 +121,6 @@ def build_training(
     return Training(
         mesh=mesh,
         optimizer=optimizer,
-        apply=apply,
         shapes=jax.eval_shape(lambda *trees: create_state(*trees, optimizer), params, batch_stats),
         train_step=make_train_step(
             apply,

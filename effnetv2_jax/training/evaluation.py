@@ -77,11 +77,7 @@ def make_eval_step(
     """Builds the evaluation step, which compiles once per shape.
 
     Args:
-        apply: The model as a pure function, from ``state.functional``.
-        mesh: The mesh that batches are split over.
-        mean: The mean of the input family, per channel.
-        std: The standard deviation of the input family, per channel.
-        dtype: The dtype of the images given to ``apply``.
+        apply, mesh, mean, std, dtype: See ``step.make_train_step``.
 
     Returns:
         ``eval_step(params, batch_stats, batch) -> metrics``. A batch is as for the training step;

@@ -49,14 +49,14 @@ class _Interval:
         self.started = time.perf_counter()
         """The time from which the speed is measured; later by the pauses that do not count."""
         self._under_way: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        self._steps = 0
+        self.steps = 0
 
     def add(self, step: int, sums: dict[str, jax.Array]) -> None:
         """Takes the sums that a step returned, which need not have been computed yet."""
         for x in sums.values():
             x.copy_to_host_async()
         self._under_way.append((step, sums))
-        self._steps += 1
+        self.steps += 1
 
     def fetch(self, leave: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Waits for all steps but the ``leave`` newest; adds each to ``rows`` and yields it."""
@@ -78,10 +78,6 @@ class _Interval:
 
         count = total("count")
         return {"loss": float(total("loss") / count), "accuracy": float(total("correct") / count)}
-
-    def steps_per_second(self) -> float:
-        """Returns the mean speed of the steps that this process made, until now."""
-        return self._steps / (time.perf_counter() - self.started)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -159,7 +155,7 @@ class Loop:
             self.preparation.close()
             self.monitor.close()
             self.checkpoints.close()
-            saved = self.checkpoints.newest()
+            saved = self.checkpoints.last_saved()
             self.monitor.status.update(last_checkpoint=saved)
         if saved != self._step:
             raise UsageError(
@@ -270,12 +266,13 @@ class Loop:
                 self._agreed[wish] |= agreed
 
     def _log(self, step: int, stage: Stage) -> None:
+        seconds = time.perf_counter() - self._interval.started
         metrics = self._interval.means() | {
             "learning_rate": float(self.learning_rate(step - 1)),
-            "images_per_second": self._interval.steps_per_second() * stage.batch_size,
+            "images_per_second": self._interval.steps / seconds * stage.batch_size,
             "bad_steps": sum(not row["finite"] for row in self._interval.rows),
         }
-        newest = self.checkpoints.newest() or None
+        newest = self.checkpoints.last_saved() or None
         total = self.bad_steps.total
         self.monitor.trained(step, stage, metrics, bad_steps=total, last_checkpoint=newest)
         self._interval = _Interval()
@@ -296,7 +293,7 @@ class Loop:
         self._settle()
         self._save(state, self._interval.rows)
         self.checkpoints.finish()
-        step, saved = int(state.step), self.checkpoints.newest()
+        step, saved = int(state.step), self.checkpoints.last_saved()
         if saved != step:
             raise UsageError(
                 f"step {step} could not be saved; the same command resumes at step {saved}"
@@ -311,7 +308,7 @@ class Loop:
         first_bad = self._step - self.bad_steps.in_a_row + 1
         self.checkpoints.finish()
         # A checkpoint within the row, at the end of a stage, has the same state.
-        if self.checkpoints.newest() < first_bad:
+        if self.checkpoints.last_saved() < first_bad:
             # Everything but the step is as it was before the row.
             step = shard_state(np.int32(first_bad - 1), self.preparation.mesh)
             self.bad_steps.in_a_row = 0
@@ -320,6 +317,6 @@ class Loop:
         raise UsageError(
             f"steps {first_bad} to {self._step} had a loss or a gradient that is not finite, and "
             f"changed nothing; the same command goes on from step "
-            f"{self.checkpoints.newest()}, and bad_steps.jsonl in the workdir "
+            f"{self.checkpoints.last_saved()}, and bad_steps.jsonl in the workdir "
             "names their examples"
         )

@@ -111,12 +111,10 @@ class TrainStep:
             compiled for one.
         update: The function (state, gradients, batch_stats, finite) → state, which donates the old
             state. It does not depend on images and compiles once per run.
-        compiler_options: The options that both are compiled with.
     """
 
     gradients: Any
     update: Any
-    compiler_options: dict[str, str]
 
     def __call__(
         self, state: TrainState, batch: Batch, scalars: StageScalars
@@ -280,7 +278,6 @@ def make_train_step(
     return TrainStep(
         jax.jit(compute_gradients, compiler_options=options),
         jax.jit(update, donate_argnums=0, compiler_options=options),
-        options,
     )
 
 

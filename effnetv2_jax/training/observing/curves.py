@@ -282,11 +282,9 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float | None, str]]) -> Non
     natural = _to_points(axes, np.full(len(values), right), values)[:, 1]
     # Labels that would overlap move up, from the lowest one. Then all move down by the mean of
     # these moves, so that no curve's label is further from its end than it has to be.
-    places = natural.copy()
-    for index in range(1, len(places)):
-        places[index] = max(places[index], places[index - 1] + gap)
-    places -= (places - natural).mean()
-    shift = places - natural
+    offsets = gap * np.arange(len(natural))
+    shift = np.maximum.accumulate(natural - offsets) + offsets - natural
+    shift -= shift.mean()
     for (value, name, colour), offset in zip(named, shift, strict=True):
         axes.annotate(
             name, (right, value), xytext=(3, offset), textcoords="offset points", size=size,
@@ -343,17 +341,15 @@ def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
     flat = _to_points(axes, ends.ravel(), np.full(ends.size, axes.get_ylim()[0]))[:, 0]
     lefts, rights = flat.reshape(-1, 2).T
     middles, rooms = (lefts + rights) / 2, rights - lefts
-    sizes = [setting(stage, "train/image_size") for stage in stages]
-    numbers = [str(stage.number) for stage in stages]
-    long = [f"stage {n}\n{px} px" for n, px in zip(numbers, sizes, strict=True)]
-    short = [f"{n}\n{px}" for n, px in zip(numbers, sizes, strict=True)]
+    pairs = [(stage.number, setting(stage, "train/image_size")) for stage in stages]
+    long = [f"stage {number}\n{px} px" for number, px in pairs]
+    short = [f"{number}\n{px}" for number, px in pairs]
 
     def widths(texts: Sequence[str], size: float) -> np.ndarray:
         glyphs = [max(map(len, text.split("\n"))) for text in texts]
         return GLYPH_WIDTH * size * np.array(glyphs, dtype=np.float64)
 
-    single = len(stages) == 1
-    if single or (widths(long, 8.0) + 4 <= rooms).all():
+    if len(stages) == 1 or (widths(long, 8.0) + 4 <= rooms).all():
         texts, size, shown = long, 8.0, np.ones(len(stages), dtype=bool)
     else:
         texts, size = short, 7.0

@@ -47,11 +47,7 @@ class Monitor:
         )
 
     def first_step(self, stall: tuple[float, float] | None) -> None:
-        """Tells that the first step of a stage is under way.
-
-        Args:
-            stall: The value that ``Starting.first_step`` returned.
-        """
+        """Tells that the first step of a stage is under way, after ``Starting.first_step``."""
         if stall is None:
             seconds, found = seconds_since_start(), f", {COUNTS}".removesuffix(", ")
             self.status.update(first_step_seconds=round(seconds, 1))

@@ -72,12 +72,11 @@ def write_report(
     figure = curves.draw(rows, stages, title, note=ACCURACY_NOTE)
     with whole_file(png) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
-    write_atomically(markdown, _markdown(rows, stages, names, title, facts, png.name))
+    write_atomically(markdown, _markdown(stages, names, title, facts, png.name))
     return png, markdown
 
 
 def _markdown(
-    rows: History,
     stages: Sequence[StageRows],
     names: Sequence[str],
     title: str,

@@ -117,7 +117,7 @@ class Checkpoints:
         """Returns the steps of all checkpoints that are complete on the disk, in order."""
         return _steps(self._directory)
 
-    def newest(self) -> int:
+    def last_saved(self) -> int:
         """Returns the last of ``steps``, or 0."""
         return max(self.steps(), default=0)
 

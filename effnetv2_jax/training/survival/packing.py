@@ -29,9 +29,8 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         second tells where the small arrays are, ``{name: [dtype, offset, shape]}``, in a form that
         JSON can hold.
     """
-    arrays = ocp.tree.to_flat_dict(state, sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
-    small = jax.device_get({name: x for name, x in arrays.items() if name not in large})
+    large, small = _split(state)
+    small = jax.device_get(small)
     vectors: collections.defaultdict[str, list[np.ndarray]] = collections.defaultdict(list)
     ends: collections.Counter[str] = collections.Counter()
     places = {}
@@ -46,13 +45,20 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
 
 def abstract_packed(shapes: PyTree, mesh: Mesh) -> PyTree:
     """Returns the shapes of what ``pack`` makes of a state, as for ``unpack``."""
-    arrays = ocp.tree.to_flat_dict(meshes.abstract_state(shapes, mesh), sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
+    large, arrays = _split(meshes.abstract_state(shapes, mesh))
     sizes: collections.Counter[str] = collections.Counter()
-    for name in arrays.keys() - large.keys():
-        sizes[arrays[name].dtype.name] += arrays[name].size
+    for x in arrays.values():
+        sizes[x.dtype.name] += x.size
     small = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
     return {"large": ocp.tree.from_flat_dict(large, sep="/"), "small": small}
+
+
+def _split(state: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the large and the small arrays by name."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for name, x in ocp.tree.to_flat_dict(state, sep="/").items():
+        parts[x.size < meshes.MIN_SHARDED_SIZE][name] = x
+    return parts
 
 
 def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -> PyTree:
