@@ -10,6 +10,7 @@ extras.need_for_program("train")
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -48,7 +49,11 @@ def main() -> None:
     evaluation = evaluations[EVAL.value or next(iter(evaluations))]
     # The network stays the run's: a ViT, which is made for one size, refuses another.
     weights = {True: "ema", False: "raw", None: None}[EMA.value]
-    changes = {"split": SPLIT.value, "image_size": IMAGE_SIZE.value, "weights": weights}
+    changes: dict[str, Any] = {
+        "split": SPLIT.value,
+        "image_size": IMAGE_SIZE.value,
+        "weights": weights,
+    }
     evaluation = dataclasses.replace(
         evaluation, **{name: value for name, value in changes.items() if value is not None}
     )

@@ -20,7 +20,6 @@ from effnetv2_jax.runtime.signals import leave
 def run(
     main: Callable[..., int | None],
     *,
-    argv: list[str] | None = None,
     takes_arguments: bool = False,
     several_processes: bool = False,
     unknown_flag_hint: str = "",
@@ -32,7 +31,6 @@ def run(
 
     Args:
         main: The program. It returns its exit code; None means 0.
-        argv: The command line, beginning with the program's name. None means ``sys.argv``.
         takes_arguments: Calls ``main`` with a list of the arguments that are not flags. If False,
             such arguments are refused.
         several_processes: Adds the flags with which several processes become one run, joins the
@@ -89,7 +87,7 @@ def run(
             traceback.print_exc()
             leave(1)
 
-    app.run(guarded, argv=argv, flags_parser=parse_flags)
+    app.run(guarded, flags_parser=parse_flags)
     sys.exit()  # app.run does not return
 
 

@@ -55,7 +55,7 @@ def make_record(config: ml_collections.ConfigDict, class_names: Sequence[str]) -
     }
 
 
-def resume_record(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+def resume_record(now: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record of a run that goes on; warns if library versions have changed.
 
     Args:
@@ -73,7 +73,7 @@ def resume_record(now: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
             "other versions than before, whose numbers may differ in the last bit: %s",
             ", ".join(changed),
         )
-    return there | now
+    return {**there, **now}
 
 
 def claim(workdir: str, record: Mapping[str, Any]) -> pathlib.Path:

@@ -36,14 +36,10 @@ Evaluate = Callable[
 
 
 class _Interval:
-    """The steps between two lines of the log: their sums, fetched a few steps late.
-
-    Args:
-        rows: The ``rows`` of steps that belong to the same line of the log and were made before
-            the run was resumed.
-    """
+    """The steps between two lines of the log: their sums, fetched a few steps late."""
 
     def __init__(self, rows: Sequence[Mapping[str, float]] = ()):
+        # A resumed run has rows of the steps before.
         self.rows: list[Mapping[str, float]] = list(rows)
         """The sums of every step that has been fetched, as floats that JSON holds exactly."""
         self.started = time.perf_counter()

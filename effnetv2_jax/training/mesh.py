@@ -114,10 +114,7 @@ def abstract_batch(
 
 
 def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
-    """Returns the axis of a state's array that is split over ``fsdp``: the longest possible one.
-
-    None means that every device has a copy of the array.
-    """
+    """Returns the longest axis that ``fsdp`` can split, None if every device has a copy."""
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1 or np.prod(shape) < MIN_SHARDED_SIZE:
         return None

@@ -162,6 +162,21 @@ def test_the_log_has_the_first_step_and_the_stall_at_a_border(tmp_path, caplog):
     ]
 
 
+def test_the_next_stage_gets_ready_behind_the_first_step(tmp_path, monkeypatch):
+    """Before it, tracing would keep the devices waiting at the border."""
+    monkeypatch.setattr(Step, "made", 0)
+    asked = []
+    prepared = Preparation.prepared
+
+    def noted(self, stage):
+        asked.append((stage.index, Step.made))
+        return prepared(self, stage)
+
+    monkeypatch.setattr(Preparation, "prepared", noted)
+    live(tmp_path, stages(2, 4))
+    assert asked == [(0, 0), (1, 1), (1, 2)]
+
+
 def losses(workdir):
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row.get("train/loss") for row in rows if "train/learning_rate" in row}

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from effnetv2_jax.training.observing import style
 from effnetv2_jax.training.observing.reading import (
     History,
     StageRows,
@@ -21,23 +22,9 @@ from effnetv2_jax.training.observing.reading import (
     series,
     setting,
 )
-from effnetv2_jax.training.observing.style import (
-    BLUE,
-    DPI,
-    GLYPH_WIDTH,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PALE,
-    POINTS_PER_INCH,
-    PURPLE,
-    SKY,
-    VERMILLION,
-)
 
 _FIGURE_INCHES = (8.0, 9.0)
-_EVAL_COLOURS = (VERMILLION, PURPLE, GREEN, ORANGE, SKY, INK)
+_EVAL_COLOURS = (style.VERMILLION, style.PURPLE, style.GREEN, style.ORANGE, style.SKY, style.INK)
 # If there are more stages or evaluations, they are drawn lighter, and not all are labelled.
 _MANY_POINTS = 12
 # Longer names of evaluations are cut off: the right margin holds no more letters.
@@ -55,7 +42,10 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
     """
     names = evaluation_names(rows)
     losses, accuracies = ([f"{name}/{metric}" for name in names] for metric in ("loss", "top1"))
-    size, magnitude = partial(_draw_setting, colour=GREEN), partial(_draw_setting, colour=PURPLE)
+    size, magnitude = (
+        partial(_draw_setting, colour=style.GREEN),
+        partial(_draw_setting, colour=style.PURPLE),
+    )
     panels: list[tuple[float, str, list[str], Callable[..., None]]] = [
         (3.0, "loss", ["train/loss", *losses], _draw_loss),
         (3.0, "top-1 accuracy (%)", ["train/accuracy", *accuracies], _draw_accuracy),
@@ -64,14 +54,14 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
         (1.5, "images/s", ["train/images_per_second"], _draw_throughput),
     ]
     panels = [panel for panel in panels if any(key in row for key in panel[2] for row in rows)]
-    figure = Figure(figsize=_FIGURE_INCHES, dpi=DPI, facecolor="white")
+    figure = Figure(figsize=_FIGURE_INCHES, dpi=style.DPI, facecolor="white")
     heading = textwrap.shorten(title, width=70, placeholder=" …")
     figure.text(
-        0.02, 0.982, heading, size=13 if len(heading) <= 58 else 11, weight="bold", color=INK,
+        0.02, 0.982, heading, size=13 if len(heading) <= 58 else 11, weight="bold", color=style.INK,
         va="top", parse_math=False,
     )  # fmt: skip
     if not panels:
-        figure.text(0.5, 0.5, "No curves to draw", color=GREY, ha="center")
+        figure.text(0.5, 0.5, "No curves to draw", color=style.GREY, ha="center")
         return figure
 
     margin = 0.085 if all(len(name) <= 8 for name in names) else 0.13
@@ -91,12 +81,12 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
     for axes, (_, label, keys, panel) in zip(all_axes, panels, strict=True):
         _style(axes, stages)
         panel(axes, rows, stages, keys[0])
-        axes.set_ylabel(label, size=9, color=INK)
+        axes.set_ylabel(label, size=9, color=style.INK)
     _label_stages(all_axes[0], stages)
-    all_axes[-1].set_xlabel("step", size=9, color=INK)
+    all_axes[-1].set_xlabel("step", size=9, color=style.INK)
     figure.align_ylabels(all_axes)
     caption = "\n".join(textwrap.wrap(_caption(rows, stages, note), width=132))
-    figure.text(0.02, 0.012, caption, size=7.3, color=GREY, va="bottom", linespacing=1.35)
+    figure.text(0.02, 0.012, caption, size=7.3, color=style.GREY, va="bottom", linespacing=1.35)
     return figure
 
 
@@ -116,13 +106,13 @@ def _style(axes: Axes, stages: Sequence[StageRows]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set(color=GREY, linewidth=0.8)
-    axes.tick_params(labelsize=8, color=GREY, labelcolor=INK, width=0.8, length=3)
+        axes.spines[side].set(color=style.GREY, linewidth=0.8)
+    axes.tick_params(labelsize=8, color=style.GREY, labelcolor=style.INK, width=0.8, length=3)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     width = 0.8 if len(stages) <= _MANY_POINTS else 0.4
     for stage in stages[1:]:
-        axes.axvline(stage.start, color=PALE, linewidth=width, zorder=0)
+        axes.axvline(stage.start, color=style.PALE, linewidth=width, zorder=0)
 
 
 def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0.06) -> None:
@@ -163,15 +153,17 @@ def _draw_train(
         values = scale * values
         smooth = _moving_mean(values, width)
         if width > 1:
-            axes.plot(steps, values, color=BLUE, linewidth=0.5, alpha=0.35, zorder=2)
+            axes.plot(steps, values, color=style.BLUE, linewidth=0.5, alpha=0.35, zorder=2)
         # A line through one point is invisible, so a stage with few of them gets dots.
         marker = "o" if len(steps) < 3 else ""
-        axes.plot(steps, smooth, color=BLUE, linewidth=1.4, zorder=3, marker=marker, markersize=1.8)
+        axes.plot(
+            steps, smooth, color=style.BLUE, linewidth=1.4, zorder=3, marker=marker, markersize=1.8
+        )
         drawn.append(values)
         good = np.flatnonzero(np.isfinite(smooth))
         if good.size:
             end = float(smooth[good[-1]])
-    return np.concatenate([np.empty(0), *drawn]), {"train": (end, BLUE)}
+    return np.concatenate([np.empty(0), *drawn]), {"train": (end, style.BLUE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,20 +247,22 @@ def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows], key
     for stage in stages:
         steps, values = series(stage.train, key)
         drawn.append(values)
-        axes.plot(steps, values, color=INK, linewidth=0.5, alpha=0.4, zorder=2)
+        axes.plot(steps, values, color=style.INK, linewidth=0.5, alpha=0.4, zorder=2)
         if np.isfinite(values).any():
             end = float(np.nanmedian(values))
-            axes.plot([stage.start, stage.end], [end, end], color=INK, linewidth=1.4, zorder=3)
+            axes.plot(
+                [stage.start, stage.end], [end, end], color=style.INK, linewidth=1.4, zorder=3
+            )
     _set_limits(axes, *drawn, zero=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    _label_ends(axes, {"median": (end, INK)})
+    _label_ends(axes, {"median": (end, style.INK)})
 
 
 def _to_points(axes: Axes, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     """Turns data coordinates, [n] each, into typographic points on the page, [n, 2]."""
     pixels = axes.transData.transform(np.column_stack([x, y]))
-    return pixels * POINTS_PER_INCH / axes.figure.dpi
+    return pixels * style.POINTS_PER_INCH / axes.figure.dpi
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float | None, str]]) -> None:
@@ -314,7 +308,7 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
             text = f"{points.values[index]:.1f}"
             others = [np.delete(x, index, 0) if i == number else x for i, x in enumerate(dots)]
             for offset in offsets:
-                half = GLYPH_WIDTH * size * len(text) / 2
+                half = style.GLYPH_WIDTH * size * len(text) / 2
                 dot_x, y = dots[number][index]
                 x, y = min(dot_x, right - half + 2), y + offset
                 box = Bbox([[x - half - pad, y - size / 2], [x + half + pad, y + size / 2]])
@@ -347,7 +341,7 @@ def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
 
     def widths(texts: Sequence[str], size: float) -> np.ndarray:
         glyphs = [max(map(len, text.split("\n"))) for text in texts]
-        return GLYPH_WIDTH * size * np.array(glyphs, dtype=np.float64)
+        return style.GLYPH_WIDTH * size * np.array(glyphs, dtype=np.float64)
 
     if len(stages) == 1 or (widths(long, 8.0) + 4 <= rooms).all():
         texts, size, shown = long, 8.0, np.ones(len(stages), dtype=bool)
@@ -355,13 +349,13 @@ def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
         texts, size = short, 7.0
         shown = _thin_out(middles, widths(short, size) + 4)
         axes.annotate(
-            "stage\npx", (0, 1), xycoords="axes fraction", xytext=(-4, 6), size=size, color=GREY,
-            textcoords="offset points", ha="right", va="bottom", linespacing=1.15,
+            "stage\npx", (0, 1), xycoords="axes fraction", xytext=(-4, 6), size=size,
+            color=style.GREY, textcoords="offset points", ha="right", va="bottom", linespacing=1.15,
         )  # fmt: skip
     for index in np.flatnonzero(shown):
         axes.annotate(
             texts[index], (ends[index].mean(), 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 6), textcoords="offset points", size=size, color=GREY, ha="center",
+            xytext=(0, 6), textcoords="offset points", size=size, color=style.GREY, ha="center",
             va="bottom", linespacing=1.15, annotation_clip=False,
         )  # fmt: skip
 

@@ -14,18 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from effnetv2_jax.runtime.files import whole_file, write_atomically
-from effnetv2_jax.training.observing.reading import (
-    History,
-    StageRows,
-    evaluation_names,
-    is_trained,
-    last,
-    read_history,
-    read_scores,
-    series,
-    setting,
-    split_stages,
-)
+from effnetv2_jax.training.observing import reading
+from effnetv2_jax.training.observing.reading import History, StageRows, read_history, read_scores
 
 __all__ = ["read_history", "read_scores", "write_report"]
 
@@ -56,8 +46,8 @@ def write_report(
         ValueError: If the history holds no metrics of training or of an evaluation.
     """
     rows = sorted(history, key=lambda row: row["step"])
-    names = evaluation_names(rows)
-    if not names and not any(is_trained(row) for row in rows):
+    names = reading.evaluation_names(rows)
+    if not names and not any(reading.is_trained(row) for row in rows):
         raise ValueError(
             "The history has no training or evaluation numbers, so there is nothing to report; "
             "did the run log a single line to metrics.jsonl?"
@@ -67,7 +57,7 @@ def write_report(
 
     from effnetv2_jax.training.observing import curves
 
-    stages = split_stages(rows)
+    stages = reading.split_stages(rows)
     png, markdown = Path(workdir) / "report.png", Path(workdir) / "report.md"
     figure = curves.draw(rows, stages, title, note=ACCURACY_NOTE)
     with whole_file(png) as temporary:
@@ -104,7 +94,7 @@ def _markdown(
 
 
 def _stage_cells(stage: StageRows, names: Sequence[str]) -> list[str]:
-    _, speeds = series(stage.train, "train/images_per_second")
+    _, speeds = reading.series(stage.train, "train/images_per_second")
     speeds = speeds[np.isfinite(speeds)]
     speed = statistics.median(speeds.tolist()) if speeds.size else None
     metrics = (("top1", ".2f", 100.0), ("top5", ".2f", 100.0), ("loss", ".4f", 1.0))
@@ -112,11 +102,11 @@ def _stage_cells(stage: StageRows, names: Sequence[str]) -> list[str]:
     return [
         str(stage.number),
         f"{stage.train[0]['step']}–{stage.end}",
-        *(setting(stage, f"train/{name}") for name in settings),
+        *(reading.setting(stage, f"train/{name}") for name in settings),
         _number(speed, ".1f" if speed is not None and speed < 100 else ",.0f"),
-        _number(last(stage.train, "train/loss"), ".4f"),
+        _number(reading.last(stage.train, "train/loss"), ".4f"),
         *(
-            _number(last(stage.evals, f"{name}/{metric}"), spec, scale)
+            _number(reading.last(stage.evals, f"{name}/{metric}"), spec, scale)
             for name in names
             for metric, spec, scale in metrics
         ),

@@ -200,11 +200,7 @@ class Checkpoints:
             self._report(error)
 
     def reached_preemption(self, count: int) -> bool:
-        """Tells whether the machine has announced its end, to all processes at the same count.
-
-        Args:
-            count: The number of times that this process has asked.
-        """
+        """Returns True if the machine will end, in all processes at the same ``count`` of calls."""
         return self._manager.reached_preemption(count)
 
     def close(self) -> None:
