@@ -1,4 +1,4 @@
-"""What the optional dependencies are for, and the sentence for one that is not installed."""
+"""The optional dependencies by extra, and the sentence for one that is not installed."""
 
 import importlib.util
 import sys
