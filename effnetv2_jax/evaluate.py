@@ -18,7 +18,6 @@ from effnetv2_jax.runtime import cli, hosts
 from effnetv2_jax.runtime.config import agree, build, make_evaluations
 from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.runtime.workdir import read_config
-from effnetv2_jax.training.evaluation import evaluate
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
@@ -49,10 +48,11 @@ def main() -> None:
         raise unknown_name("eval", EVAL.value, evaluations)
     evaluation = evaluations[EVAL.value or next(iter(evaluations))]
     # The network stays the run's: a ViT, which is made for one size, refuses another.
+    weights = {True: "ema", False: "raw", None: None}[EMA.value]
     changes: dict[str, Any] = {
         "split": SPLIT.value,
         "image_size": IMAGE_SIZE.value,
-        "weights": None if EMA.value is None else "ema" if EMA.value else "raw",
+        "weights": weights,
     }
     evaluation = dataclasses.replace(
         evaluation, **{name: value for name, value in changes.items() if value is not None}
@@ -68,31 +68,19 @@ def main() -> None:
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
-    training = run.training
-    state = checkpoints.restore(training.shapes, training.mesh, step)
-    metrics = evaluate(
-        training.eval_step,
-        *evaluation.choose_weights(state),
-        run.eval_batches(evaluation),
-        training.mesh,
-    )
+    state = checkpoints.restore(run.training.shapes, run.training.mesh, step)
+    metrics = run.evaluate(evaluation, state)
     assert metrics is not None  # nothing can stop it
-    results: dict[str, Any] = {
-        **metrics,
-        "step": int(state.step),
-        "split": evaluation.split,
-        "image_size": evaluation.image_size,
-    }
+    split, image_size = evaluation.split, evaluation.image_size
     if not hosts.is_first():
         return
     if JSON.value:
-        print(json.dumps(results))
+        print(json.dumps({**metrics, "step": step, "split": split, "image_size": image_size}))
     else:
         print(
-            f"{run.name} on {evaluation.data}/{evaluation.split} at step {results['step']}, "
-            f"{evaluation.image_size} px, {results['count']} images: "
-            f"top-1 {100 * results['top1']:.2f} %, top-5 {100 * results['top5']:.2f} %, "
-            f"loss {results['loss']:.4f}"
+            f"{run.name} on {evaluation.data}/{split} at step {step}, {image_size} px, "
+            f"{metrics['count']} images: top-1 {100 * metrics['top1']:.2f} %, "
+            f"top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.4f}"
         )
 
 

@@ -12,9 +12,6 @@ from effnetv2_jax.runtime.errors import unknown_name
 # The area_range that turns the random crop off.
 WHOLE_IMAGE = (1.0, 1.0)
 
-_IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-_IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -49,16 +46,30 @@ class Preprocessing:
     antialias: bool = False
 
 
-# The crops and resizing of V1, which several families share.
-_V1_GEOMETRY: dict[str, Any] = {
+# Normalisations that several families share: ImageNet's own mean, and (x − 127.5) / 127.5.
+_IMAGENET: dict[str, Any] = {
+    "mean": (0.485 * 255, 0.456 * 255, 0.406 * 255),
+    "std": (0.229 * 255, 0.224 * 255, 0.225 * 255),
+}
+_HALF: dict[str, Any] = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+
+# The other fields that several families share.
+_V2: dict[str, Any] = {
+    "mean": (128.0,) * 3,
+    "std": (128.0,) * 3,
+    "interpolation": "bilinear",
+    "aspect_ratio_range": (0.75, 1.33),
+    "min_object_covered": 0.0,
+}
+_V1: dict[str, Any] = {
     "interpolation": "bicubic",
     "area_range": (0.08, 1.0),
     "aspect_ratio_range": (3 / 4, 4 / 3),
     "min_object_covered": 0.1,
     "center_crop_below": float("inf"),
 }
-
-_VIT_GEOMETRY: dict[str, Any] = {
+_TORCH = _V1 | {"antialias": True}
+_VIT: dict[str, Any] = {
     "interpolation": "bicubic",
     "aspect_ratio_range": (3 / 4, 4 / 3),
     "min_object_covered": 0.0,
@@ -67,104 +78,32 @@ _VIT_GEOMETRY: dict[str, Any] = {
     "antialias": True,
 }
 
-PREPROCESSING: dict[str, Preprocessing] = {
-    family.name: family
-    for family in (
-        Preprocessing(
-            name="v2",
-            mean=(128.0,) * 3,
-            std=(128.0,) * 3,
-            interpolation="bilinear",
-            area_range=(0.05, 1.0),
-            aspect_ratio_range=(0.75, 1.33),
-            min_object_covered=0.0,
-            center_crop_below=320,
-        ),
-        Preprocessing(
-            name="v1",
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
-            **_V1_GEOMETRY,
-        ),
-        # The published code fine-tunes with the whole image, resized.
-        Preprocessing(
-            name="finetune",
-            mean=(127.5,) * 3,
-            std=(127.5,) * 3,
-            interpolation="bilinear",
-            area_range=WHOLE_IMAGE,
-            aspect_ratio_range=(0.75, 1.33),
-            min_object_covered=0.0,
-            center_crop_below=0,
-        ),
-        # ViT and DeiT train with the random crops of their authors. Evaluation is timm's: 90 % of
-        # the short side at 224 px, and the whole image, resized, at 384 px.
-        Preprocessing(
-            name="vit",
-            mean=(127.5,) * 3,
-            std=(127.5,) * 3,
-            area_range=(0.05, 1.0),
-            **_VIT_GEOMETRY,
-        ),
-        Preprocessing(
-            name="deit",
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
-            area_range=(0.08, 1.0),
-            **_VIT_GEOMETRY,
-        ),
-        # V1's crops with (x − 127) / 128, as the Lite checkpoints are for quantised devices.
-        Preprocessing(
-            name="lite",
-            mean=(127.0,) * 3,
-            std=(128.0,) * 3,
-            **_V1_GEOMETRY,
-        ),
-        # The AdvProp checkpoints of V1.
-        Preprocessing(
-            name="advprop",
-            mean=(127.5,) * 3,
-            std=(127.5,) * 3,
-            **_V1_GEOMETRY,
-        ),
-        # timm's efficientnet_*, and torchvision's V1, which has a different margin for each size.
-        *(
-            Preprocessing(
-                name=name,
-                mean=_IMAGENET_MEAN,
-                std=_IMAGENET_STD,
-                crop_margin=margin,
-                antialias=True,
-                **_V1_GEOMETRY,
-            )
-            for name, margin in (
-                ("torch", 32),
-                ("torch_20", 20),
-                ("torch_16", 16),
-                ("torch_4", 4),
-                ("torch_0", 0),
-            )
-        ),
-        # torchvision's V2-S and V2-M: resized to 384 and 480 px, and cropped to the same size.
-        Preprocessing(
-            name="torchvision_v2",
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
-            crop_margin=0,
-            antialias=True,
-            **_V1_GEOMETRY | {"interpolation": "bilinear"},
-        ),
-        # torchvision's V2-L.
-        Preprocessing(
-            name="torchvision_v2_l",
-            mean=(127.5,) * 3,
-            std=(127.5,) * 3,
-            crop_margin=0,
-            antialias=True,
-            **_V1_GEOMETRY,
-        ),
-    )
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "v2": _V2 | {"area_range": (0.05, 1.0), "center_crop_below": 320},
+    "v1": _IMAGENET | _V1,
+    # The published code fine-tunes with the whole image, resized.
+    "finetune": _V2 | _HALF | {"area_range": WHOLE_IMAGE, "center_crop_below": 0},
+    # ViT and DeiT train with the random crops of their authors. Evaluation is timm's: 90 % of the
+    # short side at 224 px, and the whole image, resized, at 384 px.
+    "vit": _HALF | _VIT | {"area_range": (0.05, 1.0)},
+    "deit": _IMAGENET | _VIT | {"area_range": (0.08, 1.0)},
+    # V1's crops with (x − 127) / 128, as the Lite checkpoints are for quantised devices.
+    "lite": _V1 | {"mean": (127.0,) * 3, "std": (128.0,) * 3},
+    # The AdvProp checkpoints of V1.
+    "advprop": _HALF | _V1,
+    # timm's efficientnet_*, and torchvision's V1, which has a different margin for each size.
+    "torch": _IMAGENET | _TORCH,
+    "torch_20": _IMAGENET | _TORCH | {"crop_margin": 20},
+    "torch_16": _IMAGENET | _TORCH | {"crop_margin": 16},
+    "torch_4": _IMAGENET | _TORCH | {"crop_margin": 4},
+    "torch_0": _IMAGENET | _TORCH | {"crop_margin": 0},
+    # torchvision's V2-S and V2-M: resized to 384 and 480 px, and cropped to the same size.
+    "torchvision_v2": _IMAGENET | _TORCH | {"crop_margin": 0, "interpolation": "bilinear"},
+    # torchvision's V2-L.
+    "torchvision_v2_l": _HALF | _TORCH | {"crop_margin": 0},
 }
+
+PREPROCESSING = {name: Preprocessing(name, **fields) for name, fields in _FAMILIES.items()}
 
 
 def get_preprocessing(name: str) -> Preprocessing:

@@ -51,22 +51,22 @@ def _linspace(bounds: Range, fraction: float) -> float:
     return last if fraction == 1.0 else first + (last - first) * fraction
 
 
-def _paper_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+def _paper_sizes(bounds: tuple[int, int], num_stages: int, *_: int) -> list[int]:
     # Table 6: S_i = S_0 + (S_e − S_0)·i/(M − 1), so that the first stage has size S_0.
     return [round(_linspace(bounds, f)) for f in _fractions(num_stages)]
 
 
-def _official_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+def _official_sizes(bounds: tuple[int, int], num_stages: int, *_: int) -> list[int]:
     # The official code uses (i + 1) / M, so that its first stage is already larger than S_0.
     first, last = bounds
     return [int(first + (last - first) * (i + 1) / num_stages) for i in range(num_stages)]
 
 
-def _fixed_sizes(bounds: tuple[int, int], num_stages: int) -> list[int]:
+def _fixed_sizes(bounds: tuple[int, int], num_stages: int, *_: int) -> list[int]:
     return [bounds[1]] * num_stages
 
 
-def _random_sizes(bounds: tuple[int, int], num_stages: int, *, seed: int, size_step: int):
+def _random_sizes(bounds: tuple[int, int], num_stages: int, seed: int, size_step: int):
     # A grid limits the number of sizes, and so of programs to compile.
     first, last = bounds
     grid = sorted({*range(first, last, size_step), last})
@@ -85,15 +85,16 @@ class Schedule:
     """A rule for the sizes and the regularisation of stages.
 
     Attributes:
-        sizes: A function of the size bounds and the number of stages that returns the sizes.
+        sizes: A function of the size bounds, the number of stages, a seed and the step between
+            random sizes that returns the sizes.
         regularization: The quantity that regularisation grows with: ``stage`` for the stage's
             index, ``size`` for its image size. ``constant`` means the last value in all stages.
-        dropout: The quantity that dropout grows with, one of the same three names.
+        dropout_rate: The quantity that dropout grows with, one of the same three names.
     """
 
     sizes: Callable[..., list[int]]
     regularization: str
-    dropout: str
+    dropout_rate: str
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -153,13 +154,18 @@ def make_stages(
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
     _check(total_steps, num_stages, batch_size, image_size, size_step)
-    _check_range("randaugment_magnitude", randaugment_magnitude, 0.0, float("inf"))
-    _check_range("mixup_alpha", mixup_alpha, 0.0, float("inf"))
-    _check_range("cutmix_alpha", cutmix_alpha, 0.0, float("inf"))
-    _check_range("dropout_rate", dropout_rate, 0.0, 1.0)
+    ranges = {
+        "randaugment_magnitude": randaugment_magnitude,
+        "mixup_alpha": mixup_alpha,
+        "cutmix_alpha": cutmix_alpha,
+        "dropout_rate": dropout_rate,
+    }
+    for name, bounds in ranges.items():
+        high = 1.0 if name == "dropout_rate" else float("inf")
+        if len(bounds) != 2 or not all(0.0 <= value < high for value in bounds):
+            raise UsageError(f"{name} must be (first, last) in [0, {high:g}), got {tuple(bounds)}")
     rule = SCHEDULES[schedule]
-    random_arguments = {"seed": seed, "size_step": size_step} if rule.sizes is _random_sizes else {}
-    sizes = rule.sizes(image_size, num_stages, **random_arguments)
+    sizes = rule.sizes(image_size, num_stages, seed, size_step)
     borders = [total_steps * i // num_stages for i in range(num_stages + 1)]
     span = image_size[1] - image_size[0]
     fractions = {
@@ -173,13 +179,13 @@ def make_stages(
             first_step=borders[i],
             end_step=borders[i + 1],
             image_size=sizes[i],
-            randaugment_magnitude=_linspace(randaugment_magnitude, strength),
-            mixup_alpha=_linspace(mixup_alpha, strength),
-            cutmix_alpha=_linspace(cutmix_alpha, strength),
-            dropout_rate=_linspace(dropout_rate, fractions[rule.dropout][i]),
             batch_size=batch_size,
+            **{
+                name: _linspace(bounds, fractions[getattr(rule, name, rule.regularization)][i])
+                for name, bounds in ranges.items()
+            },
         )
-        for i, strength in enumerate(fractions[rule.regularization])
+        for i in range(num_stages)
     )
 
 
@@ -205,11 +211,7 @@ def examples_before(stages: Sequence[Stage], step: int) -> int:
 
 
 def _check(
-    total_steps: int,
-    num_stages: int,
-    batch_size: int,
-    image_size: tuple[int, int],
-    size_step: int,
+    total_steps: int, num_stages: int, batch_size: int, image_size: Sequence[int], size_step: int
 ) -> None:
     if num_stages < 1:
         raise UsageError(f"num_stages must be at least 1, got {num_stages}")
@@ -225,11 +227,4 @@ def _check(
         raise UsageError(
             f"image_size must be (smallest, largest) with 1 <= smallest <= largest px, "
             f"got {tuple(image_size)}"
-        )
-
-
-def _check_range(name: str, bounds: Range, low: float, high: float) -> None:
-    if len(bounds) != 2 or not all(low <= value < high for value in bounds):
-        raise UsageError(
-            f"{name} must be (first, last) in [{low:g}, {high:g}), got {tuple(bounds)}"
         )

@@ -17,9 +17,9 @@ from effnetv2_jax.runtime.config import (
 )
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.recipe import flatten
-from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.evaluation import Evaluation
 from effnetv2_jax.training.mesh import abstract, shard_batch, shard_state
+from effnetv2_jax.training.step import stage_scalars
 
 IMAGENET_TRAIN = 1_281_167
 ARGUMENTS = [

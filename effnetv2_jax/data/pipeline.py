@@ -9,12 +9,14 @@ seen, and so does a run with another number of processes or threads.
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from effnetv2_jax.data.bad_examples import BadExamples
+from effnetv2_jax.data.decoding import decode_box, whole_box
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
 from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
 from effnetv2_jax.data.sources import Example, Source, Split
@@ -102,7 +104,7 @@ def train_batches(
     order = Order(examples, seed)
     elements = order.elements(first_example, share.index, share.count)
     batch_size = _batch_share("batch_size", stage.batch_size, share)
-    bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
+    bad = _BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
     probed = range(first_example + share.index, first_example + _PROBED * share.count, share.count)
     bad.refuse_if_all([order.locate(position) for position in probed[: num_batches * batch_size]])
 
@@ -163,12 +165,9 @@ def eval_batches(
     """Yields every example of a split once. The last batches are padded.
 
     Args:
-        source: The data set.
-        split: The name of its split, e.g. ``test``.
+        source, split, preprocessing, max_bad_fraction: See ``train_batches``.
         image_size: The side of the square images in px.
         batch_size: The number of images per batch, over all processes.
-        preprocessing: The input family.
-        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
         share: The part of the split that this process reads. All have the same number of batches.
 
     Yields:
@@ -193,7 +192,7 @@ def eval_batches(
         batch_size,
         share.threads,
     )
-    bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
+    bad = _BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
 
     def padded() -> Iterator[Batch]:
         batches = dataset.as_numpy_iterator()
@@ -212,6 +211,68 @@ def eval_batches(
             yield {name: array for name, array in batch.items() if name != "position"}
 
     return padded()
+
+
+class _BadExamples:
+    """The examples of a split that cannot be decoded: named in the log, and counted."""
+
+    def __init__(self, split: Split, name: str, max_fraction: float):
+        self._split = split
+        self._name = name
+        self._limit = max_fraction * split.size
+        self._max_fraction = max_fraction
+        self._found: set[int] = set()
+
+    def add(self, numbers: Iterable[int | tf.Tensor]) -> None:
+        """Names each new example in the log; raises UsageError if there are too many by now."""
+        for number in sorted({int(number) for number in numbers} - self._found):
+            self._found.add(number)
+            why = self._why(number) or "but it can be when read again"
+            logging.warning(
+                "left out, as it cannot be decoded: %s (%s)", self._split.describe(number), why
+            )
+        if len(self._found) > self._limit:
+            raise UsageError(
+                f"{len(self._found)} of the {self._split.size} examples of {self._name} cannot be "
+                f"decoded, the last {self._split.describe(max(self._found))!r}, but "
+                f"data.max_bad_fraction allows {self._max_fraction:g}: mend or delete them "
+                "(the log names them all), or allow more"
+            )
+
+    def refuse_if_all(self, numbers: Iterable[int | tf.Tensor]) -> None:
+        """Raises UsageError if none can be decoded, and they are more than are allowed.
+
+        Otherwise a split without images would be read until the limit is reached.
+        """
+        reasons = {}
+        for number in map(int, numbers):
+            reason = self._why(number)
+            if reason is None:
+                return
+            reasons[number] = reason
+        if reasons and len(reasons) > self._limit:
+            first = next(iter(reasons))
+            raise UsageError(
+                f"none of the first {len(reasons)} examples of {self._name} can be decoded, the "
+                f"first is {self._split.describe(first)!r} ({reasons[first]}): are these images?"
+            )
+
+    def _why(self, number: int) -> str | None:
+        """Returns TensorFlow's reason not to decode an example, None if it can be decoded.
+
+        The pipeline's graph says that decoding failed, but not why. Only bad examples and the first
+        ones of a stage are decoded again.
+        """
+        try:
+            for example in self._split.read(
+                tf.constant(number, tf.int64), tf.constant(1, tf.int64)
+            ):
+                decode_box(example["image"], whole_box)
+        except tf.errors.OpError as error:
+            # Without the names of the nodes around the sentence.
+            text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", error.message.splitlines()[0])
+            return text.strip() or type(error).__name__
+        return None
 
 
 def _batch_share(name: str, batch_size: int, share: Share) -> int:

@@ -14,7 +14,7 @@ from effnetv2_jax.models import Network
 from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.feed import Feed
+from effnetv2_jax.training.preparation import Feed
 from effnetv2_jax.training.state import Apply, PyTree, functional
 from effnetv2_jax.training.step import normalize
 

@@ -3,9 +3,29 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich import progress
 
 T = TypeVar("T")
+
+
+def _make_bar(
+    *columns: "str | progress.ProgressColumn", period: float = 30.0
+) -> "progress.Progress":
+    """Returns a bar whose speed is the mean over ``period`` seconds."""
+    from rich import console, progress
+
+    hidden = not sys.stderr.isatty()
+    return progress.Progress(
+        *columns,
+        # Rich ends even a disabled bar with an empty line.
+        console=console.Console(stderr=True, quiet=hidden),
+        transient=True,
+        speed_estimate_period=period,
+        disable=hidden,
+    )
 
 
 def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
@@ -16,12 +36,8 @@ def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
         text: The text to the left of the bar.
         total: The number of items.
     """
-    if not sys.stderr.isatty():
-        return items
-    from rich import console, progress
-
-    stderr = console.Console(stderr=True)
-    return progress.track(items, text, total=total, console=stderr, transient=True)
+    with _make_bar() as bar:
+        yield from bar.track(items, total, description=text)
 
 
 @contextlib.contextmanager
@@ -34,14 +50,10 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
     Yields:
         A function that sets the words after the text.
     """
-    if not sys.stderr.isatty():
-        yield lambda words: None
-        return
-    from rich import console, progress
+    from rich import progress
 
     columns = (progress.SpinnerColumn(), "{task.description}", progress.TimeElapsedColumn())
-    stderr = console.Console(stderr=True)
-    with progress.Progress(*columns, console=stderr, transient=True) as bar:
+    with _make_bar(*columns) as bar:
         task = bar.add_task(text, total=None)
         yield lambda words: bar.update(task, description=f"{text} {words}")
 
@@ -53,45 +65,37 @@ class Counter:
     """
 
     def __init__(self):
-        self._bar = None
-        self._task = None
+        from rich import progress
+
         self._text = ""
+        self._bar = _make_bar(
+            progress.BarColumn(20),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            "{task.description}",
+            period=24 * 3600,
+        )
 
     def __enter__(self) -> "Counter":
-        if sys.stderr.isatty():
-            from rich import console, progress
-
-            columns = (
-                progress.BarColumn(20),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("left"),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.description}"),
-            )
-            stderr = console.Console(stderr=True)
-            self._bar = progress.Progress(
-                *columns, console=stderr, transient=True, speed_estimate_period=24 * 3600
-            )
-            self._bar.__enter__()
+        self._bar.start()
         return self
 
-    def __exit__(self, *exception) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(*exception)
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
 
     def start(self, total: int) -> None:
         """Sets the number of steps."""
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=total)
+        self._bar.add_task("", total=total)
 
     def next(self, text: str) -> None:
         """Ends a step, if there was one, and begins the next."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=1 if self._text else 0, description=text)
-            self._text = text
+        for task in self._bar.task_ids:
+            self._bar.update(task, advance=1 if self._text else 0, description=text)
+        self._text = text
 
     def say(self, words: str) -> None:
         """Shows what happens within a step."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=f"{self._text}, {words}")
+        for task in self._bar.task_ids:
+            self._bar.update(task, description=f"{self._text}, {words}")

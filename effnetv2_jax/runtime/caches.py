@@ -3,11 +3,14 @@
 Importing the library does not turn it on.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
 import pathlib
 import platform
+import re
 import threading
 from typing import Any
 
@@ -41,17 +44,17 @@ class Counts:
 
     def __str__(self) -> str:
         """Returns ``warm``, ``cold``, or how many programs of how many; empty if there are none."""
-        if not self.hits and not self.misses:
-            return ""
-        if not self.misses:
-            return "warm"
-        if not self.hits:
-            return "cold"
+        if not self.hits or not self.misses:
+            return "warm" if self.hits else "cold" if self.misses else ""
         return f"{self.hits} of {self.hits + self.misses} programs from the cache"
 
 
 COUNTS = Counts()
-_listening = False
+
+
+@functools.cache
+def _count_events() -> None:
+    jax.monitoring.register_event_listener(COUNTS.event)
 
 
 def turn_on() -> None:
@@ -61,10 +64,7 @@ def turn_on() -> None:
     ``JAX_COMPILATION_CACHE_DIR``. If the folder cannot be written, there is no cache. JAX keeps the
     folder below ``LIMIT_BYTES`` if the package ``filelock`` is installed, which it needs for that.
     """
-    global _listening
-    if not _listening:
-        jax.monitoring.register_event_listener(COUNTS.event)
-        _listening = True
+    _count_events()
     settings: Any = jax.config  # its type does not know its fields
     if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir:
         return
@@ -90,14 +90,11 @@ def turn_on() -> None:
 
 def _machine() -> str:
     """Returns a name for the kind of processor: XLA's CPU programs may not run on another."""
-    features = ""
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                features = " ".join(sorted(line.partition(":")[2].split()))
-                break
-    except OSError:  # not Linux
-        features = platform.processor()
+    features = platform.processor()
+    with contextlib.suppress(OSError):  # not Linux
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        found = re.search(r"^(?:flags|Features).*?:(.*)$", text, re.MULTILINE)
+        features = " ".join(sorted(found[1].split())) if found else ""
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
 
 

@@ -20,7 +20,6 @@ from effnetv2_jax.runtime.signals import leave
 def run(
     main: Callable[..., int | None],
     *,
-    argv: list[str] | None = None,
     takes_arguments: bool = False,
     several_processes: bool = False,
     unknown_flag_hint: str = "",
@@ -32,7 +31,6 @@ def run(
 
     Args:
         main: The program. It returns its exit code; None means 0.
-        argv: The command line, beginning with the program's name. None means ``sys.argv``.
         takes_arguments: Calls ``main`` with a list of the arguments that are not flags. If False,
             such arguments are refused.
         several_processes: Adds the flags with which several processes become one run, joins the
@@ -45,7 +43,8 @@ def run(
     root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
     if root not in sys.path:
         sys.path.append(root)
-    join = _define_process_flags() if several_processes else None
+    if several_processes:
+        _define_process_flags()
 
     def parse_flags(argv: list[str]) -> list[str]:
         # Besides absl's own errors, ml_collections raises these: the first two for a field that
@@ -54,14 +53,12 @@ def run(
             rest = flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
             refuse(one_line(error) + unknown_flag_hint)
-        except (AttributeError, KeyError) as error:
+        except (AttributeError, KeyError, OSError) as error:
             if _is_raised_by_a_recipe(error):
                 raise
+            if isinstance(error, OSError):
+                refuse(unreadable_config(error))
             refuse(f"unknown config field {one_line(error)}")
-        except OSError as error:
-            if _is_raised_by_a_recipe(error):
-                raise
-            refuse(unreadable_config(error))
         except (flags.Error, TypeError, ValueError, ImportError) as error:
             refuse(one_line(error))
         if rest[1:] and not takes_arguments:
@@ -72,8 +69,8 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            if join is not None:
-                join()
+            if several_processes:
+                _join_processes()
             return main(*([argv[1:]] if takes_arguments else []))
         except UsageError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -90,7 +87,7 @@ def run(
             traceback.print_exc()
             leave(1)
 
-    app.run(guarded, argv=argv, flags_parser=parse_flags)
+    app.run(guarded, flags_parser=parse_flags)
     sys.exit()  # app.run does not return
 
 
@@ -117,8 +114,7 @@ def unreadable_config(error: OSError) -> str:
     return f"config file {str(error).rpartition(': ')[2]} does not exist or cannot be read"
 
 
-def _define_process_flags() -> Callable[[], None]:
-    """Defines the flags for several processes; returns a function that joins the processes."""
+def _define_process_flags() -> None:
     address = flags.DEFINE_string(
         "coordinator_address",
         None,
@@ -138,15 +134,15 @@ def _define_process_flags() -> Callable[[], None]:
         # So that --help lists them with the program's own.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
 
-    def join() -> None:
-        from effnetv2_jax.runtime import caches, hosts
 
-        hosts.start(address.value, count.value, number.value)
-        if not hosts.is_first():
-            logging.set_verbosity(logging.WARNING)
-        caches.turn_on()
+def _join_processes() -> None:
+    from effnetv2_jax.runtime import caches, hosts
 
-    return join
+    process = flags.FLAGS
+    hosts.start(process.coordinator_address, process.num_processes, process.process_id)
+    if not hosts.is_first():
+        logging.set_verbosity(logging.WARNING)
+    caches.turn_on()
 
 
 def _is_worth_logging(record) -> bool:

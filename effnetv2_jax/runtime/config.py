@@ -1,5 +1,6 @@
 """Turns a ConfigDict into a ``Run``; ConfigDicts end here, and the library takes plain values."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -40,15 +41,8 @@ LEAST = {
     "checkpoint.keep_every_steps": 0,
     "checkpoint.keep_best": 0,
 }
-# The fields of an evaluation, with their types and least values.
-EVAL_FIELDS: dict[str, tuple[type, int | None]] = {
-    "data": (str, None),
-    "split": (str, None),
-    "image_size": (int, 1),
-    "batch_size": (int, 1),
-    "weights": (str, None),
-    "every_steps": (int, 0),
-}
+EVAL_LEAST = {"image_size": 1, "batch_size": 1, "every_steps": 0}
+EVAL_FIELDS = {x.name: x.type for x in dataclasses.fields(Evaluation) if x.name != "name"}
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -220,11 +214,10 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
         for field, value in fields.items():
             if field not in EVAL_FIELDS:
                 raise unknown_name(f"field of evals.{name}", field, EVAL_FIELDS)
-            kind, least = EVAL_FIELDS[field]
-            if type(value) is not kind:
-                expected = "a whole number" if kind is int else "text"
+            if type(value) is not EVAL_FIELDS[field]:
+                expected = "a whole number" if field in EVAL_LEAST else "text"
                 raise UsageError(f"evals.{name}.{field} must be {expected}, got {value!r}")
-            if least is not None and isinstance(value, int) and value < least:
+            if field in EVAL_LEAST and value < (least := EVAL_LEAST[field]):
                 raise UsageError(f"evals.{name}.{field} must be at least {least}, got {value}")
         evaluation = Evaluation(name, **(defaults | fields))
         if evaluation.weights not in WEIGHTS:
@@ -237,19 +230,15 @@ def _check(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, evaluations: tuple[Evaluation, ...]
 ) -> None:
     """Raises UsageError for values that no part of the library would notice by itself."""
-    tables: dict[str, tuple[str, Any]] = {
-        "model.dtype": (config.model.dtype, DTYPES),
-        "reduce_dtype": (config.reduce_dtype, DTYPES),
-        "loss": (config.loss, LOSSES),
-    }
-    for name, (value, table) in tables.items():
-        if value not in table:
-            raise unknown_name(name, value, table)
+    flat = flatten(config.to_dict())
+    tables: dict[str, Any] = {"model.dtype": DTYPES, "reduce_dtype": DTYPES, "loss": LOSSES}
+    for name, table in tables.items():
+        if flat[name] not in table:
+            raise unknown_name(name, flat[name], table)
     if not 0 <= config.data.max_bad_fraction <= 1:
         raise UsageError(
             f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
         )
-    flat = flatten(config.to_dict())
     for name, least in LEAST.items():
         if flat[name] < least:
             raise UsageError(f"{name} must be at least {least}, got {flat[name]}")

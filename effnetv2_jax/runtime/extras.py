@@ -1,4 +1,4 @@
-"""The optional dependencies, and the sentence for one that is not installed."""
+"""The optional dependencies by extra, and the sentence for one that is not installed."""
 
 import importlib.util
 import sys
@@ -7,19 +7,8 @@ from effnetv2_jax.runtime.errors import UsageError
 
 EXTRAS = {
     "train": (
-        "clu",
-        "etils",
-        "filelock",
-        "h5py",
-        "matplotlib",
-        "ml_collections",
-        "orbax.checkpoint",
-        "PIL",
-        "rich",
-        "sklearn",
-        "tensorboard",
-        "tensorflow",
-        "tensorflow_datasets",
+        *("clu", "etils", "filelock", "h5py", "matplotlib", "ml_collections", "orbax.checkpoint"),
+        *("PIL", "rich", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets"),
     ),
     "tpu": ("libtpu",),
 }
@@ -58,10 +47,7 @@ def _is_installed(name: str) -> bool:
 def need_for_program(extra: str) -> None:
     """Ends the process with one sentence and exit code 2 if an extra is not installed.
 
-    A program calls this before the imports that need the extra.
-
-    Args:
-        extra: A name in ``EXTRAS``.
+    A program calls this before the imports that need the extra, see ``need``.
     """
     try:
         need(extra, "this program")

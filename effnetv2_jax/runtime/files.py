@@ -15,9 +15,6 @@ def whole_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     flushed to the disk and takes the path's name. If the block raises, the temporary file is
     deleted, and a file that had the name before is still there.
 
-    >>> with whole_file("report.md") as temporary:  # doctest: +SKIP
-    ...     temporary.write_text("done")
-
     Args:
         path: The file, in a folder that exists.
 

@@ -6,7 +6,6 @@ functions do nothing.
 
 import collections
 import contextlib
-import hashlib
 import json
 import signal
 import socket
@@ -47,38 +46,33 @@ def start(
         UsageError: For arguments that contradict each other, and if the processes do not meet.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    _join(coordinator_address, num_processes, process_id, timeout)
+    if coordinator_address is num_processes is process_id is None:
+        _start_from_environment(timeout)
+    else:
+        _check(coordinator_address, num_processes, process_id)
+        if num_processes != 1 and coordinator_address is not None:
+            _start_at(coordinator_address, num_processes, process_id, timeout)
     # JAX's preemption service treats SIGTERM as a notice, so that the signal would have no effect
     # in programs that never ask for notices. Its other kinds of notice stay.
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _join(
-    coordinator_address: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    timeout: int,
+def _start_at(
+    address: str, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    if coordinator_address is num_processes is process_id is None:
-        _start_from_environment(timeout)
-        return
-    _check(coordinator_address, num_processes, process_id)
-    if num_processes == 1 or coordinator_address is None:
-        return
     # If the processes cannot meet, JAX itself aborts without an explanation.
     if process_id == 0:
-        _check_port(coordinator_address)
+        _check_port(address)
     else:
-        _await_coordinator(coordinator_address, timeout)
-    host, _ = _host_and_port(coordinator_address)
+        _await_coordinator(address, timeout)
     jax.distributed.initialize(
-        coordinator_address,
+        address,
         num_processes,
         process_id,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout,
         # By default it listens on every network, which processes on one machine do not need.
-        coordinator_bind_address=coordinator_address if host in _LOOPBACK else None,
+        coordinator_bind_address=address if _host_and_port(address)[0] in _LOOPBACK else None,
     )
 
 
@@ -92,9 +86,11 @@ def _start_from_environment(timeout: int) -> None:
                 f"the environment announces processes but not all of their settings: {error}"
             ) from error
     except (RuntimeError, OSError) as error:
+        # Without the trailers of gRPC and XLA.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the processes that the environment announces did not meet ({_one_line(error)}): "
-            "start all of them, or use --num_processes=1 to run alone"
+            f"the processes that the environment announces did not meet ({reason}): start all of "
+            "them, or use --num_processes=1 to run alone"
         ) from error
 
 
@@ -156,11 +152,6 @@ def _await_coordinator(address: str, timeout: float) -> None:
         time.sleep(_RETRY_SECONDS)
 
 
-def _one_line(error: BaseException) -> str:
-    """Returns the first line of an error, without the trailers of gRPC and XLA."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def is_first() -> bool:
     """Returns True for process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
@@ -219,13 +210,10 @@ def agree(values: Mapping[str, object]) -> None:
     devices = collections.Counter(device.process_index for device in jax.devices())
     _refuse_differences("the machine", [{"devices": devices[i]} for i in sorted(devices)])
     text = json.dumps(values, sort_keys=True).encode()
-    digest = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
-    if len({row.tobytes() for row in multihost_utils.process_allgather(digest)}) == 1:
-        return
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.frombuffer(text.ljust(lengths.max()), np.uint8)
-    texts = [row.tobytes() for row in multihost_utils.process_allgather(padded)]
-    _refuse_differences("the config", [json.loads(text) for text in texts])
+    texts = multihost_utils.process_allgather(padded)
+    _refuse_differences("the config", [json.loads(row.tobytes()) for row in texts])
 
 
 def _refuse_differences(what: str, by_process: list[dict[str, object]]) -> None:
@@ -236,9 +224,7 @@ def _refuse_differences(what: str, by_process: list[dict[str, object]]) -> None:
             value = repr(values[name]) if name in values else "not there"
             first_with.setdefault(value, process)
         if len(first_with) > 1:
-            sides = ", ".join(
-                f"process {process}: {value}" for value, process in first_with.items()
-            )
-            different.append(f"{name} ({sides})")
+            sides = [f"process {process}: {value}" for value, process in first_with.items()]
+            different.append(f"{name} ({', '.join(sides)})")
     if different:
         raise UsageError(f"processes disagree on {what}: {', '.join(different)}")

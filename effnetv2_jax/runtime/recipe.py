@@ -27,11 +27,7 @@ FREE = ("optimizer.options", "evals")
 
 
 class _Parser(flags.ArgumentParser):
-    """Loads a recipe, and makes room for evaluations that only the command line names.
-
-    Args:
-        parser: The parser of ml_collections.
-    """
+    """Loads a recipe, and makes room for evaluations that only the command line names."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser

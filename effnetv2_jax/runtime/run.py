@@ -1,7 +1,7 @@
 """A run: everything that a config stands for, in plain values and in terms of the library."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import optax
@@ -12,12 +12,14 @@ from effnetv2_jax.data.sources import Source
 from effnetv2_jax.models import Network
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import Preprocessing
-from effnetv2_jax.progressive import Stage, examples_before
+from effnetv2_jax.progressive import Stage, examples_before, stage_at
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.build import Training
-from effnetv2_jax.training.evaluation import Evaluation
+from effnetv2_jax.training.evaluation import Evaluation, evaluate
 from effnetv2_jax.training.mesh import Batch, abstract_batch
+from effnetv2_jax.training.preparation import Preparation
 from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.survival.agreement import Agreement
 from effnetv2_jax.weights import read_weights
 from effnetv2_jax.weights.load import put
 
@@ -59,6 +61,37 @@ class Run:
     def first_state(self) -> TrainState:
         """Returns the state that training begins with, on no mesh yet."""
         return self.training.first_state(self._initialize if self.init_weights else None)
+
+    def prepare(self, first_step: int) -> Preparation:
+        """Begins to prepare the stage of a step, if the run goes on from there."""
+        preparation = Preparation(
+            self.training.train_step,
+            mesh=self.training.mesh,
+            batches=self.train_batches,
+            batch_shapes=self.batch_shapes,
+            state=self.training.abstract_state(),
+            first_step=first_step,
+        )
+        if first_step < self.stages[-1].end_step:
+            preparation.prepared(stage_at(self.stages, first_step))
+        return preparation
+
+    def evaluate(
+        self,
+        evaluation: Evaluation,
+        state: TrainState,
+        agreement: Agreement | None = None,
+        moves: Callable[[], None] = lambda: None,
+    ) -> dict[str, float] | None:
+        """Makes an evaluation of a state, see ``evaluation.evaluate``."""
+        return evaluate(
+            self.training.eval_step,
+            *evaluation.choose_weights(state),
+            self.eval_batches(evaluation),
+            self.training.mesh,
+            agreement=agreement,
+            moves=moves,
+        )
 
     def train_batches(self, stage: Stage, first_step: int) -> Iterator[pipeline.Batch]:
         """Yields this process's part of the batches of a stage, from a step on."""
@@ -103,18 +136,14 @@ class Run:
         )
 
     def _initialize(self, model: Network) -> None:
-        """Reads ``init_weights`` into a new model, and logs what was loaded.
-
-        Raises:
-            UsageError: If the weights do not fit, or were trained with another padding or epsilon
-                than the config has, which has to remember that.
-        """
+        """Reads ``init_weights`` into a new model, and logs what was loaded."""
         weights = read_weights(self.init_weights, model.spec)
         others = [
             f"--config.model.{name}={getattr(weights.spec, name)}"
             for name in family_of(model.spec).as_trained
             if getattr(weights.spec, name) != getattr(model.spec, name)
         ]
+        # The config has to remember the padding and the epsilon that the weights were trained with.
         if others:
             raise UsageError(
                 f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"

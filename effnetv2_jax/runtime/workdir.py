@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from absl import logging
 
 from effnetv2_jax import __version__
 from effnetv2_jax.runtime import hosts
@@ -28,14 +29,8 @@ FREE_FIELDS = re.compile(
 )
 # Libraries whose versions may change the last bit of a run's numbers.
 LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "tensorflow-cpu",
+    *("jax", "jaxlib", "libtpu", "flax", "optax"),
+    *("orbax-checkpoint", "numpy", "tensorflow-cpu"),
 )
 
 
@@ -58,6 +53,27 @@ def make_record(config: ml_collections.ConfigDict, class_names: Sequence[str]) -
         "class_names": list(class_names),
         "versions": versions | {"effnetv2_jax": __version__},
     }
+
+
+def resume_record(now: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record of a run that goes on; warns if library versions have changed.
+
+    Args:
+        now: The record from ``make_record``.
+        there: The record that was saved with the checkpoint.
+    """
+    before = there["versions"]
+    changed = [
+        f"{name} {before.get(name, '–')} → {version}"
+        for name, version in now["versions"].items()
+        if before.get(name) != version
+    ]
+    if changed:
+        logging.warning(
+            "other versions than before, whose numbers may differ in the last bit: %s",
+            ", ".join(changed),
+        )
+    return {**there, **now}
 
 
 def claim(workdir: str, record: Mapping[str, Any]) -> pathlib.Path:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,10 +18,9 @@ from effnetv2_jax.models import Network, abstract_model, create_model, get_spec
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.training.evaluation import EvalStep, make_eval_step
-from effnetv2_jax.training.losses import LOSSES
 from effnetv2_jax.training.mesh import AXES, abstract_state
-from effnetv2_jax.training.state import Apply, TrainState, create_state, functional
-from effnetv2_jax.training.step import StageScalars, TrainStep, make_train_step
+from effnetv2_jax.training.state import TrainState, create_state, functional
+from effnetv2_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -34,7 +32,6 @@ class Training:
     Attributes:
         mesh: The mesh that batches and the state are split over.
         optimizer: The optimizer.
-        apply: The model as a pure function, see ``state.functional``.
         shapes: The state as a tree of ``jax.ShapeDtypeStruct``, without shardings.
         train_step: The training step, which compiles for a batch's shapes when it is called or
             lowered.
@@ -44,7 +41,6 @@ class Training:
 
     mesh: Mesh
     optimizer: optax.GradientTransformation
-    apply: Apply
     shapes: TrainState
     train_step: TrainStep
     eval_step: EvalStep
@@ -77,16 +73,12 @@ def build_training(
     preprocessing: Preprocessing | None = None,
     dtype: str = "float32",
     reduce_dtype: str = "float32",
-    loss: str = "softmax",
-    label_smoothing: float = 0.0,
-    ema_decay: float = 0.9999,
-    mixing: bool = False,
-    accumulation_steps: int = 1,
     bn_group_size: int | None = None,
     remat: str = "none",
     scan_blocks: bool = False,
     seed: int = 0,
     spec_fields: Mapping[str, Any] | None = None,
+    **step_options: Any,
 ) -> Training:
     """Builds the model, the training step and the evaluation step without making an array.
 
@@ -99,18 +91,14 @@ def build_training(
         preprocessing: The input family. None means the model's own.
         dtype: The dtype of the computation, a name in ``DTYPES``. Parameters are float32.
         reduce_dtype: The dtype in which gradients are summed over devices, a name in ``DTYPES``.
-        loss: A name in ``losses.LOSSES``.
-        label_smoothing: The label smoothing of the loss, in 0 … 1.
-        ema_decay: The decay of the moving averages of parameters and batch statistics.
-        mixing: Compiles Mixup and CutMix into the step.
-        accumulation_steps: The number of parts in which a device works through its share of a
-            batch.
         bn_group_size: The number of neighbouring devices that share batch norm's statistics. None
             means all of them.
         remat: What the backward pass recomputes: ``none``, ``blocks`` or ``stages``.
         scan_blocks: Compiles equal blocks of an EfficientNet as a loop.
         seed: The seed of the random weights and of everything that a step draws.
         spec_fields: Fields of the model's spec to change, such as ``{"survival_prob": 0.9}``.
+        **step_options: Further arguments of ``step.make_train_step``, such as ``loss``,
+            ``label_smoothing``, ``ema_decay``, ``mixing`` and ``accumulation_steps``.
 
     Raises:
         UsageError: For the first argument that cannot be used.
@@ -118,8 +106,6 @@ def build_training(
     for name, value in (("dtype", dtype), ("reduce_dtype", reduce_dtype)):
         if value not in DTYPES:
             raise unknown_name(name, value, DTYPES)
-    if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
     family = preprocessing or get_preprocessing(get_spec(model).preprocessing)
     arguments: dict[str, Any] = {
         "num_classes": num_classes,
@@ -130,47 +116,22 @@ def build_training(
         "scan_blocks": scan_blocks,
         **(spec_fields or {}),
     }
+    images = {"mean": family.mean, "std": family.std, "dtype": DTYPES[dtype]}
     apply, params, batch_stats = functional(abstract_model(model, **arguments))
     return Training(
         mesh=mesh,
         optimizer=optimizer,
-        apply=apply,
         shapes=jax.eval_shape(lambda *trees: create_state(*trees, optimizer), params, batch_stats),
         train_step=make_train_step(
             apply,
             optimizer,
             mesh=mesh,
             num_classes=num_classes,
-            mean=family.mean,
-            std=family.std,
-            loss=loss,
-            label_smoothing=label_smoothing,
-            ema_decay=ema_decay,
-            mixing=mixing,
             seed=seed,
-            dtype=DTYPES[dtype],
             reduce_dtype=DTYPES[reduce_dtype],
-            accumulation_steps=accumulation_steps,
+            **images,
+            **step_options,
         ),
-        eval_step=make_eval_step(
-            apply, mesh=mesh, mean=family.mean, std=family.std, dtype=DTYPES[dtype]
-        ),
+        eval_step=make_eval_step(apply, mesh=mesh, **images),
         create=lambda: create_model(model, rngs=nnx.Rngs(seed), **arguments),
     )
-
-
-def stage_scalars(
-    dropout_rate: float = 0.0, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0
-) -> StageScalars:
-    """Returns the numbers that change by stage, as the training step takes them.
-
-    Args:
-        dropout_rate: The dropout rate before the classifier.
-        mixup_alpha: The parameter of Mixup's Beta distribution; 0 means no Mixup.
-        cutmix_alpha: The parameter of CutMix's Beta distribution; 0 means no CutMix.
-    """
-    return {
-        "dropout_rate": np.float32(dropout_rate),
-        "mixup_alpha": np.float32(mixup_alpha),
-        "cutmix_alpha": np.float32(cutmix_alpha),
-    }

@@ -1,7 +1,7 @@
 """Top-1, top-5 and loss over a whole split; every example counts once."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.models.kernels.compiler import compiler_options
+from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.losses import targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, shard_batch
+from effnetv2_jax.training.preparation import Feed
 from effnetv2_jax.training.state import Apply, PyTree, TrainState
 from effnetv2_jax.training.step import Metrics, normalize
 from effnetv2_jax.training.survival.agreement import STEPS_BEHIND, Agreement
@@ -47,15 +48,16 @@ class Evaluation:
     weights: str = "ema"
     every_steps: int = 0
 
-    def is_due(self, step: int, *, stage_ends: bool, run_ends: bool) -> bool:
+    def is_due(self, step: int, stages: Sequence[Stage]) -> bool:
         """Returns True if the evaluation follows a step.
 
         Args:
             step: The number of steps done.
-            stage_ends: True after the last step of a stage.
-            run_ends: True after the last step of the run.
+            stages: All stages of the run.
         """
-        return run_ends or (step % self.every_steps == 0 if self.every_steps else stage_ends)
+        if self.every_steps and step != stages[-1].end_step:
+            return step % self.every_steps == 0
+        return any(step == stage.end_step for stage in stages)
 
     def choose_weights(self, state: TrainState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and batch statistics that are evaluated."""
@@ -75,11 +77,7 @@ def make_eval_step(
     """Builds the evaluation step, which compiles once per shape.
 
     Args:
-        apply: The model as a pure function, from ``state.functional``.
-        mesh: The mesh that batches are split over.
-        mean: The mean of the input family, per channel.
-        std: The standard deviation of the input family, per channel.
-        dtype: The dtype of the images given to ``apply``.
+        apply, mesh, mean, std, dtype: See ``step.make_train_step``.
 
     Returns:
         ``eval_step(params, batch_stats, batch) -> metrics``. A batch is as for the training step;

@@ -80,14 +80,9 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh, accumulation_steps:
         )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: along its first axis, over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
-
-
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process's part of a batch on its devices."""
-    sharding = batch_sharding(mesh)
+    """Puts this process's part of a batch on its devices, along the first axis."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
@@ -105,7 +100,7 @@ def abstract_batch(
         label_shape: The shape of an example's label.
         mesh: The mesh from ``make_mesh``.
     """
-    sharding = batch_sharding(mesh)
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
 
     def array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
@@ -119,11 +114,7 @@ def abstract_batch(
 
 
 def sharded_axis(shape: tuple[int, ...], mesh: Mesh) -> int | None:
-    """Returns the axis of a state's array that is split over ``fsdp``: the longest possible one.
-
-    Returns:
-        None for an array that every device has a copy of.
-    """
+    """Returns the longest axis that ``fsdp`` can split, None if every device has a copy."""
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1 or np.prod(shape) < MIN_SHARDED_SIZE:
         return None
@@ -168,12 +159,7 @@ def abstract(tree: PyTree) -> PyTree:
 
 
 def abstract_state(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the shapes, dtypes and shardings of a state that does not exist yet.
-
-    Args:
-        shapes: The state as a tree of ``jax.ShapeDtypeStruct``.
-        mesh: The mesh from ``make_mesh``.
-    """
+    """Returns the shapes, dtypes and shardings of a state, of which only the shapes are known."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

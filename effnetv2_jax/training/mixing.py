@@ -16,7 +16,7 @@ def mixup(
     targets: jax.Array,
     alpha: float | jax.Array,
     key: jax.Array,
-    index: jax.Array | None = None,
+    index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image with its neighbour (Zhang et al. 2018).
 
@@ -29,12 +29,12 @@ def mixup(
         alpha: The parameter α, a scalar. 0 changes nothing.
         key: A JAX random key.
         index: The number of each example, int32 [batch]. What is drawn for an example is a function
-            of the key and its number. None means 0 … batch − 1.
+            of the key and its number.
 
     Returns:
         The mixed images and targets, with unchanged shapes and dtypes.
     """
-    weight = _beta(alpha, _uniform(key, index, images, 2))
+    weight = _beta(alpha, uniform_by_example(key, index, (2,)))
     weight = jnp.where(alpha > 0, jnp.maximum(weight, 1.0 - weight), 1.0)
     image_weight = weight[:, None, None, None].astype(images.dtype)
     return (
@@ -48,7 +48,7 @@ def cutmix(
     targets: jax.Array,
     alpha: float | jax.Array,
     key: jax.Array,
-    index: jax.Array | None = None,
+    index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Pastes a box of its neighbour into every image (Yun et al. 2019).
 
@@ -56,18 +56,10 @@ def cutmix(
     it is cut off at the border. Targets are mixed by the area that is left. Each of two neighbours
     has its own box.
 
-    Args:
-        images: The images, float [batch, height, width, 3].
-        targets: The targets, float32 [batch, classes].
-        alpha: The parameter α, a scalar. 0 changes nothing.
-        key: A JAX random key.
-        index: The number of each example, as for ``mixup``.
-
-    Returns:
-        The mixed images and targets, with unchanged shapes and dtypes.
+    Arguments and results are those of ``mixup``.
     """
     height, width = images.shape[1:3]
-    drawn = _uniform(key, index, images, 4)
+    drawn = uniform_by_example(key, index, (4,))
     share = jnp.where(alpha > 0, 1.0 - _beta(alpha, drawn[:, :2]), 0.0)
     rows = _covered(drawn[:, 2], share, height)
     columns = _covered(drawn[:, 3], share, width)
@@ -85,8 +77,8 @@ def mix(
     mixup_alpha: float | jax.Array,
     cutmix_alpha: float | jax.Array,
     key: jax.Array,
-    mask: jax.Array | None = None,
-    index: jax.Array | None = None,
+    mask: jax.Array,
+    index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies Mixup or CutMix.
 
@@ -94,19 +86,14 @@ def mix(
     1, 4, 5, …, and CutMix to 2, 3, 6, 7, ….
 
     Args:
-        images: The images, float [batch, height, width, 3].
-        targets: The targets, float32 [batch, classes].
+        images, targets, key, index: See ``mixup``.
         mixup_alpha: The parameter of Mixup, a scalar that may be traced.
         cutmix_alpha: The parameter of CutMix, a scalar that may be traced.
-        key: A JAX random key.
         mask: A mask [batch] that is 0 for an example that is no image; nothing is mixed with it.
-            None means that all are images.
-        index: The number of each example, as for ``mixup``.
 
     Returns:
         The mixed images and targets, with unchanged shapes and dtypes.
     """
-    index = jnp.arange(len(images)) if index is None else index
     mixup_key, cutmix_key = jax.random.split(key)
     mixed_up = mixup(images, targets, mixup_alpha, mixup_key, index)
     cut_mixed = cutmix(images, targets, cutmix_alpha, cutmix_key, index)
@@ -116,8 +103,6 @@ def mix(
         jnp.where(use_mixup[:, None, None, None], mixed_up[0], cut_mixed[0]),
         jnp.where(use_mixup[:, None], mixed_up[1], cut_mixed[1]),
     )
-    if mask is None:
-        return mixed
     has_partner = _neighbours(mask) > 0
     return (
         jnp.where(has_partner[:, None, None, None], mixed[0], images),
@@ -133,24 +118,12 @@ def _neighbours(x: jax.Array) -> jax.Array:
     return jnp.concatenate([swapped.reshape(-1, *x.shape[1:]), x[2 * pairs :]])
 
 
-def _uniform(key: jax.Array, index: jax.Array | None, images: jax.Array, count: int) -> jax.Array:
-    """Returns random numbers in [0, 1), float32 [batch, count]."""
-    index = jnp.arange(len(images)) if index is None else index
-    return uniform_by_example(key, index, (count,))
-
-
 def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
-    """Makes a draw of Beta(α, α) from two uniform numbers, without the loop of ``jax.random.beta``.
+    """Makes draws of Beta(α, α), [batch], from uniform numbers [batch, 2].
 
-    Bailey's polar method (1994, Math. Comp. 62) makes a draw t of Student's distribution with 2α
-    degrees of freedom; ½ + ½·t / √(2α + t²) is then beta-distributed.
-
-    Args:
-        alpha: The parameter α, a scalar.
-        uniform: Uniform numbers in [0, 1), float32 [batch, 2].
-
-    Returns:
-        float32 [batch] in [0, 1].
+    Unlike ``jax.random.beta``, this has no loop. Bailey's polar method (1994, Math. Comp. 62) makes
+    a draw t of Student's distribution with 2α degrees of freedom; ½ + ½·t / √(2α + t²) is then
+    beta-distributed.
     """
     # Beta(0, 0) is not a distribution; callers ignore what is drawn for it.
     log_w = jnp.log(uniform[:, 0]) / jnp.where(alpha > 0, alpha, 1.0)
@@ -163,10 +136,7 @@ def _beta(alpha: float | jax.Array, uniform: jax.Array) -> jax.Array:
 def _covered(center: jax.Array, share: jax.Array, size: int) -> jax.Array:
     """Returns bool [batch, size]: the pixels of an axis in a box of side sqrt(share)·size.
 
-    Args:
-        center: The centre of the box as a fraction of the axis, [batch].
-        share: The box's share of the image's area, [batch].
-        size: The length of the axis in px.
+    ``center`` [batch] is a fraction of the axis, ``share`` [batch] one of the image's area.
     """
     half = jnp.sqrt(share) / 2
     low = jnp.round(size * jnp.clip(center - half, 0, 1))[:, None]

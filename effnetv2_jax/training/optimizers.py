@@ -11,30 +11,17 @@ import optax
 
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
-
-def _exponential(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
-    return optax.exponential_decay(peak, decay_steps, decay_rate, staircase=True)
-
-
-def _cosine(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
-    return optax.cosine_decay_schedule(peak, total_steps)
-
-
-def _constant(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
-    return optax.constant_schedule(peak)
-
-
-def _cooldown(peak: float, total_steps: int, decay_steps: float, decay_rate: float):
+# Functions of the peak, the number of steps of the run, decay_steps and decay_rate.
+LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, int, float, float], optax.Schedule]] = {
+    "exponential": lambda peak, _, steps, rate: optax.exponential_decay(
+        peak, steps, rate, staircase=True
+    ),
+    "cosine": lambda peak, total, *_: optax.cosine_decay_schedule(peak, total),
+    "constant": lambda peak, *_: optax.constant_schedule(peak),
     # Hägele et al. 2024 (arXiv 2405.18392): the full rate, then a straight line to 0 at the end.
-    fall = min(int(decay_steps), total_steps)
-    return optax.linear_schedule(peak, 0.0, fall, total_steps - fall)
-
-
-LEARNING_RATE_SCHEDULES = {
-    "exponential": _exponential,
-    "cosine": _cosine,
-    "constant": _constant,
-    "cooldown": _cooldown,
+    "cooldown": lambda peak, total, steps, _: optax.linear_schedule(
+        peak, 0.0, min(int(steps), total), total - min(int(steps), total)
+    ),
 }
 
 

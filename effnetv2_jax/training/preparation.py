@@ -1,20 +1,80 @@
-"""Prepares a stage in the background: its first batches, and the compiled programs of its step."""
+"""Makes ready in the background: batches, and everything else that the steps of a stage need."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 from jax.sharding import Mesh
 
 from effnetv2_jax.progressive import Stage
-from effnetv2_jax.training.build import stage_scalars
-from effnetv2_jax.training.feed import Feed
 from effnetv2_jax.training.mesh import Batch, abstract, shard_batch
 from effnetv2_jax.training.state import TrainState
-from effnetv2_jax.training.step import StageScalars, TrainStep
+from effnetv2_jax.training.step import StageScalars, TrainStep, stage_scalars
 from effnetv2_jax.training.survival.agreement import Agreement
+
+_AHEAD = 2
+_POLL_SECONDS = 0.1
+
+
+class Feed:
+    """Takes batches from an iterable in a thread of its own, which begins at once.
+
+    Waiting for a batch can be given up.
+
+    Args:
+        batches: The iterable.
+    """
+
+    def __init__(self, batches: Iterable[Batch]):
+        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        # A daemon, so that a stalled input does not keep the process alive.
+        threading.Thread(target=self._take_all, args=(batches,), name="feed", daemon=True).start()
+
+    def next(self, given_up: Callable[[], bool] = lambda: False) -> Batch | None:
+        """Returns the next batch, or raises the exception that taking it raised.
+
+        Args:
+            given_up: A function called while there is no batch. If it returns True, the wait ends.
+
+        Returns:
+            None at the end of the batches, and if the wait was given up.
+        """
+        while not given_up():
+            try:
+                item = self._ready.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+        return None
+
+    def close(self) -> None:
+        """Takes no more batches."""
+        self._closed.set()
+
+    def _take_all(self, batches: Iterable[Batch]) -> None:
+        try:
+            for batch in batches:
+                if not self._put(batch):
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +92,11 @@ class PreparedStage:
     scalars: StageScalars
 
 
+@dataclasses.dataclass
 class Preparation:
     """Prepares stages, each once and in the order in which they are asked for.
 
-    Args:
+    Attributes:
         train_step: The training step from ``step.make_train_step``.
         mesh: The mesh that batches are split over.
         batches: A function of a stage and a step that returns the stage's batches from that step
@@ -46,24 +107,19 @@ class Preparation:
         first_step: The step that the run goes on from.
     """
 
-    def __init__(
-        self,
-        train_step: TrainStep,
-        *,
-        mesh: Mesh,
-        batches: Callable[[Stage, int], Iterator[Batch]],
-        batch_shapes: Callable[[Stage], Batch],
-        state: TrainState,
-        first_step: int,
-    ):
-        self._train_step = train_step
-        self._mesh = mesh
-        self._batches = batches
-        self._batch_shapes = batch_shapes
-        self._state = state
-        self._first_step = first_step
-        # A stage takes two threads, the update one; two stages are prepared at a time.
-        self._pool = ThreadPoolExecutor(5, "preparation")
+    train_step: TrainStep
+    mesh: Mesh
+    batches: Callable[[Stage, int], Iterator[Batch]]
+    batch_shapes: Callable[[Stage], Batch]
+    state: TrainState
+    first_step: int
+
+    def __post_init__(self):
+        # Python runs one thread at a time, and threads that trace take turns with the steps of the
+        # running stage. So a stage's step is traced first, and then the graph of its input is made.
+        # Compilers and input pipelines work beside Python.
+        self._pool = ThreadPoolExecutor(1, "preparation")
+        self._beside = ThreadPoolExecutor(2, "preparation")
         self._update: Future[jax.stages.Compiled] | None = None
         self._stages: dict[Stage, Future[PreparedStage]] = {}
 
@@ -74,30 +130,31 @@ class Preparation:
             The prepared stage, as soon as its programs and its first batch are there.
         """
         if stage not in self._stages:
-            feed = self._pool.submit(self._make_feed, stage)
-            # The update knows nothing of images, so that all stages share it.
-            self._update = self._update or self._pool.submit(
-                lambda: self._train_step.lower_update(self._state).compile()
-            )
-            self._stages[stage] = self._pool.submit(self._prepare, stage, feed, self._update)
+            self._stages[stage] = self._pool.submit(self._prepare, stage)
         return self._stages[stage]
 
     def close(self) -> None:
         """Begins nothing more. A compiler cannot be stopped, but nothing waits for it."""
-        self._pool.shutdown(wait=False)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._beside.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, stage: Stage) -> PreparedStage:
+        shapes = Agreement(dict, self.mesh).attach_shapes(self.batch_shapes(stage))
+        scalars = stage_scalars(stage.dropout_rate, stage.mixup_alpha, stage.cutmix_alpha)
+        lowered = self.train_step.lower_gradients(self.state, shapes, scalars)
+        feed = self._beside.submit(self._make_feed, stage)
+        # The update knows nothing of images, so that all stages share it.
+        self._update = self._update or self._beside.submit(
+            lambda: self.train_step.lower_update(self.state).compile()
+        )
+        train_step = dataclasses.replace(
+            self.train_step, gradients=lowered.compile(), update=self._update.result()
+        )
+        return PreparedStage(train_step, feed.result(), scalars)
 
     def _make_feed(self, stage: Stage) -> Feed:
-        found = self._batches(stage, max(self._first_step, stage.first_step))
-        batches = (shard_batch(batch, self._mesh) for batch in found)
+        found = self.batches(stage, max(self.first_step, stage.first_step))
+        batches = (shard_batch(batch, self.mesh) for batch in found)
         first = next(batches)
-        assert abstract(first) == self._batch_shapes(stage), abstract(first)
+        assert abstract(first) == self.batch_shapes(stage), abstract(first)
         return Feed(itertools.chain([first], batches))
-
-    def _prepare(
-        self, stage: Stage, feed: Future[Feed], update: Future[jax.stages.Compiled]
-    ) -> PreparedStage:
-        batch = Agreement(dict, self._mesh).attach_shapes(self._batch_shapes(stage))
-        scalars = stage_scalars(stage.dropout_rate, stage.mixup_alpha, stage.cutmix_alpha)
-        gradients = self._train_step.lower_gradients(self._state, batch, scalars).compile()
-        step = dataclasses.replace(self._train_step, gradients=gradients, update=update.result())
-        return PreparedStage(step, feed.result(), scalars)

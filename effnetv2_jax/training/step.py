@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from effnetv2_jax.models.kernels.compiler import compiler_options
+from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.training.losses import LOSSES, targets_of
 from effnetv2_jax.training.mesh import AXES, Batch, state_shardings, state_specs
 from effnetv2_jax.training.mixing import mix
@@ -24,6 +26,17 @@ from effnetv2_jax.training.state import Apply, PyTree, TrainState
 Metrics = dict[str, jax.Array]
 # Numbers that change by stage. They are traced, so that only a new image size compiles.
 StageScalars = dict[str, Any]
+
+
+def stage_scalars(
+    dropout_rate: float = 0.0, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0
+) -> StageScalars:
+    """Returns the fields of a ``Stage`` that the training step takes, float32 scalars by name."""
+    return {
+        "dropout_rate": np.float32(dropout_rate),
+        "mixup_alpha": np.float32(mixup_alpha),
+        "cutmix_alpha": np.float32(cutmix_alpha),
+    }
 
 
 def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
@@ -37,11 +50,6 @@ def over_devices(collective, tree: PyTree) -> PyTree:
     return collective(tree, AXES) if lax.axis_size(AXES) > 1 else tree
 
 
-def _places(share: int) -> jax.Array:
-    """Returns the numbers of this device's examples in the whole batch, int32 [share]."""
-    return lax.axis_index(AXES) * share + jnp.arange(share, dtype=jnp.int32)
-
-
 def _gathered(params: PyTree, specs: PyTree) -> PyTree:
     """Returns all of the parameters on every device, from their parts along ``fsdp``."""
     return jax.tree.map(
@@ -52,13 +60,7 @@ def _gathered(params: PyTree, specs: PyTree) -> PyTree:
 
 
 def _summed(gradients: PyTree, specs: PyTree, dtype) -> PyTree:
-    """Sums gradients over all devices; each device keeps its part along ``fsdp``.
-
-    Args:
-        gradients: The float32 gradients of this device.
-        specs: The partition specs of the parameters.
-        dtype: The dtype in which gradients travel and are added up.
-    """
+    """Sums gradients over all devices in a dtype; each device keeps its part along ``fsdp``."""
 
     def summed(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         part = x.astype(dtype)
@@ -75,11 +77,7 @@ _SMALL = 1 << 14
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
-    """Returns 1.0 if all numbers on all devices are finite, otherwise 0.0.
-
-    Args:
-        tree: Arrays that are the same on all devices or, along ``fsdp``, their parts.
-    """
+    """Returns 1.0 if all numbers on all devices along ``fsdp`` are finite, otherwise 0.0."""
     leaves = [x.reshape(-1) for x in jax.tree.leaves(tree)]
     # At least the loss is small.
     small = jnp.concatenate([x for x in leaves if x.size < _SMALL])
@@ -102,8 +100,7 @@ class TrainStep:
     that is the example's position. It may have ``wishes`` float32 [devices, wishes], whose sum over
     the devices becomes one of the metrics.
 
-    The scalars are ``dropout_rate``, ``mixup_alpha`` and ``cutmix_alpha``, see
-    ``build.stage_scalars``.
+    The scalars are those of ``stage_scalars``.
 
     The metrics are float32 sums over the batch: ``loss``, ``correct`` and ``count``; and
     ``finite``, which is 0 if the state stayed as it was.
@@ -114,12 +111,10 @@ class TrainStep:
             compiled for one.
         update: The function (state, gradients, batch_stats, finite) → state, which donates the old
             state. It does not depend on images and compiles once per run.
-        compiler_options: The options that both are compiled with.
     """
 
     gradients: Any
     update: Any
-    compiler_options: dict[str, str]
 
     def __call__(
         self, state: TrainState, batch: Batch, scalars: StageScalars
@@ -132,13 +127,7 @@ class TrainStep:
     def lower_gradients(
         self, state: TrainState, batch: Batch, scalars: StageScalars
     ) -> jax.stages.Lowered:
-        """Lowers ``gradients`` for the shapes of a batch.
-
-        Args:
-            state: The state, or a tree of ``jax.ShapeDtypeStruct`` with shardings.
-            batch: The batch, or its shapes in the same form.
-            scalars: The scalars, or their shapes in the same form.
-        """
+        """Lowers ``gradients`` for arrays or for ``jax.ShapeDtypeStruct`` with shardings."""
         return self.gradients.lower(state.params, state.batch_stats, state.step, batch, scalars)
 
     def lower_update(self, state: TrainState) -> jax.stages.Lowered:
@@ -188,7 +177,12 @@ def make_train_step(
             batch, one after the other, if the share does not fit at once. Batch norm and mixing see
             one part at a time; the gradient is that of the whole batch. Mixing pairs the same
             examples if the size of a part is even.
+
+    Raises:
+        UsageError: For an unknown loss.
     """
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
     loss_function = LOSSES[loss]
 
     def part_gradients(
@@ -248,7 +242,9 @@ def make_train_step(
 
     def local_gradients(specs, params, batch_stats, step, batch: Batch, scalars: StageScalars):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        examples = {"index": _places(len(batch["mask"]))} | batch
+        share = len(batch["mask"])
+        places = lax.axis_index(AXES) * share + jnp.arange(share, dtype=jnp.int32)
+        examples = {"index": places} | batch
         examples.pop("wishes", None)
         count = over_devices(lax.psum, examples["mask"].sum())
         share_gradients = part_gradients if accumulation_steps == 1 else accumulated_gradients
@@ -282,7 +278,6 @@ def make_train_step(
     return TrainStep(
         jax.jit(compute_gradients, compiler_options=options),
         jax.jit(update, donate_argnums=0, compiler_options=options),
-        options,
     )
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from effnetv2_jax.training.feed import Feed
+from effnetv2_jax.training.preparation import Feed
 
 
 def wait_until(condition):

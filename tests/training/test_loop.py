@@ -19,10 +19,10 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training import loop as loop_module
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.evaluation import Evaluation
-from effnetv2_jax.training.loop import Cadence, Loop
+from effnetv2_jax.training.loop import Loop
 from effnetv2_jax.training.observing.history import JsonLinesWriter, rewind
 from effnetv2_jax.training.observing.monitor import Monitor
-from effnetv2_jax.training.observing.progress import LogProgress
+from effnetv2_jax.training.observing.progress import Progress
 from effnetv2_jax.training.observing.report import read_scores
 from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.preparation import Preparation
@@ -87,7 +87,7 @@ class Never:
 EVAL = Evaluation("eval", "digits", "test", 16, EXAMPLES)
 
 
-def evaluate(evaluation, state, agreement):
+def evaluate(evaluation, state, agreement, moves):
     return {"top1": 0.5, "top5": 1.0, "loss": float(state.params["w"]), "count": 1.0}
 
 
@@ -113,13 +113,12 @@ def live(
         state = checkpoints.restore(placement.abstract(placement.shard_state(state, mesh)), mesh)
     begin = (int(state.step), float(state.params["w"]))
     rewind(workdir, int(state.step))
-    watch = Watch(1000, lambda: None)
     step = Step(bad)
     batch = {"mask": np.ones(EXAMPLES, np.float32)}
     shapes = placement.abstract(placement.shard_batch(batch, mesh))
     metrics = workdir / "metrics.jsonl"
     loop = Loop(
-        mesh=mesh,
+        stages=stages,
         preparation=Preparation(
             step,
             mesh=mesh,
@@ -138,19 +137,18 @@ def live(
         learning_rate=lambda step: 0.1,
         checkpoints=checkpoints,
         bad_steps=BadSteps(LIMIT, record.get("bad_in_a_row", 0)),
-        monitor=Monitor(JsonLinesWriter(workdir), LogProgress(), Status(None, stages), watch),
-        cadence=Cadence(LOG_STEPS, save_steps, save_seconds),
+        monitor=Monitor(JsonLinesWriter(workdir), Progress(), Status(None, stages), Watch(1000)),
+        log_steps=LOG_STEPS,
+        save_steps=save_steps,
+        save_seconds=save_seconds,
         stop=Never(),
         record=record,
     )
     try:
-        state = loop.run(state, stages)
+        state = loop.run(state)
         end = (int(state.step), float(state.params["w"]))
     except UsageError as error:
         end = str(error)
-    finally:
-        watch.stop()
-        checkpoints.close()
     return begin, end
 
 
@@ -162,6 +160,21 @@ def test_the_log_has_the_first_step_and_the_stall_at_a_border(tmp_path, caplog):
         *("stage 1 of 2", "first step after", "end of stage 1"),
         *("stage 2 of 2", "first step after a stall of", "end of stage 2"),
     ]
+
+
+def test_the_next_stage_gets_ready_behind_the_first_step(tmp_path, monkeypatch):
+    """Before it, tracing would keep the devices waiting at the border."""
+    monkeypatch.setattr(Step, "made", 0)
+    asked = []
+    prepared = Preparation.prepared
+
+    def noted(self, stage):
+        asked.append((stage.index, Step.made))
+        return prepared(self, stage)
+
+    monkeypatch.setattr(Preparation, "prepared", noted)
+    live(tmp_path, stages(2, 4))
+    assert asked == [(0, 0), (1, 1), (1, 2)]
 
 
 def losses(workdir):
@@ -259,12 +272,12 @@ def test_a_run_that_ends_at_an_evaluation_goes_on_with_it(tmp_path, broken):
     """A failure at the n-th evaluation, with a checkpoint of the step before it or not."""
     made = 0
 
-    def breaking(evaluation, state, agreement):
+    def breaking(evaluation, state, agreement, moves):
         nonlocal made
         made += 1
         if made == broken:
             raise UsageError("the disk is broken")
-        return evaluate(evaluation, state, agreement)
+        return evaluate(evaluation, state, agreement, moves)
 
     live(tmp_path, stages(5, 10), (), 2, evaluations=MANY, evaluate=breaking)
     assert evaluated(tmp_path) == EXPECTED[: broken - 1]
@@ -275,9 +288,9 @@ def test_a_run_that_ends_at_an_evaluation_goes_on_with_it(tmp_path, broken):
 def test_the_first_evaluation_scores_the_checkpoints(tmp_path):
     """The evaluations that are worse for every step keep the first checkpoint as the best."""
 
-    def worse(evaluation, state, agreement):
+    def worse(evaluation, state, agreement, moves):
         accuracy = 1 - int(state.step) / 100 if evaluation.name == "eval" else int(state.step) / 100
-        return evaluate(evaluation, state, agreement) | {"top1": accuracy}
+        return evaluate(evaluation, state, agreement, moves) | {"top1": accuracy}
 
     live(tmp_path, stages(2, 4, 6, 8, 10), evaluations=MANY, evaluate=worse)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from effnetv2_jax.training.mixing import cutmix, mix, mixup
+from effnetv2_jax.training import mixing
 
 BATCH, SIZE, CLASSES = 64, 24, 5
 OWN = np.arange(BATCH)
@@ -14,6 +14,21 @@ OWN = np.arange(BATCH)
 OTHER = OWN ^ 1
 # Whose turn Mixup is where there is CutMix too.
 MIXUPS_TURN = np.arange(BATCH) // 2 % 2 == 0
+
+
+def mixup(images, targets, alpha, key):
+    return mixing.mixup(images, targets, alpha, key, jnp.arange(len(images)))
+
+
+def cutmix(images, targets, alpha, key):
+    return mixing.cutmix(images, targets, alpha, key, jnp.arange(len(images)))
+
+
+def mix(images, targets, mixup_alpha, cutmix_alpha, key, mask=None, index=None):
+    """Mixes a whole batch of images, numbered from 0."""
+    mask = jnp.ones(len(images)) if mask is None else mask
+    index = jnp.arange(len(images)) if index is None else index
+    return mixing.mix(images, targets, mixup_alpha, cutmix_alpha, key, mask, index)
 
 
 @pytest.fixture(scope="module")

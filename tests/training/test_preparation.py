@@ -1,6 +1,7 @@
 """Stages are prepared in the background: once, and from where a run goes on."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -86,6 +87,20 @@ def test_a_stage_is_prepared_once(make, asked):
     batches = [feed.next() for _ in range(5)]
     assert batches[4] is None
     assert all(batch["mask"].tolist() == [1, 1, 1, 1] for batch in batches[:4])
+
+
+def test_a_step_is_traced_before_the_graph_of_its_input_is_made(make, asked):
+    """Two threads in Python would take the time from the stage that is running."""
+    before = []
+
+    class Slow(Step):
+        def lower_gradients(self, state, batch, scalars):
+            time.sleep(0.1)
+            before.extend(asked)
+            return super().lower_gradients(state, batch, scalars)
+
+    make(Slow()).prepared(STAGES[0]).result()
+    assert (before, asked) == ([], [(0, 0)])
 
 
 def test_a_run_goes_on_within_a_stage_and_at_the_beginning_of_those_after_it(make, asked):

@@ -14,8 +14,8 @@ from absl import flags, logging
 
 from effnetv2_jax.benchmarks.timing import step as flags_of_step
 from effnetv2_jax.benchmarks.timing.measure import local_devices, turns
-from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import check_batch_size, shard_state
+from effnetv2_jax.training.step import stage_scalars
 from effnetv2_jax.training.survival.agreement import STEPS_BEHIND
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 

@@ -22,9 +22,9 @@ from effnetv2_jax.benchmarks.tpu.figures import memory_of, refused_sizes
 from effnetv2_jax.models import abstract_model, create_model, fold_batch_norm, model_info
 from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
-from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import abstract, check_batch_size, shard_state
 from effnetv2_jax.training.state import functional
+from effnetv2_jax.training.step import stage_scalars
 
 INFERENCE_DTYPES = ("bfloat16", "float16", "float32")
 

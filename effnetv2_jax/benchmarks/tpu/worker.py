@@ -20,8 +20,8 @@ from effnetv2_jax.benchmarks.timing.steps import StepSpec
 from effnetv2_jax.benchmarks.tpu.figures import compile_and_measure
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.workers import Tell
-from effnetv2_jax.training.build import stage_scalars
 from effnetv2_jax.training.mesh import abstract_batch, check_batch_size
+from effnetv2_jax.training.step import stage_scalars
 
 TOPOLOGIES = "v2:2x2, v3:2x2, v3:4x4, v4:2x2x1, v4:2x4x4, v5e:4x8, v5p:2x4x4, v6e:4x8"
 """Some topologies that libtpu knows. There are smaller and larger ones of the same kinds."""

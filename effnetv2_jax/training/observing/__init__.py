@@ -1,4 +1,4 @@
-"""The voice of a running training: metrics, progress, status and the report."""
+"""Everything that a running training shows: metrics, progress, status and the report."""
 
 from effnetv2_jax.runtime.extras import need
 

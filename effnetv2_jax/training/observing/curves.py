@@ -2,39 +2,29 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from effnetv2_jax.training.observing import style
 from effnetv2_jax.training.observing.reading import (
     History,
     StageRows,
     evaluation_names,
+    last,
     series,
     setting,
 )
-from effnetv2_jax.training.observing.style import (
-    BLUE,
-    DPI,
-    GLYPH_WIDTH,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PALE,
-    POINTS_PER_INCH,
-    PURPLE,
-    SKY,
-    VERMILLION,
-)
 
 _FIGURE_INCHES = (8.0, 9.0)
-_EVAL_COLOURS = (VERMILLION, PURPLE, GREEN, ORANGE, SKY, INK)
+_EVAL_COLOURS = (style.VERMILLION, style.PURPLE, style.GREEN, style.ORANGE, style.SKY, style.INK)
 # If there are more stages or evaluations, they are drawn lighter, and not all are labelled.
 _MANY_POINTS = 12
 # Longer names of evaluations are cut off: the right margin holds no more letters.
@@ -51,22 +41,27 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
         note: A sentence for the caption, if there is a training accuracy.
     """
     names = evaluation_names(rows)
-    panels = [
-        (3.0, ("train/loss", *(f"{name}/loss" for name in names)), _draw_loss),
-        (3.0, ("train/accuracy", *(f"{name}/top1" for name in names)), _draw_accuracy),
-        (1.05, ("train/image_size",), _draw_image_size),
-        (1.05, ("train/randaugment_magnitude",), _draw_magnitude),
-        (1.5, ("train/images_per_second",), _draw_throughput),
+    losses, accuracies = ([f"{name}/{metric}" for name in names] for metric in ("loss", "top1"))
+    size, magnitude = (
+        partial(_draw_setting, colour=style.GREEN),
+        partial(_draw_setting, colour=style.PURPLE),
+    )
+    panels: list[tuple[float, str, list[str], Callable[..., None]]] = [
+        (3.0, "loss", ["train/loss", *losses], _draw_loss),
+        (3.0, "top-1 accuracy (%)", ["train/accuracy", *accuracies], _draw_accuracy),
+        (1.05, "image\nsize (px)", ["train/image_size"], size),
+        (1.05, "RandAug.\nmagnitude", ["train/randaugment_magnitude"], magnitude),
+        (1.5, "images/s", ["train/images_per_second"], _draw_throughput),
     ]
-    panels = [panel for panel in panels if any(key in row for key in panel[1] for row in rows)]
-    figure = Figure(figsize=_FIGURE_INCHES, dpi=DPI, facecolor="white")
+    panels = [panel for panel in panels if any(key in row for key in panel[2] for row in rows)]
+    figure = Figure(figsize=_FIGURE_INCHES, dpi=style.DPI, facecolor="white")
     heading = textwrap.shorten(title, width=70, placeholder=" …")
     figure.text(
-        0.02, 0.982, heading, size=13 if len(heading) <= 58 else 11, weight="bold", color=INK,
+        0.02, 0.982, heading, size=13 if len(heading) <= 58 else 11, weight="bold", color=style.INK,
         va="top", parse_math=False,
     )  # fmt: skip
     if not panels:
-        figure.text(0.5, 0.5, "No curves to draw", color=GREY, ha="center")
+        figure.text(0.5, 0.5, "No curves to draw", color=style.GREY, ha="center")
         return figure
 
     margin = 0.085 if all(len(name) <= 8 for name in names) else 0.13
@@ -83,14 +78,15 @@ def draw(rows: History, stages: Sequence[StageRows], title: str, *, note: str) -
     first, last = float(rows[0]["step"]), float(rows[-1]["step"])
     pad = 0.008 * (last - first) or 1.0
     all_axes[0].set_xlim(first - pad, last + pad)
-    for axes, (_, _, panel) in zip(all_axes, panels, strict=True):
+    for axes, (_, label, keys, panel) in zip(all_axes, panels, strict=True):
         _style(axes, stages)
-        panel(axes, rows, stages)
+        panel(axes, rows, stages, keys[0])
+        axes.set_ylabel(label, size=9, color=style.INK)
     _label_stages(all_axes[0], stages)
-    all_axes[-1].set_xlabel("step", size=9, color=INK)
+    all_axes[-1].set_xlabel("step", size=9, color=style.INK)
     figure.align_ylabels(all_axes)
     caption = "\n".join(textwrap.wrap(_caption(rows, stages, note), width=132))
-    figure.text(0.02, 0.012, caption, size=7.3, color=GREY, va="bottom", linespacing=1.35)
+    figure.text(0.02, 0.012, caption, size=7.3, color=style.GREY, va="bottom", linespacing=1.35)
     return figure
 
 
@@ -110,13 +106,13 @@ def _style(axes: Axes, stages: Sequence[StageRows]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set(color=GREY, linewidth=0.8)
-    axes.tick_params(labelsize=8, color=GREY, labelcolor=INK, width=0.8, length=3)
+        axes.spines[side].set(color=style.GREY, linewidth=0.8)
+    axes.tick_params(labelsize=8, color=style.GREY, labelcolor=style.INK, width=0.8, length=3)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     width = 0.8 if len(stages) <= _MANY_POINTS else 0.4
     for stage in stages[1:]:
-        axes.axvline(stage.start, color=PALE, linewidth=width, zorder=0)
+        axes.axvline(stage.start, color=style.PALE, linewidth=width, zorder=0)
 
 
 def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0.06) -> None:
@@ -125,10 +121,6 @@ def _set_limits(axes: Axes, *arrays: np.ndarray, zero: bool, headroom: float = 0
     values = values[np.isfinite(values)]
     if not values.size:
         axes.set_yticks([])
-        axes.text(
-            0.5, 0.5, "no finite values", size=8, color=GREY, ha="center", va="center",
-            transform=axes.transAxes,
-        )  # fmt: skip
         return
     low, high = float(values.min()), float(values.max())
     if zero:
@@ -144,48 +136,39 @@ def _smoothing_width(stages: Sequence[StageRows]) -> int:
 
 def _moving_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Returns the centred means over up to ``width`` finite neighbours, [n]; NaN stays NaN."""
-    finite = np.isfinite(values)
+    finite, half = np.isfinite(values), width // 2
     # Not np.convolve: its "same" mode returns the window's length for a stage shorter than that.
-    half = width // 2
-    totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    means = (totals[high] - totals[low]) / np.maximum(counts[high] - counts[low], 1)
-    return np.where(finite, means, np.nan)
+    padded = np.pad(np.stack([np.where(finite, values, 0.0), finite]), [(0, 0), (half, half)])
+    totals, counts = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).sum(-1)
+    return np.where(finite, totals / np.maximum(counts, 1), np.nan)
 
 
 def _draw_train(
     axes: Axes, stages: Sequence[StageRows], key: str, scale: float
-) -> tuple[np.ndarray, float | None]:
-    """Draws the training line, broken at stage borders; returns its values and its end point."""
+) -> tuple[np.ndarray, dict[str, tuple[float | None, str]]]:
+    """Draws the training line, broken at stage borders; returns its values and its end."""
     width, drawn, end = _smoothing_width(stages), [], None
     for stage in stages:
         steps, values = series(stage.train, key)
         values = scale * values
         smooth = _moving_mean(values, width)
         if width > 1:
-            axes.plot(steps, values, color=BLUE, linewidth=0.5, alpha=0.35, zorder=2)
+            axes.plot(steps, values, color=style.BLUE, linewidth=0.5, alpha=0.35, zorder=2)
         # A line through one point is invisible, so a stage with few of them gets dots.
         marker = "o" if len(steps) < 3 else ""
-        axes.plot(steps, smooth, color=BLUE, linewidth=1.4, zorder=3, marker=marker, markersize=1.8)
+        axes.plot(
+            steps, smooth, color=style.BLUE, linewidth=1.4, zorder=3, marker=marker, markersize=1.8
+        )
         drawn.append(values)
         good = np.flatnonzero(np.isfinite(smooth))
         if good.size:
             end = float(smooth[good[-1]])
-    return np.concatenate([np.empty(0), *drawn]), end
+    return np.concatenate([np.empty(0), *drawn]), {"train": (end, style.BLUE)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Points:
-    """The results of one evaluation.
-
-    Attributes:
-        name: The evaluation's name, short enough for the margin.
-        colour: The colour of its points.
-        steps: The steps at which it ran, [n].
-        values: One metric's finite values, [n].
-    """
+    """The results of one evaluation: finite values [n] of a metric at the steps [n]."""
 
     name: str
     colour: str
@@ -218,87 +201,68 @@ def _draw_evals(axes: Axes, rows: History, metric: str, scale: float) -> list[_P
     return drawn
 
 
-def _draw_loss(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    train, train_end = _draw_train(axes, stages, "train/loss", 1.0)
+def _draw_loss(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    train, ends = _draw_train(axes, stages, key, 1.0)
     evals = _draw_evals(axes, rows, "loss", 1.0)
     _set_limits(axes, train, *(points.values for points in evals), zero=False)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.set_ylabel("loss", size=9, color=INK)
-    _label_ends(axes, {"train": (train_end, BLUE)} | {points.name: points.end for points in evals})
+    _label_ends(axes, ends | {points.name: points.end for points in evals})
 
 
-def _draw_accuracy(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    train, train_end = _draw_train(axes, stages, "train/accuracy", 100.0)
+def _draw_accuracy(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    train, ends = _draw_train(axes, stages, key, 100.0)
     evals = _draw_evals(axes, rows, "top1", 100.0)
     values = np.concatenate([train, *(points.values for points in evals)])
-    finite = values[np.isfinite(values)]
     headroom = 0.13 if any(points.values.size for points in evals) else 0.06
-    low = float(finite.min()) if finite.size else 0.0
+    low = np.min(values, where=np.isfinite(values), initial=100.0)
     _set_limits(axes, values, zero=low < 30, headroom=headroom)
     # The headroom is for the labels: there is no accuracy above 100 % to mark a tick for.
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)])
-    axes.set_ylabel("top-1 accuracy (%)", size=9, color=INK)
     _label_points(axes, evals)
-    _label_ends(axes, {"train": (train_end, BLUE)} | {points.name: points.end for points in evals})
+    _label_ends(axes, ends | {points.name: points.end for points in evals})
 
 
-def _draw_image_size(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    _draw_schedule(axes, stages, "train/image_size", GREEN)
-    axes.set_ylabel("image\nsize (px)", size=9, color=INK)
-
-
-def _draw_magnitude(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    _draw_schedule(axes, stages, "train/randaugment_magnitude", PURPLE)
-    axes.set_ylabel("RandAug.\nmagnitude", size=9, color=INK)
-
-
-def _draw_schedule(axes: Axes, stages: Sequence[StageRows], key: str, colour: str) -> None:
+def _draw_setting(
+    axes: Axes, rows: History, stages: Sequence[StageRows], key: str, colour: str
+) -> None:
     """Draws a setting as steps that change exactly at the stage borders."""
-    xs, ys = [np.empty(0)], [np.empty(0)]
-    for stage in stages:
-        steps, values = series(stage.train, key)
-        if steps.size:
-            xs.append(np.concatenate([[stage.start], steps, [stage.end]]))
-            ys.append(np.concatenate([values[:1], values, values[-1:]]))
-    values = np.concatenate(ys)
+    steps = np.array([[stage.start, stage.end] for stage in stages], np.float64)
+    values = np.array([[last(stage.train, key)] * 2 for stage in stages], np.float64)
     axes.step(
-        np.concatenate(xs), values, where="pre", color=colour, linewidth=1.5, zorder=3,
+        steps.ravel(), values.ravel(), where="pre", color=colour, linewidth=1.5, zorder=3,
         clip_on=False,
     )  # fmt: skip
+    values = values.ravel()
     _set_limits(axes, values, zero=True, headroom=0.12)
     if np.isfinite(values).any():
-        axes.set_yticks(_schedule_ticks(float(np.nanmin(values)), float(np.nanmax(values))))
+        low, high = np.nanmin(values), np.nanmax(values)
+        # Zero and the two ends, unless the lower one lies too close to the others.
+        axes.set_yticks(sorted({0.0, *([low] if 0.28 * high < low < 0.72 * high else []), high}))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _schedule_ticks(low: float, high: float) -> list[float]:
-    """Returns zero and the two ends of the schedule, without ends that would lie too close."""
-    room = 0.28 * high
-    middle = [low] if room < low < high - room else []
-    return sorted({0.0, *middle, high})
-
-
-def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows]) -> None:
-    key, drawn, end = "train/images_per_second", [np.empty(0)], None
+def _draw_throughput(axes: Axes, rows: History, stages: Sequence[StageRows], key: str) -> None:
+    drawn, end = [np.empty(0)], None
     for stage in stages:
         steps, values = series(stage.train, key)
         drawn.append(values)
-        axes.plot(steps, values, color=INK, linewidth=0.5, alpha=0.4, zorder=2)
+        axes.plot(steps, values, color=style.INK, linewidth=0.5, alpha=0.4, zorder=2)
         if np.isfinite(values).any():
             end = float(np.nanmedian(values))
-            axes.plot([stage.start, stage.end], [end, end], color=INK, linewidth=1.4, zorder=3)
+            axes.plot(
+                [stage.start, stage.end], [end, end], color=style.INK, linewidth=1.4, zorder=3
+            )
     _set_limits(axes, *drawn, zero=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_ylabel("images/s", size=9, color=INK)
-    _label_ends(axes, {"median": (end, INK)})
+    _label_ends(axes, {"median": (end, style.INK)})
 
 
 def _to_points(axes: Axes, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     """Turns data coordinates, [n] each, into typographic points on the page, [n, 2]."""
     pixels = axes.transData.transform(np.column_stack([x, y]))
-    return pixels * POINTS_PER_INCH / axes.figure.dpi
+    return pixels * style.POINTS_PER_INCH / axes.figure.dpi
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float | None, str]]) -> None:
@@ -312,11 +276,9 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float | None, str]]) -> Non
     natural = _to_points(axes, np.full(len(values), right), values)[:, 1]
     # Labels that would overlap move up, from the lowest one. Then all move down by the mean of
     # these moves, so that no curve's label is further from its end than it has to be.
-    places = natural.copy()
-    for index in range(1, len(places)):
-        places[index] = max(places[index], places[index - 1] + gap)
-    places -= (places - natural).mean()
-    shift = places - natural
+    offsets = gap * np.arange(len(natural))
+    shift = np.maximum.accumulate(natural - offsets) + offsets - natural
+    shift -= shift.mean()
     for (value, name, colour), offset in zip(named, shift, strict=True):
         axes.annotate(
             name, (right, value), xytext=(3, offset), textcoords="offset points", size=size,
@@ -339,18 +301,21 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
     floor, ceiling = (_to_points(axes, [0.0], [y])[0, 1] for y in axes.get_ylim())
     right = _to_points(axes, [axes.get_xlim()[1]], [0.0])[0, 0]
     dots = [_to_points(axes, points.steps, points.values) for points in evals]
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Bbox] = []
     for number, points in enumerate(evals):
         last, best = len(points.values) - 1, int(points.values.argmax())
         for index in dict.fromkeys([last, best, *range(last)]):
             text = f"{points.values[index]:.1f}"
             others = [np.delete(x, index, 0) if i == number else x for i, x in enumerate(dots)]
             for offset in offsets:
-                half = GLYPH_WIDTH * size * len(text) / 2
+                half = style.GLYPH_WIDTH * size * len(text) / 2
                 dot_x, y = dots[number][index]
                 x, y = min(dot_x, right - half + 2), y + offset
-                box = (x - half - pad, y - size / 2, x + half + pad, y + size / 2)
-                if box[1] < floor or box[3] > ceiling or _hits(box, taken, np.concatenate(others)):
+                box = Bbox([[x - half - pad, y - size / 2], [x + half + pad, y + size / 2]])
+                hits = box.count_overlaps(taken) or box.padded(2).count_contains(
+                    np.concatenate(others)
+                )
+                if box.y0 < floor or box.y1 > ceiling or hits:
                     continue
                 taken.append(box)
                 axes.annotate(
@@ -362,22 +327,6 @@ def _label_points(axes: Axes, evals: Sequence[_Points]) -> None:
                 break
 
 
-def _hits(
-    box: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]],
-    points: np.ndarray,
-) -> bool:
-    """Tells whether a box (left, bottom, right, top) meets another box or a point of [n, 2]."""
-    left, bottom, right, top = box
-    radius = 2.0
-    inside = (points[:, 0] > left - radius) & (points[:, 0] < right + radius)
-    inside &= (points[:, 1] > bottom - radius) & (points[:, 1] < top + radius)
-    return bool(inside.any()) or any(
-        left < other[2] and other[0] < right and bottom < other[3] and other[1] < top
-        for other in taken
-    )
-
-
 def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
     """Writes number and image size above each stage, in the longest wording that fits for all."""
     if not stages:
@@ -386,29 +335,27 @@ def _label_stages(axes: Axes, stages: Sequence[StageRows]) -> None:
     flat = _to_points(axes, ends.ravel(), np.full(ends.size, axes.get_ylim()[0]))[:, 0]
     lefts, rights = flat.reshape(-1, 2).T
     middles, rooms = (lefts + rights) / 2, rights - lefts
-    sizes = [setting(stage, "train/image_size") for stage in stages]
-    numbers = [str(stage.number) for stage in stages]
-    long = [f"stage {n}\n{px} px" for n, px in zip(numbers, sizes, strict=True)]
-    short = [f"{n}\n{px}" for n, px in zip(numbers, sizes, strict=True)]
+    pairs = [(stage.number, setting(stage, "train/image_size")) for stage in stages]
+    long = [f"stage {number}\n{px} px" for number, px in pairs]
+    short = [f"{number}\n{px}" for number, px in pairs]
 
     def widths(texts: Sequence[str], size: float) -> np.ndarray:
         glyphs = [max(map(len, text.split("\n"))) for text in texts]
-        return GLYPH_WIDTH * size * np.array(glyphs, dtype=np.float64)
+        return style.GLYPH_WIDTH * size * np.array(glyphs, dtype=np.float64)
 
-    single = len(stages) == 1
-    if single or (widths(long, 8.0) + 4 <= rooms).all():
+    if len(stages) == 1 or (widths(long, 8.0) + 4 <= rooms).all():
         texts, size, shown = long, 8.0, np.ones(len(stages), dtype=bool)
     else:
         texts, size = short, 7.0
         shown = _thin_out(middles, widths(short, size) + 4)
         axes.annotate(
-            "stage\npx", (0, 1), xycoords="axes fraction", xytext=(-4, 6), size=size, color=GREY,
-            textcoords="offset points", ha="right", va="bottom", linespacing=1.15,
+            "stage\npx", (0, 1), xycoords="axes fraction", xytext=(-4, 6), size=size,
+            color=style.GREY, textcoords="offset points", ha="right", va="bottom", linespacing=1.15,
         )  # fmt: skip
     for index in np.flatnonzero(shown):
         axes.annotate(
             texts[index], (ends[index].mean(), 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 6), textcoords="offset points", size=size, color=GREY, ha="center",
+            xytext=(0, 6), textcoords="offset points", size=size, color=style.GREY, ha="center",
             va="bottom", linespacing=1.15, annotation_clip=False,
         )  # fmt: skip
 

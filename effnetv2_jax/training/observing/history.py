@@ -70,20 +70,17 @@ def _append(file: int, data: bytes) -> None:
         raise
 
 
-class JsonLinesWriter:
+class JsonLinesWriter(JsonLines):
     """Appends one object per call to ``workdir/metrics.jsonl``: step, Unix time in s, scalars."""
 
     def __init__(self, workdir: str | pathlib.Path):
-        self._lines = JsonLines(pathlib.Path(workdir) / "metrics.jsonl")
+        super().__init__(pathlib.Path(workdir) / "metrics.jsonl")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         line = {"step": step, "time": round(time.time(), 3)}
-        self._lines.append(line | {name: float(value) for name, value in scalars.items()})
+        self.append(line | {name: float(value) for name, value in scalars.items()})
 
-    def flush(self) -> None:
-        self._lines.flush()
-
-    close = flush
+    close = JsonLines.flush
 
 
 class ForgivingWriter:
@@ -145,15 +142,12 @@ def make_writer(workdir: str | pathlib.Path | None) -> Writer:
 
     if workdir is None:
         return metric_writers.MultiWriter([])
-    return metric_writers.MultiWriter(
-        [
-            metric_writers.LoggingWriter(),
-            ForgivingWriter(
-                lambda: metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
-            ),
-            JsonLinesWriter(workdir),
-        ]
-    )
+
+    def make_tensorboard() -> Writer:
+        return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+
+    writers = [metric_writers.LoggingWriter(), ForgivingWriter(make_tensorboard)]
+    return metric_writers.MultiWriter([*writers, JsonLinesWriter(workdir)])
 
 
 def rewind(workdir: str | pathlib.Path, step: int) -> None:
@@ -181,13 +175,10 @@ def rewind(workdir: str | pathlib.Path, step: int) -> None:
         write_atomically(path, kept.decode())
 
 
-def write_parameter_overview(path: pathlib.Path, params) -> None:
-    """Writes a table with the name, shape, dtype and size of every parameter.
-
-    Args:
-        path: The text file to write.
-        params: A pytree of arrays, which may be abstract.
-    """
+def write_parameter_overview(path: pathlib.Path, params: object) -> None:
+    """Writes a table of the parameters, which may be abstract, unless the file exists."""
+    if path.exists():
+        return
     from clu import parameter_overview
 
     table = parameter_overview.get_parameter_overview(params, include_stats=False)

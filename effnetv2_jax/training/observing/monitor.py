@@ -19,7 +19,7 @@ class Monitor:
 
     Attributes:
         writer: The writer of metrics.
-        progress: A bar, or lines of the log.
+        progress: The bar, or lines of the log.
         status: The file ``status.json``.
         watch: The watch that reports stalls.
     """
@@ -29,23 +29,17 @@ class Monitor:
     status: Status
     watch: Watch
 
-    def moves(self, doing: str) -> None:
-        """Tells the watch that the run is not stalled.
-
-        Args:
-            doing: The work that begins now, such as ``training step 7``.
-        """
-        self.watch.beat(doing)
-
-    def message(self, text: str) -> None:
-        """Shows a sentence to people."""
-        self.progress.message(text)
+    def close(self) -> None:
+        """Ends the bar and the watch, and writes what is not written yet."""
+        self.progress.stop()
+        self.watch.stop()
+        self.writer.close()
 
     def stage_begins(self, stage: Stage, num_stages: int) -> None:
         """Tells that a stage is prepared, with its settings."""
-        self.moves(f"preparing stage {stage.index + 1}")
+        self.watch.beat(f"preparing stage {stage.index + 1}")
         self.status.update(stage=stage.index + 1, image_size=stage.image_size)
-        self.message(
+        self.progress.message(
             f"stage {stage.index + 1} of {num_stages}: steps {stage.first_step} to "
             f"{stage.end_step}, {stage.image_size} px, "
             f"magnitude {stage.randaugment_magnitude:.3g}, mixup {stage.mixup_alpha:.3g}, "
@@ -53,64 +47,39 @@ class Monitor:
         )
 
     def first_step(self, stall: tuple[float, float] | None) -> None:
-        """Tells that the first step of a stage is under way.
-
-        Args:
-            stall: The value that ``Starting.first_step`` returned.
-        """
+        """Tells that the first step of a stage is under way, after ``Starting.first_step``."""
         if stall is None:
-            seconds, found = seconds_since_start(), str(COUNTS)
+            seconds, found = seconds_since_start(), f", {COUNTS}".removesuffix(", ")
             self.status.update(first_step_seconds=round(seconds, 1))
-            self.message(f"first step after {seconds:.1f} s" + (f", {found}" if found else ""))
+            self.progress.message(f"first step after {seconds:.1f} s{found}")
         else:
             self.status.update(stall_seconds=round(stall[0], 3))
-            self.message(f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps")
+            self.progress.message(
+                f"first step after a stall of {stall[0]:.2f} s, {stall[1]:.1f} steps"
+            )
 
     def trained(
-        self,
-        step: int,
-        stage: Stage,
-        *,
-        means: Mapping[str, float],
-        learning_rate: float,
-        images_per_second: float,
-        bad_steps: int,
-        all_bad_steps: int,
-        last_checkpoint: int | None,
+        self, step: int, stage: Stage, metrics: Mapping[str, float], **fields: object
     ) -> None:
         """Writes a line of the log.
 
         Args:
             step: The last step that was made.
             stage: The stage to which it belongs.
-            means: ``loss`` and ``accuracy`` over the steps since the last line.
-            learning_rate: The learning rate of the step.
-            images_per_second: The speed since the last line.
-            bad_steps: The number of steps since the last line that were not finite.
-            all_bad_steps: The same since the start of the process.
-            last_checkpoint: The step of the newest checkpoint on the disk.
+            metrics: ``learning_rate``, ``images_per_second`` and ``bad_steps``, and ``loss`` and
+                ``accuracy`` if a step was finite: those of the steps since the last line.
+            **fields: Further fields of the status that changed.
         """
-        scalars = {f"train/{name}": value for name, value in means.items()} | {
-            "train/learning_rate": learning_rate,
-            "train/stage": stage.index + 1,  # as people count
-            "train/image_size": stage.image_size,
-            "train/randaugment_magnitude": stage.randaugment_magnitude,
-            "train/mixup_alpha": stage.mixup_alpha,
-            "train/cutmix_alpha": stage.cutmix_alpha,
-            "train/dropout_rate": stage.dropout_rate,
-            "train/images_per_second": images_per_second,
-            "train/bad_steps": bad_steps,
+        settings = ("image_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha")
+        scalars = {
+            **metrics,
+            "stage": stage.index + 1,  # as people count
+            **{name: getattr(stage, name) for name in (*settings, "dropout_rate")},
         }
-        self.writer.write_scalars(step, scalars)
-        self.progress.update(step, stage, means.get("loss", math.nan), images_per_second)
-        self.status.trained(
-            step,
-            stage,
-            images_per_second,
-            loss=means.get("loss"),
-            bad_steps=all_bad_steps,
-            last_checkpoint=last_checkpoint,
-        )
+        self.writer.write_scalars(step, {f"train/{name}": x for name, x in scalars.items()})
+        loss, speed = metrics.get("loss"), metrics["images_per_second"]
+        self.progress.update(step, stage, math.nan if loss is None else loss, speed)
+        self.status.trained(step, stage, speed, loss=loss, **fields)
 
     def evaluated(
         self,
@@ -134,7 +103,7 @@ class Monitor:
         self.writer.flush()
         self.status.evaluated(name, step, results, scores=scores)
         where = f"end of stage {stage.index + 1}" if step == stage.end_step else f"step {step}"
-        self.message(
+        self.progress.message(
             f"{where}{'' if name == 'eval' else f', {name}'}: top-1 {100 * results['top1']:.2f} %, "
             f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}"
         )

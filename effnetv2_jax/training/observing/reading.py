@@ -40,38 +40,24 @@ class StageRows:
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads ``metrics.jsonl``: one dict per step with all its keys, sorted by step.
 
-    A resumed run may log a step again; for each step and key the last line in the file wins.
-    Lines that a kill cut off are ignored, even if a resumed run continued the same line.
+    A resumed run may log a step again; for each step and key the last line in the file wins. The
+    last line is ignored if it is not complete: a kill cut it off, or it is being written.
 
     Raises:
-        ValueError: If a line is neither a JSON object with a ``step`` nor the rest of one.
+        ValueError: If a line is not a JSON object with a ``step``.
     """
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     merged: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
-        row = _parse_line(line)
-        if row is None:
-            if number < len(lines) and line.strip() and not line.lstrip().startswith("{"):
-                raise ValueError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
-            continue
-        if "step" not in row:
-            raise ValueError(f"{path}, line {number} has no 'step'.")
-        merged.setdefault(int(row["step"]), {}).update(row)
-    return [merged[step] for step in sorted(merged)]
-
-
-def _parse_line(line: str) -> dict[str, Any] | None:
-    """Returns the object on the line, or None if there is no complete one."""
-    # The objects are flat, so the last "{" starts the only one that can be complete: a run killed
-    # in mid-line leaves no newline, and the resumed run's first object is glued to the fragment.
-    for candidate in (line, line[max(line.rfind("{"), 0) :]):
         try:
-            row = json.loads(candidate)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            return row
-    return None
+            row = json.loads(line)
+            merged.setdefault(int(row["step"]), {}).update(row)
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise ValueError(
+                    f"{path}, line {number} is not a JSON object with a step: {line[:60]!r}"
+                ) from None
+    return [merged[step] for step in sorted(merged)]
 
 
 def read_scores(path: str | os.PathLike[str], name: str = "eval") -> dict[int, float]:
@@ -134,11 +120,12 @@ def series(rows: Iterable[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.where(np.isfinite(values), values, np.nan)
 
 
+def last(rows: Sequence[Row], key: str) -> Any:
+    """Returns the value in the last of the rows that has a key, None if none has it."""
+    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+
+
 def setting(stage: StageRows, key: str) -> str:
-    """Returns a setting's value in a stage as text, or its range if it changes within the stage."""
-    _, values = series(stage.train, key)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return "–"
-    low, high = (f"{value:.4g}" for value in (values.min(), values.max()))
-    return low if low == high else f"{low}–{high}"
+    """Returns a setting of a stage as text."""
+    value = last(stage.train, key)
+    return "–" if value is None else f"{value:.4g}"

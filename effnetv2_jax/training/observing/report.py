@@ -14,18 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from effnetv2_jax.runtime.files import whole_file, write_atomically
-from effnetv2_jax.training.observing.reading import (
-    History,
-    Row,
-    StageRows,
-    evaluation_names,
-    is_trained,
-    read_history,
-    read_scores,
-    series,
-    setting,
-    split_stages,
-)
+from effnetv2_jax.training.observing import reading
+from effnetv2_jax.training.observing.reading import History, StageRows, read_history, read_scores
 
 __all__ = ["read_history", "read_scores", "write_report"]
 
@@ -56,8 +46,8 @@ def write_report(
         ValueError: If the history holds no metrics of training or of an evaluation.
     """
     rows = sorted(history, key=lambda row: row["step"])
-    names = evaluation_names(rows)
-    if not names and not any(is_trained(row) for row in rows):
+    names = reading.evaluation_names(rows)
+    if not names and not any(reading.is_trained(row) for row in rows):
         raise ValueError(
             "The history has no training or evaluation numbers, so there is nothing to report; "
             "did the run log a single line to metrics.jsonl?"
@@ -67,17 +57,16 @@ def write_report(
 
     from effnetv2_jax.training.observing import curves
 
-    stages = split_stages(rows)
+    stages = reading.split_stages(rows)
     png, markdown = Path(workdir) / "report.png", Path(workdir) / "report.md"
     figure = curves.draw(rows, stages, title, note=ACCURACY_NOTE)
     with whole_file(png) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
-    write_atomically(markdown, _markdown(rows, stages, names, title, facts, png.name))
+    write_atomically(markdown, _markdown(stages, names, title, facts, png.name))
     return png, markdown
 
 
 def _markdown(
-    rows: History,
     stages: Sequence[StageRows],
     names: Sequence[str],
     title: str,
@@ -89,53 +78,39 @@ def _markdown(
         parts.append(_table(["", ""], [[f"**{_cell(k)}**", _cell(v)] for k, v in facts.items()]))
     parts.append(f"![Loss, accuracy, image size, RandAugment and throughput]({picture})")
     if stages:
-        parts += ["## Stages", _stage_table(stages, names)]
+        header = ["stage", "steps", "image size (px)", "RandAugment", "dropout", "images/s"]
+        header.append("train loss")
+        for name in names:
+            header += [f"{_cell(name)} {metric}" for metric in ("top-1 (%)", "top-5 (%)", "loss")]
+        cells = [_stage_cells(stage, names) for stage in stages]
+        parts += ["## Stages", _table(header, cells, right_aligned=True)]
         parts.append(
             "Steps are the first and the last ones logged in a stage. Train loss is the last "
             "logged value; images/s is the median, which the slow first steps of a stage hardly "
             "move."
         )
         parts.append(ACCURACY_NOTE)
-        losses = [row["train/loss"] for row in rows if row.get("train/loss") is not None]
-        if bad := sum(not math.isfinite(loss) for loss in losses):
-            parts.append(
-                f"**{bad} of {len(losses)} logged training losses are not finite numbers.**"
-            )
     return "\n\n".join(parts) + "\n"
 
 
-def _stage_table(stages: Sequence[StageRows], names: Sequence[str]) -> str:
-    header = [
-        "stage", "steps", "image size (px)", "RandAugment", "dropout", "images/s", "train loss",
-    ]  # fmt: skip
-    for name in names:
-        header += [f"{_cell(name)} {metric}" for metric in ("top-1 (%)", "top-5 (%)", "loss")]
-    return _table(header, [_stage_cells(stage, names) for stage in stages], right_aligned=True)
-
-
 def _stage_cells(stage: StageRows, names: Sequence[str]) -> list[str]:
-    _, speeds = series(stage.train, "train/images_per_second")
+    _, speeds = reading.series(stage.train, "train/images_per_second")
     speeds = speeds[np.isfinite(speeds)]
     speed = statistics.median(speeds.tolist()) if speeds.size else None
-    cells = [
+    metrics = (("top1", ".2f", 100.0), ("top5", ".2f", 100.0), ("loss", ".4f", 1.0))
+    settings = ("image_size", "randaugment_magnitude", "dropout_rate")
+    return [
         str(stage.number),
         f"{stage.train[0]['step']}–{stage.end}",
-        setting(stage, "train/image_size"),
-        setting(stage, "train/randaugment_magnitude"),
-        setting(stage, "train/dropout_rate"),
+        *(reading.setting(stage, f"train/{name}") for name in settings),
         _number(speed, ".1f" if speed is not None and speed < 100 else ",.0f"),
-        _number(_last(stage.train, "train/loss"), ".4f"),
+        _number(reading.last(stage.train, "train/loss"), ".4f"),
+        *(
+            _number(reading.last(stage.evals, f"{name}/{metric}"), spec, scale)
+            for name in names
+            for metric, spec, scale in metrics
+        ),
     ]
-    for name in names:
-        cells.append(_number(_last(stage.evals, f"{name}/top1"), ".2f", 100.0))
-        cells.append(_number(_last(stage.evals, f"{name}/top5"), ".2f", 100.0))
-        cells.append(_number(_last(stage.evals, f"{name}/loss"), ".4f"))
-    return cells
-
-
-def _last(rows: Iterable[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return values[-1] if values else None
 
 
 def _number(value: float | None, spec: str, scale: float = 1.0) -> str:

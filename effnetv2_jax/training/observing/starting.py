@@ -10,11 +10,11 @@ _IMPORTED = time.monotonic()
 
 
 class Starting:
-    """A stopwatch for the training loop's stalls.
+    """A stopwatch for the stalls between stages.
 
-    The stall between two stages begins when the results of a stage's last step have arrived. It
-    ends when the first step of the next stage is handed to the devices. The time for the
-    checkpoint and the evaluation in between is subtracted.
+    A stall begins when the results of a stage's last step have arrived. It ends when the first step
+    of the next stage is handed to the devices. The checkpoint and the evaluations in between do not
+    count.
     """
 
     def __init__(self):

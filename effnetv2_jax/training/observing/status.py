@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from effnetv2_jax.progressive import Stage
+from effnetv2_jax.runtime.errors import Stopped
 from effnetv2_jax.runtime.files import write_atomically
 
 _FIELDS = (
@@ -21,24 +22,9 @@ _FIELDS = (
 class Status:
     """The file ``status.json``, which is replaced as a whole at every change.
 
-    Its fields are these; what is not known yet is null:
+    A run is the block of ``with Status(…) as status:``.
 
-    - ``state``: starting, training, evaluating, stalled, stopped, failed or finished.
-    - ``step`` and ``total_steps``.
-    - ``stage`` (from 1) and ``stages``.
-    - ``image_size``: The side of the training images in px.
-    - ``images_per_second`` and ``loss``: The means since the last line of the log.
-    - ``last_checkpoint``: The step of the newest checkpoint on the disk.
-    - ``last_accuracy``: The last top-1, in 0 … 1, of the evaluation that scores the checkpoints.
-    - ``evaluations``: The last results of each evaluation by its name: ``step``, ``top1`` and
-      ``top5`` in 0 … 1, ``loss``, and ``count``, the number of examples.
-    - ``bad_steps``: The number of steps with a loss or gradient that was not finite, since this
-      process began.
-    - ``seconds_left``: An estimate from the speed of the last steps and the area of the images
-      still to come.
-    - ``first_step_seconds``: The time from the start of the process to its first step.
-    - ``stall_seconds``: The stall between the last two stages, see ``starting``.
-    - ``time``: The Unix time of the last change in seconds.
+    docs/resuming.md lists its fields; what is not known yet is null.
 
     Args:
         workdir: The folder of the run; None writes nothing.
@@ -53,6 +39,17 @@ class Status:
         self._evaluations: dict[str, Mapping[str, float]] = {}
         self._failing = False
         self._lock = threading.Lock()
+
+    def __enter__(self) -> "Status":
+        """The run is starting. When the block ends, the state says how."""
+        self.update(state="starting")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.update(state="finished", seconds_left=0)
+        else:
+            self.update(state="stopped" if isinstance(error, Stopped) else "failed")
 
     def update(self, **fields: object) -> None:
         """Changes some fields. Any thread may call this."""
@@ -70,14 +67,7 @@ class Status:
                 self._failing = True
 
     def trained(self, step: int, stage: Stage, images_per_second: float, **fields: object) -> None:
-        """Changes the fields that some steps of training change.
-
-        Args:
-            step: The last of these steps.
-            stage: The stage to which they belong.
-            images_per_second: Their speed.
-            fields: Other fields that changed.
-        """
+        """Changes the fields that steps of training change, up to ``step`` of ``stage``."""
         self.update(
             state="training",
             step=step,
@@ -91,14 +81,7 @@ class Status:
     def evaluated(
         self, name: str, step: int, results: Mapping[str, float], *, scores: bool
     ) -> None:
-        """Replaces the results of one evaluation.
-
-        Args:
-            name: The name of the evaluation.
-            step: The number of steps done.
-            results: The metrics.
-            scores: True for the evaluation that scores the checkpoints.
-        """
+        """Replaces the results of one evaluation; ``scores`` if it scores the checkpoints."""
         self._evaluations[name] = {"step": step, **results}
         accuracy = {"last_accuracy": results["top1"]} if scores else {}
         self.update(evaluations=self._evaluations, **accuracy)
@@ -107,13 +90,9 @@ class Status:
 def seconds_left(
     stages: Sequence[Stage], step: int, stage: Stage, images_per_second: float
 ) -> float:
-    """Estimates how long a run still takes, if an image costs in proportion to its area.
+    """Estimates how long a run still takes after a step, from the speed measured in a stage.
 
-    Args:
-        stages: The stages of the run.
-        step: The last step that was made.
-        stage: The stage in which the speed was measured.
-        images_per_second: That speed.
+    An image costs in proportion to its area.
     """
     area = sum(
         max(other.end_step - max(other.first_step, step), 0)

@@ -52,7 +52,7 @@ class Agreement:
         """Returns ``stop`` and ``save``, each True if any process wished for it.
 
         Args:
-            sums: The sums of a step whose batch had wishes attached.
+            sums: The sums of a step whose batch had the wishes attached.
         """
         if self.alone:
             wishes = self._wishes()

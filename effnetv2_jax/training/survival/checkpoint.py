@@ -117,6 +117,10 @@ class Checkpoints:
         """Returns the steps of all checkpoints that are complete on the disk, in order."""
         return _steps(self._directory)
 
+    def last_saved(self) -> int:
+        """Returns the last of ``steps``, or 0."""
+        return max(self.steps(), default=0)
+
     def choose(self, name: str) -> int:
         """Returns the step that a name stands for.
 
@@ -126,13 +130,11 @@ class Checkpoints:
         Raises:
             UsageError: If there is no such checkpoint, or it is damaged.
         """
-        steps = self.steps()
         if self._found is None:
             raise UsageError(f"workdir {str(self._workdir)!r} holds no checkpoint yet")
-        scored = [step for step in steps if step in self.scores]
-        best = max(scored, key=lambda step: (self.scores[step], step), default=None)
-        names = {str(step): step for step in steps} | {"newest": self._found}
-        names |= {} if best is None else {"best": best}
+        names = {str(step): step for step in self.steps()} | {"newest": self._found}
+        if ranked := _ranked(self.steps(), self.scores):
+            names["best"] = ranked[0]
         if name not in names:
             raise UsageError(f"checkpoint must be one of {', '.join(names)}, got {name!r}")
         if damage := find_damage(self._directory / str(names[name])):
@@ -198,11 +200,7 @@ class Checkpoints:
             self._report(error)
 
     def reached_preemption(self, count: int) -> bool:
-        """Tells whether the machine has announced its end, to all processes at the same count.
-
-        Args:
-            count: The number of times that this process has asked.
-        """
+        """Returns True if the machine will end, in all processes at the same ``count`` of calls."""
         return self._manager.reached_preemption(count)
 
     def close(self) -> None:
@@ -226,11 +224,8 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _write_checksums(self) -> None:
-        """Writes ``checksums.json``.
-
-        Orbax calls this in process 0 when all other files are written, before the folder gets its
-        name.
-        """
+        """Writes ``checksums.json``, as the last file before the folder gets its name."""
+        # Orbax calls this in process 0.
         (folder,) = self._directory.glob(f"{self._saving}.*")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         files.remove(folder / _REWRITTEN)
@@ -277,11 +272,16 @@ class _Best:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        scored = [info.step for info in checkpoints if info.step in self.scores]
-        # Of equal scores the latest step wins: it has seen more examples.
-        ranked = sorted(scored, key=lambda step: (self.scores[step], step), reverse=True)
-        best = ranked[: self.number]
-        return [info.step in best for info in checkpoints]
+        steps = [info.step for info in checkpoints]
+        best = _ranked(steps, self.scores)[: self.number]
+        return [step in best for step in steps]
+
+
+def _ranked(steps: Sequence[int], scores: Mapping[int, float]) -> list[int]:
+    """Returns the steps that have a score, the best first."""
+    # Of equal scores the latest step wins: it has seen more examples.
+    scored = [step for step in steps if step in scores]
+    return sorted(scored, key=lambda step: (scores[step], step), reverse=True)
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -306,11 +306,7 @@ def find_damage(folder: pathlib.Path) -> str | None:
 
 
 def _look(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
-    """Looks for the newest undamaged checkpoint, and changes nothing.
-
-    Returns:
-        Its step, None if there is none, and the damages of all later steps, newest first.
-    """
+    """Returns the newest undamaged step or None, and the damages of later ones, newest first."""
     damages: dict[int, str] = {}
     for step in reversed(_steps(directory)):
         damage = find_damage(directory / str(step))

@@ -5,6 +5,7 @@ arrays of a network four fifths are small (batch norm, biases, squeeze-excite), 
 of the numbers, so they are written as one vector. Large arrays keep their names.
 """
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,36 +29,36 @@ def pack(state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         second tells where the small arrays are, ``{name: [dtype, offset, shape]}``, in a form that
         JSON can hold.
     """
-    arrays = ocp.tree.to_flat_dict(state, sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
-    small = jax.device_get({name: x for name, x in arrays.items() if name not in large})
-    vectors: dict[str, list[np.ndarray]] = {}
-    ends: dict[str, int] = {}
+    large, small = _split(state)
+    small = jax.device_get(small)
+    vectors: collections.defaultdict[str, list[np.ndarray]] = collections.defaultdict(list)
+    ends: collections.Counter[str] = collections.Counter()
     places = {}
     for name, x in small.items():
         dtype = x.dtype.name
-        places[name] = [dtype, ends.get(dtype, 0), list(x.shape)]
-        ends[dtype] = ends.get(dtype, 0) + x.size
-        vectors.setdefault(dtype, []).append(x.ravel())
+        places[name] = [dtype, ends[dtype], list(x.shape)]
+        ends[dtype] += x.size
+        vectors[dtype].append(x.ravel())
     packed = {dtype: np.concatenate(parts) for dtype, parts in vectors.items()}
     return {"large": ocp.tree.from_flat_dict(large, sep="/"), "small": packed}, places
 
 
 def abstract_packed(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the shapes of what ``pack`` makes of a state; large arrays are on the mesh.
-
-    Args:
-        shapes: The state's shapes, from ``jax.eval_shape``.
-        mesh: The mesh from ``make_mesh``.
-    """
-    arrays = ocp.tree.to_flat_dict(meshes.abstract_state(shapes, mesh), sep="/")
-    large = {name: x for name, x in arrays.items() if x.size >= meshes.MIN_SHARDED_SIZE}
-    sizes: dict[str, int] = {}
-    for name, x in arrays.items():
-        if name not in large:
-            sizes[x.dtype.name] = sizes.get(x.dtype.name, 0) + x.size
+    """Returns the shapes of what ``pack`` makes of a state, as for ``unpack``."""
+    large, arrays = _split(meshes.abstract_state(shapes, mesh))
+    sizes: collections.Counter[str] = collections.Counter()
+    for x in arrays.values():
+        sizes[x.dtype.name] += x.size
     small = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
     return {"large": ocp.tree.from_flat_dict(large, sep="/"), "small": small}
+
+
+def _split(state: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the large and the small arrays by name."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for name, x in ocp.tree.to_flat_dict(state, sep="/").items():
+        parts[x.size < meshes.MIN_SHARDED_SIZE][name] = x
+    return parts
 
 
 def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -> PyTree:
@@ -79,12 +80,7 @@ def unpack(packed: PyTree, places: dict[str, Any], shapes: PyTree, mesh: Mesh) -
 
 
 def unpack_small(vectors: Mapping[str, Any], places: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the small arrays that ``pack`` put into vectors, by name.
-
-    Args:
-        vectors: The vectors by dtype.
-        places: The places that ``pack`` returned.
-    """
+    """Returns the small arrays by name, from ``pack``'s vectors by dtype and its places."""
     arrays = {}
     for name, (dtype, offset, shape) in places.items():
         size = int(np.prod(shape, dtype=np.int64))

@@ -21,10 +21,9 @@ class Watch:
     def __init__(self, stall_seconds: float, on_stall: Callable[[], None] = lambda: None):
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
-        self._doing = "starting"
-        self._last = time.monotonic()
         self._told = False
         self._stopped = threading.Event()
+        self.beat("starting")
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 

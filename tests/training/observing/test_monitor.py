@@ -11,7 +11,7 @@ from effnetv2_jax.runtime.caches import Counts
 from effnetv2_jax.training.observing import monitor as monitor_module
 from effnetv2_jax.training.observing.history import JsonLinesWriter
 from effnetv2_jax.training.observing.monitor import Monitor
-from effnetv2_jax.training.observing.progress import LogProgress
+from effnetv2_jax.training.observing.progress import Progress
 from effnetv2_jax.training.observing.status import Status
 from effnetv2_jax.training.survival.stalls import Watch
 
@@ -25,7 +25,7 @@ def monitor(tmp_path, monkeypatch, caplog):
     watch = Watch(1000, lambda: None)
     status = Status(tmp_path, (STAGE,))
     with caplog.at_level(logging.INFO, logger="absl"):
-        yield Monitor(JsonLinesWriter(tmp_path), LogProgress(), status, watch)
+        yield Monitor(JsonLinesWriter(tmp_path), Progress(), status, watch)
     watch.stop()
 
 

@@ -114,14 +114,13 @@ def test_report_with_evaluations_only(tmp_path):
     assert "## Stages" not in markdown.read_text()
 
 
-def test_report_counts_losses_that_are_not_finite(tmp_path):
+def test_report_shows_losses_that_are_not_finite(tmp_path):
     history = make_history()
     history[3]["train/loss"] = math.nan
     history[-1]["train/loss"] = math.inf
     history[-1]["eval/top1"] = math.nan
     png, markdown = write(tmp_path, history)
     assert_picture(png)
-    assert "2 of 24 logged training losses are not finite" in markdown.read_text()
     assert stage_rows(markdown)[-1][6:8] == ["inf", "NaN"]
 
 
