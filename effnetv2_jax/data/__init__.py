@@ -2,8 +2,7 @@
 
 import os
 
-from effnetv2_jax.runtime.extras import need
-from effnetv2_jax.runtime.quiet import hush_tensorflow
+from effnetv2_jax.runtime.extras import hush_tensorflow, need
 
 need("train", __name__)
 # Before TensorFlow is imported: no start-up messages. oneDNN would only add warnings, because an

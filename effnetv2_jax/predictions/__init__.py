@@ -1,6 +1,6 @@
 """The classes that a network finds likeliest for images named on a command line."""
 
-from effnetv2_jax.runtime.quiet import hush_tensorflow
+from effnetv2_jax.runtime.extras import hush_tensorflow
 
 # The program names an undecodable image in one line. TensorFlow would log its own errors as well.
 hush_tensorflow(3)

@@ -1,6 +1,7 @@
-"""The optional dependencies by extra, and the sentence for one that is not installed."""
+"""The optional dependencies: the sentence for one that is not installed, and a quiet TensorFlow."""
 
 import importlib.util
+import os
 import sys
 
 from effnetv2_jax.runtime.errors import UsageError
@@ -54,3 +55,14 @@ def need_for_program(extra: str) -> None:
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def hush_tensorflow(level: int) -> None:
+    """Sets how much TensorFlow logs, unless the user has set it; call this before importing it.
+
+    Args:
+        level: 1 leaves out information, 2 also warnings, 3 also errors.
+    """
+    # JAX sets it to 1 by itself.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = str(level)

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.extras import need
-from effnetv2_jax.runtime.quiet import hush_tensorflow
+from effnetv2_jax.runtime.extras import hush_tensorflow, need
 from effnetv2_jax.weights.containers.tensors import Tensors
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
