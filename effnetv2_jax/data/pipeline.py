@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from effnetv2_jax.data.bad_examples import BadExamples
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
-from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
+from effnetv2_jax.data.order import CHUNK, Order, read_row
 from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
@@ -26,9 +26,10 @@ Batch = dict[str, np.ndarray]
 
 # Finished batches that wait for the device.
 _PREFETCH = 2
-# Examples that one thread prepares in a row. Masking costs about 0.2 ms per row, so longer rows
-# save time, but they take memory.
+# Examples that one thread prepares in a row, and the bytes that they may take. Masking costs about
+# 0.2 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
 _ROW = 32
+_ROW_BYTES = 2**21
 # Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
 # should not wait for a hard one before it.
 _ROWS_BEGUN = 2
@@ -115,7 +116,6 @@ def train_batches(
         elements.take(num_batches * batch_size),
         prepare,
         stage.image_size,
-        source.label_shape,
         batch_size,
         share.threads,
     )
@@ -189,7 +189,6 @@ def eval_batches(
         _read_once(examples, begin, end),
         prepare,
         image_size,
-        source.label_shape,
         batch_size,
         share.threads,
     )
@@ -251,7 +250,6 @@ def _batches(
     elements: tf.data.Dataset,
     prepare: Callable[[Example], Example],
     image_size: int,
-    label_shape: tuple[int, ...],
     batch_size: int,
     threads: int | None,
 ) -> tf.data.Dataset:
@@ -263,42 +261,34 @@ def _batches(
         elements: Dictionaries with ``position``.
         prepare: A function of an element that returns ``image`` and ``label``.
         image_size: The side of the prepared images in px.
-        label_shape: The shape of an example's label.
         batch_size: The number of examples per batch. The last batch may have fewer.
         threads: The number of threads, None for one per core.
     """
     threads = threads or os.cpu_count() or 1
-    rows = elements.batch(_ROW)
-    spec = {
-        "image": tf.TensorSpec((image_size, image_size, 3), tf.uint8),
-        "label": tf.TensorSpec(label_shape, tf.int32),
-    }
+    row_length = max(1, min(_ROW, _ROW_BYTES // (3 * image_size**2)))
 
-    def prepare_one(element: Example) -> Example:
+    def prepare_one(place: tf.Tensor, element: Example) -> tuple[tf.Tensor, Example]:
         example = prepare(element)
-        return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
-
-    # Not a tf.function, whose calls inside of a graph cost another 30 µs per image.
-    def good(row: Example) -> Example:
-        examples = tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
-        mask = tf.ones_like(row["position"], tf.float32)
-        return examples | {"mask": mask, "position": row["position"]}
-
-    def bad(row: Example) -> tf.data.Dataset:
-        zeros = {name: tf.zeros((1, *x.shape), x.dtype) for name, x in spec.items()}
-        return tf.data.Dataset.from_tensors(
-            zeros | {"mask": tf.zeros([1]), "position": row["position"]}
-        )
-
-    def one_by_one(row: Example) -> tf.data.Dataset:
-        each = tf.data.Dataset.from_tensor_slices(row).batch(1)
-        masked = each.flat_map(lambda one: attempt(good, one, bad))
-        return masked.unbatch().batch(_ROW)
+        label = tf.cast(example["label"], tf.int32)
+        return place, {"image": example["image"], "label": label, "mask": tf.ones([])}
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        return attempt(good, row, one_by_one).get_single_element()
+        # TensorFlow's decoders raise, and a graph cannot catch an exception. A dataset can leave an
+        # example out, and the others know their places.
+        good = tf.data.Dataset.from_tensor_slices(row).enumerate().map(prepare_one).ignore_errors()
+        none = tf.nest.map_structure(
+            lambda spec: tf.zeros((0, *spec.shape), spec.dtype), good.element_spec
+        )
+        good = good.batch(row_length).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
+        places, examples = good.get_single_element()
+        length = tf.size(row["position"])
+        filled = {
+            name: tf.scatter_nd(places[:, tf.newaxis], x, [length, *x.shape[1:]])
+            for name, x in examples.items()
+        }
+        return filled | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -307,11 +297,8 @@ def _batches(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return (
-        rows.map(
-            prepare_row,
-            num_parallel_calls=threads * _ROWS_BEGUN,
-            deterministic=True,
-        )
+        elements.batch(row_length)
+        .map(prepare_row, num_parallel_calls=threads * _ROWS_BEGUN, deterministic=True)
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)
