@@ -7,6 +7,7 @@ seen, and so does a run with another number of processes or threads.
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from effnetv2_jax.data.bad_examples import BadExamples
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
-from effnetv2_jax.data.order import CHUNK, Order, read_row
+from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
 from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
@@ -116,6 +117,7 @@ def train_batches(
         elements.take(num_batches * batch_size),
         prepare,
         stage.image_size,
+        source.label_shape,
         batch_size,
         share.threads,
     )
@@ -189,6 +191,7 @@ def eval_batches(
         _read_once(examples, begin, end),
         prepare,
         image_size,
+        source.label_shape,
         batch_size,
         share.threads,
     )
@@ -250,45 +253,58 @@ def _batches(
     elements: tf.data.Dataset,
     prepare: Callable[[Example], Example],
     image_size: int,
+    label_shape: tuple[int, ...],
     batch_size: int,
     threads: int | None,
 ) -> tf.data.Dataset:
-    """Prepares elements in parallel and batches them in their order.
+    """Prepares elements, dictionaries with ``position``, in parallel and batches them in order.
 
     An example that cannot be prepared, for whatever reason, is zeros with mask 0.
-
-    Args:
-        elements: Dictionaries with ``position``.
-        prepare: A function of an element that returns ``image`` and ``label``.
-        image_size: The side of the prepared images in px.
-        batch_size: The number of examples per batch. The last batch may have fewer.
-        threads: The number of threads, None for one per core.
     """
     threads = threads or os.cpu_count() or 1
     row_length = max(1, min(_ROW, _ROW_BYTES // (3 * image_size**2)))
+    spec = {
+        "image": tf.TensorSpec((image_size, image_size, 3), tf.uint8),
+        "label": tf.TensorSpec(label_shape, tf.int32),
+        "mask": tf.TensorSpec((), tf.float32),
+    }
 
-    def prepare_one(place: tf.Tensor, element: Example) -> tuple[tf.Tensor, Example]:
+    def prepare_one(element: Example) -> Example:
         example = prepare(element)
         label = tf.cast(example["label"], tf.int32)
-        return place, {"image": example["image"], "label": label, "mask": tf.ones([])}
+        return {"image": example["image"], "label": label, "mask": tf.ones([])}
+
+    # A function of its own, which is traced when the first bad example is met.
+    prepare_alone = tf.function(prepare_one, autograph=False)
+
+    def one_by_one(names: list[str], *columns: tf.Tensor) -> list[tf.Tensor]:
+        examples = []
+        for values in zip(*columns, strict=True):
+            try:
+                example = prepare_alone(dict(zip(names, values, strict=True)))
+            except tf.errors.OpError:
+                example = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
+            examples.append([example[name] for name in spec])
+        return [tf.stack(column) for column in zip(*examples, strict=True)]
+
+    def good(row: Example) -> Example:
+        return tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
+
+    def with_bad(row: Example) -> tf.data.Dataset:
+        # In Python, which can catch an exception.
+        function = functools.partial(one_by_one, list(row))
+        columns = tf.py_function(function, list(row.values()), [x.dtype for x in spec.values()])
+        return tf.data.Dataset.from_tensors(
+            {
+                name: tf.ensure_shape(column, (None, *x.shape))
+                for (name, x), column in zip(spec.items(), columns, strict=True)
+            }
+        )
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        # TensorFlow's decoders raise, and a graph cannot catch an exception. A dataset can leave an
-        # example out, and the others know their places.
-        good = tf.data.Dataset.from_tensor_slices(row).enumerate().map(prepare_one).ignore_errors()
-        none = tf.nest.map_structure(
-            lambda spec: tf.zeros((0, *spec.shape), spec.dtype), good.element_spec
-        )
-        good = good.batch(row_length).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
-        places, examples = good.get_single_element()
-        length = tf.size(row["position"])
-        filled = {
-            name: tf.scatter_nd(places[:, tf.newaxis], x, [length, *x.shape[1:]])
-            for name, x in examples.items()
-        }
-        return filled | {"position": row["position"]}
+        return attempt(good, row, with_bad).get_single_element() | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
