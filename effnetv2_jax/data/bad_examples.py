@@ -63,27 +63,21 @@ class BadExamples:
         """
         reasons = {}
         for number in map(int, numbers):
-            reason = self._why(number)
-            if reason is None:
+            reasons[number] = self._why(number)
+            if reasons[number] is None:
                 return
-            reasons[number] = reason
-        if reasons and len(reasons) > self._limit:
-            first = next(iter(reasons))
+        if len(reasons) > self._limit:
+            first, why = next(iter(reasons.items()))
             raise UsageError(
                 f"none of the first {len(reasons)} examples of {self._name} can be decoded, the "
-                f"first is {self._split.describe(first)!r} ({reasons[first]}): are these images?"
+                f"first is {self._split.describe(first)!r} ({why}): are these images?"
             )
 
     def _why(self, number: int) -> str | None:
-        """TensorFlow's reason not to decode an example, None if it can be decoded.
-
-        The pipeline's graph says that decoding failed, but not why. Only bad examples and the first
-        ones of a stage are decoded again.
-        """
+        """TensorFlow's reason not to decode an example, None if it can be decoded."""
+        first, count = tf.constant(number, tf.int64), tf.constant(1, tf.int64)
         try:
-            for example in self._split.read(
-                tf.constant(number, tf.int64), tf.constant(1, tf.int64)
-            ):
+            for example in self._split.read(first, count):
                 decode_box(example["image"], whole_box)
         except tf.errors.OpError as error:
             # Without the names of the nodes around the sentence.

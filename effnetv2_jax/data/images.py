@@ -53,30 +53,20 @@ class Augmentation:
         return {name: value for name, value in constants.items() if value is not None}
 
 
-def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    return rand_augment(
+AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
+    "randaugment": lambda image, seed, stage, augmentation: rand_augment(
         image,
         seed,
         magnitude=stage.randaugment_magnitude,
         num_layers=augmentation.num_layers,
         **augmentation.constants,
-    )
-
-
-def _autoaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    del stage  # the policy has its own magnitudes
-    return auto_augment(image, seed, **augmentation.constants)
-
-
-def _cutout(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    del augmentation
-    return noise_square(image, seed, half_side=stage.image_size // 4)
-
-
-AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
-    "randaugment": _randaugment,
-    "autoaugment": _autoaugment,
-    "cutout": _cutout,
+    ),
+    "autoaugment": lambda image, seed, stage, augmentation: auto_augment(
+        image, seed, **augmentation.constants
+    ),
+    "cutout": lambda image, seed, stage, augmentation: noise_square(
+        image, seed, half_side=stage.image_size // 4
+    ),
     "none": lambda image, seed, stage, augmentation: image,
 }
 """Functions of (image, seed, stage, augmentation) that return the augmented image.

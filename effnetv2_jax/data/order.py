@@ -122,12 +122,12 @@ class Order:
             return tf.data.Dataset.range(first_position + process_index, 2**62, process_count).map(
                 lambda position: {"position": position}
             )
-        first_epoch, first = divmod(first_position, self.split.size)
+        first_epoch, first = first_position // self.split.size, first_position % self.split.size
 
         # AutoGraph would find nothing to convert, and take its time.
         @tf.autograph.experimental.do_not_convert
         def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            begin = tf.where(epoch == first_epoch, tf.constant(first, tf.int64), 0)
+            begin = tf.where(epoch == first_epoch, tf.cast(first, tf.int64), 0)
             # The process's positions in the stream, counted from the epoch's first.
             residue = (process_index - epoch * self.split.size) % process_count
             windows = self._read_windows(epoch, begin, residue, process_count)
@@ -156,10 +156,6 @@ class Order:
     def _tail_begin(self) -> int:
         return self._num_windows * WINDOW
 
-    @property
-    def _tail_size(self) -> int:
-        return self.split.size - self._tail_begin
-
     def _seed(self, use: Use, epoch: tf.Tensor, index: tf.Tensor | int = 0) -> tf.Tensor:
         return for_use(make_seed(self.seed, epoch, index), use)
 
@@ -170,13 +166,15 @@ class Order:
         return CHUNK * tf.random.stateless_uniform([], seed, 0, chunks + 1, tf.int64)
 
     def _in_tail(self, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(self._tail_size, 1))
+        size = self.split.size - self._tail_begin
+        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(size, 1))
         return self._tail_first(epoch) + order
 
     def _chunk_first(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         chunks = max(self._num_windows, 1) * LANES
         first = CHUNK * _permuted(chunk, self._seed(Use.CHUNKS, epoch), chunks)
-        return first + self._tail_size * tf.cast(first >= self._tail_first(epoch), tf.int64)
+        tail = self.split.size - self._tail_begin
+        return first + tail * tf.cast(first >= self._tail_first(epoch), tf.int64)
 
     def _within(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         """The order of a chunk's examples, int64 [CHUNK]."""
@@ -207,7 +205,8 @@ class Order:
             return read_row(self.split, first, tf.constant(CHUNK, tf.int64)).flat_map(shuffled)
 
         first_window = begin // WINDOW
-        already_read = _count_below(begin % WINDOW, residue, process_count)
+        # As many of 0 … begin % WINDOW − 1 are ``residue`` modulo process_count.
+        already_read = (begin % WINDOW - residue + process_count - 1) // process_count
         return (
             tf.data.Dataset.range(first_window * lanes, self._num_windows * lanes)
             .interleave(
@@ -254,8 +253,8 @@ def attempt(
     Args:
         function: A function of the element.
         element: A tensor, or a tuple or dictionary of tensors.
-        otherwise: A function of the element that returns a dataset, whose first element replaces
-            the result if the function raises.
+        otherwise: A function of the element. It returns a dataset, of which the first element is
+            taken if ``function`` raises.
     """
     once = tf.data.Dataset.from_tensors(element)
     return once.map(function).ignore_errors().concatenate(once.flat_map(otherwise)).take(1)
@@ -287,11 +286,6 @@ def read_one(split: Split, number: tf.Tensor) -> tf.data.Dataset:
         number,
         lambda number: tf.data.Dataset.from_tensors(tf.zeros(spec.shape, spec.dtype)),
     )
-
-
-def _count_below(bound: tf.Tensor, residue: tf.Tensor, modulus: int) -> tf.Tensor:
-    """How many of 0 … bound − 1 are ``residue`` modulo ``modulus``."""
-    return (bound - residue + modulus - 1) // modulus
 
 
 def _permuted(index: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
