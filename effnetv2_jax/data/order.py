@@ -99,7 +99,10 @@ class Order:
         return tf.where(j < self._tail_begin, in_chunk, in_tail)
 
     def elements(
-        self, first_position: int, process_index: int = 0, process_count: int = 1
+        self,
+        first_position: tf.Tensor | int,
+        process_index: tf.Tensor | int = 0,
+        process_count: int = 1,
     ) -> tf.data.Dataset:
         """Reads a process's share of the stream, without end.
 
