@@ -94,7 +94,7 @@ class Order:
             return _permuted(j, self._seed(Use.EXAMPLES, epoch), self.split.size)
         lane, rank = j % WINDOW % LANES, j % WINDOW // LANES
         chunk = tf.minimum(j // WINDOW, max(self._num_windows - 1, 0)) * LANES + lane
-        in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk)[rank]
+        in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk, rank)
         in_tail = self._in_tail(epoch, tf.maximum(j - self._tail_begin, 0))
         return tf.where(j < self._tail_begin, in_chunk, in_tail)
 
@@ -179,10 +179,9 @@ class Order:
         tail = self.split.size - self._tail_begin
         return first + tail * tf.cast(first >= self._tail_first(epoch), tf.int64)
 
-    def _within(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-        """The order of a chunk's examples, int64 [CHUNK]."""
-        seed = self._seed(Use.WITHIN, epoch, chunk)
-        return _permuted(tf.constant(np.arange(CHUNK)), seed, CHUNK)
+    def _within(self, epoch: tf.Tensor, chunk: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+        """The place in a chunk of the example that is read at a rank, or of several."""
+        return _permuted(rank, self._seed(Use.WITHIN, epoch, chunk), CHUNK)
 
     def _read_windows(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
@@ -192,9 +191,9 @@ class Order:
         def read_chunk(index: tf.Tensor) -> tf.data.Dataset:
             window, lane = index // lanes, residue + index % lanes * process_count
             chunk = window * LANES + lane
-            first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk)
-            ranks = tf.constant(np.arange(CHUNK) * LANES)
-            position = epoch * self.split.size + window * WINDOW + lane + ranks
+            ranks = tf.constant(np.arange(CHUNK))
+            first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk, ranks)
+            position = epoch * self.split.size + window * WINDOW + lane + ranks * LANES
 
             def shuffled(records: tf.Tensor) -> tf.data.Dataset:
                 return tf.data.Dataset.from_tensor_slices(
