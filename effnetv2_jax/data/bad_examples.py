@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from effnetv2_jax.data.decoding import decode_box, whole_box
-from effnetv2_jax.data.sources import Split
+from effnetv2_jax.data.sources import Source
 from effnetv2_jax.runtime.errors import UsageError
 
 
@@ -15,23 +15,20 @@ class BadExamples:
     """The examples of a split that a run could not use.
 
     Args:
-        split: The split of a source.
-        name: The split's name, for messages.
+        source: The data set.
+        split: The name of the split.
         max_fraction: The largest fraction of the split's examples that may be bad.
     """
 
-    def __init__(self, split: Split, name: str, max_fraction: float):
-        self._split = split
-        self._name = name
-        self._limit = max_fraction * split.size
+    def __init__(self, source: Source, split: str, max_fraction: float):
+        self._split = source.split(split)
+        self._name = f"split {split!r} of {source.name}"
         self._max_fraction = max_fraction
+        self._limit = max_fraction * self._split.size
         self._found: set[int] = set()
 
     def add(self, numbers: Iterable[int | tf.Tensor]) -> None:
-        """Counts each example once, and names it in the log with the reason.
-
-        Args:
-            numbers: The numbers of the examples in the split.
+        """Counts examples once each, by their numbers, and names them in the log with the reasons.
 
         Raises:
             UsageError: If there are more than max_fraction allows.
@@ -51,12 +48,9 @@ class BadExamples:
             )
 
     def refuse_if_all(self, numbers: Iterable[int | tf.Tensor]) -> None:
-        """Refuses a split if none of some examples can be decoded.
+        """Refuses a split if none of the examples with these numbers can be decoded.
 
         Otherwise a split without images would be read until the limit is reached.
-
-        Args:
-            numbers: The numbers of the examples in the split.
 
         Raises:
             UsageError: If none can be decoded, and they are more than max_fraction allows.

@@ -77,9 +77,7 @@ def random_box(
     Args:
         shape: The height and width of the image in px, int32 [2].
         seed: The seed of the draw, int [2].
-        area_range: The smallest and largest area of the box, divided by the image's area.
-        aspect_ratio_range: The smallest and largest width of the box divided by its height.
-        min_object_covered: The fraction of the image that the box must cover.
+        area_range, aspect_ratio_range, min_object_covered: As in ``Preprocessing``.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [3]], axis=0),

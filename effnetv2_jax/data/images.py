@@ -107,11 +107,11 @@ def random_crop(
     augmentation: Augmentation,
 ) -> tf.Tensor:
     """Decodes a random crop, uint8 [height, width, 3]: the first step of ``train_image``."""
-
-    def choose_box(shape: tf.Tensor) -> decoding.Box:
-        return crop_box(shape, seed, preprocessing, augmentation)
-
-    return decoding.decode_box(image, choose_box, min_size=stage.image_size)
+    return decoding.decode_box(
+        image,
+        lambda shape: crop_box(shape, seed, preprocessing, augmentation),
+        min_size=stage.image_size,
+    )
 
 
 def crop_box(

@@ -122,9 +122,8 @@ class Order:
             raise UsageError(f"the number of processes must divide {LANES}, got {process_count}")
         if self.split.random_access:
             # The end is out of reach, and so is an overflow.
-            return tf.data.Dataset.range(first_position + process_index, 2**62, process_count).map(
-                lambda position: {"position": position}
-            )
+            share = tf.data.Dataset.range(first_position + process_index, 2**62, process_count)
+            return share.map(lambda position: {"position": position})
         first_epoch, first = first_position // self.split.size, first_position % self.split.size
 
         # AutoGraph would find nothing to convert, and take its time.
@@ -196,30 +195,23 @@ class Order:
             position = epoch * self.split.size + window * WINDOW + lane + ranks * LANES
 
             def shuffled(records: tf.Tensor) -> tf.data.Dataset:
+                record = tf.gather(records, order)
                 return tf.data.Dataset.from_tensor_slices(
-                    {
-                        "record": tf.gather(records, order),
-                        "position": position,
-                        "id": first + order,
-                    }
+                    {"record": record, "position": position, "id": first + order}
                 )
 
             return read_row(self.split, first, tf.constant(CHUNK, tf.int64)).flat_map(shuffled)
 
-        first_window = begin // WINDOW
+        chunks = tf.data.Dataset.range(begin // WINDOW * lanes, self._num_windows * lanes)
         # As many of 0 … begin % WINDOW − 1 are ``residue`` modulo process_count.
         already_read = (begin % WINDOW - residue + process_count - 1) // process_count
-        return (
-            tf.data.Dataset.range(first_window * lanes, self._num_windows * lanes)
-            .interleave(
-                read_chunk,
-                cycle_length=lanes,
-                block_length=1,
-                num_parallel_calls=min(lanes, _PARALLEL_READS),
-                deterministic=True,
-            )
-            .skip(already_read)
-        )
+        return chunks.interleave(
+            read_chunk,
+            cycle_length=lanes,
+            block_length=1,
+            num_parallel_calls=min(lanes, _PARALLEL_READS),
+            deterministic=True,
+        ).skip(already_read)
 
     def _read_tail(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int

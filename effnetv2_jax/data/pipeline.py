@@ -104,7 +104,7 @@ def train_batches(
     order = Order(examples, seed)
     elements = order.elements(first_example, share.index, share.count)
     batch_size = _batch_share("batch_size", stage.batch_size, share)
-    bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
+    bad = BadExamples(source, split, max_bad_fraction)
     probed = range(first_example + share.index, first_example + _PROBED * share.count, share.count)
     bad.refuse_if_all([order.locate(position) for position in probed[: num_batches * batch_size]])
 
@@ -144,8 +144,7 @@ def examples_at(
         count: The number of examples in the batch, over all processes.
 
     Returns:
-        For each example, in the order of the stream: its number in the split, and a description
-        with which a person can find it.
+        The number in the split and the description of each example, in the order of the stream.
     """
     order = Order(split, seed)
     numbers = [int(order.locate(first_example + i)) for i in range(count)]
@@ -165,18 +164,16 @@ def eval_batches(
     """Yields every example of a split once. The last batches are padded.
 
     Args:
-        source: The data set.
-        split: The name of its split, e.g. ``test``.
+        source, split, preprocessing, max_bad_fraction: As for ``train_batches``.
         image_size: The side of the square images in px.
         batch_size: The number of images per batch, over all processes.
-        preprocessing: The input family.
-        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
         share: The part of the split that this process reads. All have the same number of batches.
 
     Yields:
         The same as ``train_batches`` without ``index``; ``mask`` is 0 for padding, too.
     """
     examples = source.split(split)
+    bad = BadExamples(source, split, max_bad_fraction)
     batch_size = _batch_share("eval_batch_size", batch_size, share)
     begin, end = (examples.size * i // share.count for i in (share.index, share.index + 1))
     largest_share = math.ceil(examples.size / share.count)
@@ -195,7 +192,6 @@ def eval_batches(
         batch_size,
         share.threads,
     )
-    bad = BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
 
     def padded() -> Iterator[Batch]:
         batches = dataset.as_numpy_iterator()

@@ -7,21 +7,6 @@ import tensorflow as tf
 from effnetv2_jax.data.augment.operations import NUM_DRAWS, OPS, apply_ops
 
 
-def draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws the operation of each layer and its random numbers.
-
-    Args:
-        seed: The seed of the draw, int32 or int64 [2].
-        num_layers: The number of operations, at least 1.
-
-    Returns:
-        Indices into ``OPS``, int32 [num_layers], and random numbers for ``apply_ops``, float32
-        [num_layers, NUM_DRAWS].
-    """
-    draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
-    return tf.cast(draws[:, 0] * len(OPS), tf.int32), draws[:, 1:]
-
-
 def rand_augment(
     image: tf.Tensor,
     seed: tf.Tensor,
@@ -55,4 +40,10 @@ def rand_augment(
     if num_layers == 0:
         return image
     table = [(op, op.argument(magnitude, translate_const, cutout_const)) for op in OPS]
-    return apply_ops(image, table, *draw(seed, num_layers))
+    return apply_ops(image, table, *_draw(seed, num_layers))
+
+
+def _draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws indices into ``OPS`` and random numbers, as ``apply_ops`` takes them."""
+    draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
+    return tf.cast(draws[:, 0] * len(OPS), tf.int32), draws[:, 1:]

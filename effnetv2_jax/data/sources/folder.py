@@ -101,11 +101,9 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
             "of its class"
         )
     if expected is not None and set(classes) != set(expected):
-        differences = {
-            "lacks": set(expected) - set(classes),
-            "adds": set(classes) - set(expected),
-        }
-        said = " and ".join(f"{verb} {_few(names)}" for verb, names in differences.items() if names)
+        lacks, adds = set(expected) - set(classes), set(classes) - set(expected)
+        differences = (("lacks", lacks), ("adds", adds))
+        said = " and ".join(f"{verb} {_few(names)}" for verb, names in differences if names)
         raise UsageError(f"{folder} must have the same class folders as train/, but it {said}")
     # Threads, for folders behind a network.
     with ThreadPoolExecutor(16) as pool:
@@ -133,18 +131,17 @@ def _entries(folder: str) -> Iterator[tuple[str, bool]]:
 
 def _local(folder: str) -> Iterator[tuple[str, bool]]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry.name, entry.is_dir()
+        yield from ((entry.name, entry.is_dir()) for entry in entries)
 
 
 def _remote(folder: str) -> Iterator[tuple[str, bool]]:
     for name in tf.io.gfile.listdir(folder):
         # Each isdir is a request. It is not needed for names with a slash, with which buckets mark
         # folders, nor for images, which are files.
-        is_folder = name.endswith("/") or (
-            not _is_image(name) and tf.io.gfile.isdir(f"{folder}/{name}")
+        is_file = _is_image(name) or not (
+            name.endswith("/") or tf.io.gfile.isdir(f"{folder}/{name}")
         )
-        yield name.rstrip("/"), is_folder
+        yield name.rstrip("/"), not is_file
 
 
 def _is_image(name: str) -> bool:

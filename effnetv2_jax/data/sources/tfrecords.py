@@ -154,11 +154,14 @@ def build_index(files: Sequence[str]) -> RecordIndex:
         if positions is None:
             logging.info("indexing the records of %s", _listed(files))
             parts = pool.map(_record_starts, files, sizes.tolist())
-            starts = list(track(parts, "indexing files", len(files)))
-            positions = np.concatenate(
-                [base + start for base, start in zip(bases, starts, strict=True)] + [ends[-1:]]
-            )
-            _save(cache, positions)
+            starts = zip(bases, track(parts, "indexing files", len(files)), strict=True)
+            positions = np.concatenate([*(base + start for base, start in starts), ends[-1:]])
+            try:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(cache) as temporary:
+                    np.savez(temporary, positions=positions)
+            except OSError as error:
+                logging.warning("the index %s cannot be kept for the next time: %s", cache, error)
     return RecordIndex(tuple(files), bases, positions)
 
 
@@ -212,21 +215,11 @@ def _load(cache: pathlib.Path, num_bytes: int) -> np.ndarray | None:
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             positions = arrays["positions"]
+        if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
+            raise ValueError("it does not fit its files")
+        return positions
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logging.warning("the index %s is broken (%s) and is made again", cache, error)
-        return None
-    if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
-        logging.warning("the index %s does not fit its files and is made again", cache)
-        return None
-    return positions
-
-
-def _save(cache: pathlib.Path, positions: np.ndarray) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(cache) as temporary:
-            np.savez(temporary, positions=positions)
-    except OSError as error:
-        logging.warning("the index %s cannot be kept for the next time: %s", cache, error)
+    return None
