@@ -1,6 +1,7 @@
 """The steps that one image goes through: decode a crop, resize, flip, augment."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -154,11 +155,7 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
         image = decoding.decode_box(image, decoding.whole_box)
         return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
-    def choose_box(shape: tf.Tensor) -> decoding.Box:
-        if margin is None:
-            return decoding.whole_box(shape)
-        return decoding.central_box(shape, image_size, margin)
-
+    box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
-    image = decoding.decode_box(image, choose_box)
+    image = decoding.decode_box(image, decoding.whole_box if margin is None else box)
     return decoding.resize(image, image_size, preprocessing.interpolation)

@@ -194,13 +194,9 @@ class Order:
             first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk, ranks)
             position = epoch * self.split.size + window * WINDOW + lane + ranks * LANES
 
-            def shuffled(records: tf.Tensor) -> tf.data.Dataset:
-                record = tf.gather(records, order)
-                return tf.data.Dataset.from_tensor_slices(
-                    {"record": record, "position": position, "id": first + order}
-                )
-
-            return read_row(self.split, first, tf.constant(CHUNK, tf.int64)).flat_map(shuffled)
+            extra = {"position": position, "id": first + order}
+            row = read_row(self.split, first, tf.constant(CHUNK, tf.int64))
+            return row.map(lambda records: {"record": tf.gather(records, order)} | extra).unbatch()
 
         chunks = tf.data.Dataset.range(begin // WINDOW * lanes, self._num_windows * lanes)
         # As many of 0 … begin % WINDOW − 1 are ``residue`` modulo process_count.

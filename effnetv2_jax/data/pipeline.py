@@ -229,12 +229,9 @@ def _read_once(split: Split, begin: int, end: int) -> tf.data.Dataset:
     @tf.autograph.experimental.do_not_convert
     def read(first: tf.Tensor) -> tf.data.Dataset:
         count = tf.minimum(end - first, CHUNK)
-        numbers = tf.range(first, first + count)
-        return read_row(split, first, count).flat_map(
-            lambda records: tf.data.Dataset.from_tensor_slices(
-                {"record": records, "position": numbers}
-            )
-        )
+        numbers = tf.data.Dataset.range(first, first + count)
+        records = read_row(split, first, count).unbatch()
+        return tf.data.Dataset.zip({"record": records, "position": numbers})
 
     return tf.data.Dataset.range(begin, end, CHUNK).interleave(
         read,
@@ -283,10 +280,11 @@ def _batches(
             examples.append([example[name] for name in spec])
         return [tf.stack(column) for column in zip(*examples, strict=True)]
 
-    def good(row: Example) -> Example:
-        return tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
+    prepare_all = functools.partial(
+        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
+    )
 
-    def with_bad(row: Example) -> tf.data.Dataset:
+    def prepare_each(row: Example) -> tf.data.Dataset:
         # In Python, which can catch an exception.
         function = functools.partial(one_by_one, list(row))
         columns = tf.py_function(function, list(row.values()), [x.dtype for x in spec.values()])
@@ -300,7 +298,8 @@ def _batches(
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        return attempt(good, row, with_bad).get_single_element() | {"position": row["position"]}
+        examples = attempt(prepare_all, row, prepare_each).get_single_element()
+        return examples | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and

@@ -67,22 +67,19 @@ def apply_ops(
     _settle_xla_flags()
     shape = image.shape
 
-    def branches(image: tf.Tensor, draws: tf.Tensor) -> list[Callable[[], tf.Tensor]]:
-        operations = [lambda op=op, a=a: op.apply(image, a, draws) for op, a in table]
-        return [*operations, lambda: tf.identity(image)]
-
     # Without AutoGraph, which would find no Python control flow on tensors and take its time.
     @tf.function(jit_compile=True, autograph=False)
     def compiled(image, indices, draws):
         # A loop instead of a list of layers, so that every operation is compiled once.
         def layer(i, image):
-            image = tf.ensure_shape(tf.switch_case(indices[i], branches(image, draws[i])), shape)
-            return i + 1, image
+            branches = [lambda op=op, a=a: op.apply(image, a, draws[i]) for op, a in table]
+            # The last branch is taken for every index out of range.
+            branches.append(lambda: tf.identity(image))
+            return i + 1, tf.ensure_shape(tf.switch_case(indices[i], branches), shape)
 
         num_layers = indices.shape[0]
         return tf.while_loop(lambda i, image: i < num_layers, layer, (0, image))[1]
 
-    # switch_case takes its last branch for every index out of range.
     return compiled(image, indices, draws)
 
 
@@ -110,9 +107,9 @@ def _lookup(image, table):
 def _blend(degenerate, image, factor):
     """Inter- or extrapolates from ``degenerate`` (factor 0) to ``image`` (factor 1).
 
-    Both are float32 of broadcastable shapes. Like Pillow's blend, it works in float32, clips to
-    0 … 255 and truncates to uint8. Compilers fuse the multiplication and the addition, so a value
-    that is an integer in Pillow may come out just below it, and as one level less.
+    Like Pillow's blend, it works in float32, clips to 0 … 255 and truncates to uint8. Compilers
+    fuse the multiplication and the addition, so a value that is an integer in Pillow may come out
+    just below it, and as one level less.
     """
     blended = degenerate + tf.constant(factor, tf.float32) * (image - degenerate)
     return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)

@@ -122,16 +122,13 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
     """Yields (name, is it a folder) of everything in a folder that is not hidden."""
     try:
-        for name, is_folder in _remote(folder) if "://" in folder else _local(folder):
+        local = () if "://" in folder else os.scandir(folder)
+        found = ((entry.name, entry.is_dir()) for entry in local) if local else _remote(folder)
+        for name, is_folder in found:
             if name and not name.startswith("."):
                 yield name, is_folder
     except (OSError, tf.errors.OpError) as error:
         raise UsageError(f"the folder {folder!r} cannot be read: {error}") from error
-
-
-def _local(folder: str) -> Iterator[tuple[str, bool]]:
-    with os.scandir(folder) as entries:
-        yield from ((entry.name, entry.is_dir()) for entry in entries)
 
 
 def _remote(folder: str) -> Iterator[tuple[str, bool]]:

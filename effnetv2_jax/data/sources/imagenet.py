@@ -51,8 +51,8 @@ def _imagenet21k_splits(train: str) -> dict[str, _Files]:
 def is_imagenet_dir(data_dir: str) -> bool:
     """Returns True if a folder has the official TFRecord files of ImageNet (``train-*``)."""
     try:
-        return bool(fnmatch.filter(_list_files(data_dir), "train-*"))
-    except tf.errors.OpError:
+        return bool(_files_in(data_dir, ["train-*"], ""))
+    except UsageError:
         return False
 
 
@@ -108,14 +108,10 @@ def imagenet21k_source(data_dir: str) -> Source:
     return Source("imagenet21k", names, split, label_shape=(MAX_LABELS,))
 
 
-def _list_files(data_dir: str) -> list[str]:
-    # Object stores mark folders with a slash.
-    return sorted(name for name in tf.io.gfile.listdir(data_dir) if not name.endswith("/"))
-
-
 def _files_in(data_dir: str, patterns: list[str], advice: str) -> list[str]:
     try:
-        files = _list_files(data_dir)
+        # Object stores mark folders with a slash.
+        files = sorted(name for name in tf.io.gfile.listdir(data_dir) if not name.endswith("/"))
     except tf.errors.OpError as error:
         raise UsageError(f"data_dir {data_dir!r} cannot be listed: {advice}") from error
     if not any(fnmatch.filter(files, pattern) for pattern in patterns):

@@ -34,21 +34,17 @@ def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) 
         UsageError: For an unknown name, and for data that are missing or not laid out as they
             should be.
     """
-    source = _open(name, data_dir, holdout)
+    if name.startswith(FOLDER_PREFIX):
+        source = folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
+    elif name in SOURCES:
+        source = SOURCES[name](data_dir)
+    elif name in TFDS_DATASETS or name.startswith(PREFIX):
+        source = open_tfds(name, data_dir)
+    else:
+        allowed = [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
+        raise unknown_name("data set", name, allowed)
     # Opening a split may list a folder or read an index of a million records, so it is done once.
     return dataclasses.replace(source, split=functools.cache(source.split))
-
-
-def _open(name: str, data_dir: str | None, holdout: float) -> Source:
-    if name.startswith(FOLDER_PREFIX):
-        return folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
-    if name in SOURCES:
-        return SOURCES[name](data_dir)
-    if name in TFDS_DATASETS or name.startswith(PREFIX):
-        return open_tfds(name, data_dir)
-    raise unknown_name(
-        "data set", name, [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
-    )
 
 
 def _imagenet(data_dir: str | None) -> Source:

@@ -172,10 +172,16 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset)
 def _find_features(
     name: str, features: tfds.features.FeatureConnector, label: str | None
 ) -> Features:
+    def class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
+        """The feature itself if it is a label, that of its items if it is a sequence of labels."""
+        if isinstance(feature, tfds.features.Sequence):
+            feature = feature.feature
+        return feature if isinstance(feature, tfds.features.ClassLabel) else None
+
     by_name = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     # A LabeledImage is an Image too, but it is a mask.
     images = [key for key, feature in by_name.items() if type(feature) is tfds.features.Image]
-    classes = {key: _class_of(feature) for key, feature in by_name.items()}
+    classes = {key: class_of(feature) for key, feature in by_name.items()}
     labels = [key for key, feature in by_name.items() if feature is classes[key]]
     if label is not None:
         labels = [label]
@@ -188,16 +194,5 @@ def _find_features(
             f"{name} is not a data set for classification: it has features "
             f"{kinds or type(features).__name__}, and needs one Image and one ClassLabel"
         )
-    return Features(
-        image=images[0],
-        label=labels[0],
-        several=found is not by_name[labels[0]],
-        class_names=tuple(found.names),
-    )
-
-
-def _class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
-    """The feature itself if it is a label, that of its items if it is a sequence of labels."""
-    if isinstance(feature, tfds.features.Sequence):
-        feature = feature.feature
-    return feature if isinstance(feature, tfds.features.ClassLabel) else None
+    several = found is not by_name[labels[0]]
+    return Features(images[0], labels[0], several, tuple(found.names))

@@ -46,11 +46,8 @@ class Features:
 
     def select(self, example: Mapping[str, tf.Tensor]) -> Example:
         """Makes an example of TFDS's."""
-        label = tf.cast(example[self.label], tf.int64)
-        return {
-            "image": example[self.image],
-            "label": fill_up(label) if self.several else label,
-        }
+        image, label = example[self.image], tf.cast(example[self.label], tf.int64)
+        return {"image": image, "label": fill_up(label) if self.several else label}
 
 
 @dataclasses.dataclass(frozen=True)
