@@ -132,8 +132,8 @@ def resize_as_pillow(
             whole image to a square.
 
     Returns:
-        uint8 [image_size, image_size, 3]. Pillow's result differs by one level here and there,
-        because it rounds between rows and columns.
+        uint8 [image_size, image_size, 3]. Pillow, which rounds between rows and columns, differs by
+        a level here and there.
     """
     shape = tf.shape(image)[:2]
     target = tf.constant([image_size, image_size])

@@ -83,7 +83,7 @@ def train_image(
     preprocessing: Preprocessing,
     augmentation: Augmentation,
 ) -> tf.Tensor:
-    """Crops, resizes, flips and augments.
+    """Crops, resizes, flips and augments to uint8 [size, size, 3].
 
     Args:
         image: An encoded string, or uint8 [height, width, 3].
@@ -91,9 +91,6 @@ def train_image(
         stage: The stage, of which image size and magnitude are used.
         preprocessing: The input family.
         augmentation: The augmentation.
-
-    Returns:
-        uint8 [size, size, 3].
     """
     image = random_crop(image, seed, stage, preprocessing, augmentation)
     image = decoding.resize(image, stage.image_size, preprocessing.interpolation)
@@ -108,11 +105,10 @@ def random_crop(
     augmentation: Augmentation,
 ) -> tf.Tensor:
     """Decodes a random crop, uint8 [height, width, 3]: the first step of ``train_image``."""
-    return decoding.decode_box(
-        image,
-        lambda shape: crop_box(shape, seed, preprocessing, augmentation),
-        min_size=stage.image_size,
+    box = functools.partial(
+        crop_box, seed=seed, preprocessing=preprocessing, augmentation=augmentation
     )
+    return decoding.decode_box(image, box, min_size=stage.image_size)
 
 
 def crop_box(
@@ -155,7 +151,9 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
         image = decoding.decode_box(image, decoding.whole_box)
         return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
-    box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
+    box: Callable[[tf.Tensor], decoding.Box] = decoding.whole_box
+    if margin is not None:
+        box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
-    image = decoding.decode_box(image, decoding.whole_box if margin is None else box)
+    image = decoding.decode_box(image, box)
     return decoding.resize(image, image_size, preprocessing.interpolation)

@@ -4,12 +4,11 @@ Position p of the endless stream is in epoch p div size. Batch k holds the posit
 (k + 1)·batch − 1, and process i of n reads those that are i modulo n. The example at a position is
 a function of (seed, position) only, so a run can start anywhere at once.
 
-If reading a single example costs as much as reading one of many in a row, an epoch is one
-permutation. Otherwise (large files of records, on a disk or in a bucket) an epoch is read in
-windows of 64 lanes. Each lane reads a chunk of 64 consecutive examples, and position j of the
-window is taken from lane j mod 64. The chunks are a permutation of the split's chunks, and so are
-the examples within a chunk. The rest, which is less than a window and another part of the split in
-every epoch, is read one by one at the end of the epoch.
+An epoch of a split with random access is one permutation. Any other epoch is read in windows of 64
+lanes. Each lane reads a chunk of 64 consecutive examples, and position j of the window is taken
+from lane j mod 64. The chunks are a permutation of the split's chunks, and so are the examples
+within a chunk. The rest, which is less than a window and another part of the split in every epoch,
+is read one by one at the end of the epoch.
 
 Random numbers come from seeds that are functions of (seed of the run, use, epoch, index).
 TensorFlow's stateless operations scramble the two words of a seed (with Philox) before they draw,
@@ -54,15 +53,12 @@ _SPREAD = 0x9E3779B97F4A7C15 - 2**64
 
 
 def make_seed(run_seed: int, epoch: tf.Tensor, index: tf.Tensor | int) -> tf.Tensor:
-    """Returns the seed of an example or a chunk in an epoch, from which ``for_use`` makes others.
+    """Returns the seed of an example or a chunk, int64 [2], from which ``for_use`` makes others.
 
     Args:
         run_seed: The seed of the run.
         epoch: The number of the epoch, int64 [].
         index: The number of the example or the chunk, int64 [] or an int.
-
-    Returns:
-        int64 [2].
     """
     # Wrapped around by hand: Python's integers do not overflow, those of int64 do.
     first = (run_seed * _SPREAD + 2**63) % 2**64 - 2**63
@@ -140,13 +136,11 @@ class Order:
     def fetch(self, element: Example) -> Example:
         """Makes an example of an element. It belongs into the parallel map that decodes.
 
-        Returns:
-            The example with ``position``, ``id`` (its number in the split), int64 [], and ``seed``,
-            int64 [2], from which its random numbers come.
+        It has ``position``, ``id`` (its number in the split), int64 [], and ``seed``, int64 [2].
         """
         position = element["position"]
         number = self.locate(position) if self.split.random_access else element["id"]
-        example = self.split.parse(number if self.split.random_access else element["record"])
+        example = self.split.parse(element.get("record", number))
         seed = make_seed(self.seed, position // self.split.size, number)
         return example | {"position": position, "id": number, "seed": seed}
 

@@ -214,10 +214,8 @@ def eval_batches(
 
 def _batch_share(name: str, batch_size: int, share: Share) -> int:
     if batch_size % share.count:
-        raise UsageError(
-            f"{name} must be a multiple of the number of processes ({share.count}), "
-            f"got {batch_size}"
-        )
+        processes = f"the number of processes ({share.count})"
+        raise UsageError(f"{name} must be a multiple of {processes}, got {batch_size}")
     return batch_size // share.count
 
 

@@ -379,6 +379,8 @@ def test_evaluation_is_shared_by_processes(request, name):
 def test_bad_values_are_named(digits, tmp_path):
     with pytest.raises(UsageError, match="unknown data set 'digit': did you mean digits"):
         get_source("digit")
+    with pytest.raises(UsageError, match="unknown data set 'cifar': did you mean cifar10"):
+        get_source("cifar")
     with pytest.raises(UsageError, match="unknown split 'validation' of digits: allowed are"):
         digits.split("validation")
     with pytest.raises(UsageError, match=r"at most the 1437 examples .* got 2000"):

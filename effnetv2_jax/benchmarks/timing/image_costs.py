@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from effnetv2_jax.data import decoding as preprocess
-from effnetv2_jax.data import images
+from effnetv2_jax.data import decoding, images
 from effnetv2_jax.data.order import Order
 from effnetv2_jax.data.sources import Example, Split
 from effnetv2_jax.preprocessing import Preprocessing
@@ -43,19 +42,18 @@ def make_step_timers(
 
     def last_pixel(example: Example) -> tf.Tensor:
         # In the crop's last row: a decoder has to read all of the file before it.
-        def choose_box(shape: tf.Tensor) -> preprocess.Box:
+        def choose_box(shape: tf.Tensor) -> decoding.Box:
             box = images.crop_box(shape, example["seed"], preprocessing, augmentation)
             return tf.stack([box[0] + box[2] - 1, box[1], 1, 1])
 
-        return preprocess.decode_box(example["image"], choose_box)
+        return decoding.decode_box(example["image"], choose_box)
 
     def crop(example: Example) -> tf.Tensor:
-        return images.random_crop(
-            example["image"], example["seed"], stage, preprocessing, augmentation
-        )
+        image, seed = example["image"], example["seed"]
+        return images.random_crop(image, seed, stage, preprocessing, augmentation)
 
     def resized(example: Example) -> tf.Tensor:
-        return preprocess.resize(crop(example), stage.image_size, preprocessing.interpolation)
+        return decoding.resize(crop(example), stage.image_size, preprocessing.interpolation)
 
     def augmented(example: Example) -> tf.Tensor:
         return images.flip_and_augment(resized(example), example["seed"], stage, augmentation)

@@ -31,7 +31,12 @@ def photographs(width: int, height: int) -> Source:
     images = [Image.fromarray(array) for array in load_sample_images().images]
     files = []
     for i in range(NUM_PHOTOGRAPHS):
-        part = _random_part(images[i % len(images)], width, height, rng)
+        image = images[i % len(images)]
+        part_width = rng.uniform(0.75, 1) * min(image.width, image.height * width / height)
+        part_height = part_width * height / width
+        left, top = rng.uniform(0, (image.width - part_width, image.height - part_height))
+        box = (left, top, left + part_width, top + part_height)
+        part = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
         pixels = np.asarray(part) + rng.normal(0, _GRAIN, (height, width, 1))
         file = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
@@ -46,11 +51,3 @@ def photographs(width: int, height: int) -> Source:
         class_names=tuple(map(str, range(NUM_PHOTOGRAPHS))),
         split=lambda name: split,
     )
-
-
-def _random_part(image: Image.Image, width: int, height: int, rng) -> Image.Image:
-    part_width = rng.uniform(0.75, 1) * min(image.width, image.height * width / height)
-    part_height = part_width * height / width
-    left, top = rng.uniform(0, (image.width - part_width, image.height - part_height))
-    box = (left, top, left + part_width, top + part_height)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)

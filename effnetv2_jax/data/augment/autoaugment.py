@@ -87,8 +87,7 @@ def auto_augment(
         image: uint8 [height, width, 3] of static shape.
         seed: The seed of the draw, int32 or int64 [2]. The same seed gives the same result.
         policy: Sub-policies with the same number of steps.
-        translate_const: The distance in px that an image is moved at magnitude 10.
-        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
+        translate_const, cutout_const: As in ``images.Augmentation``, in px.
 
     Returns:
         uint8 [height, width, 3].

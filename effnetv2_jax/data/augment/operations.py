@@ -57,8 +57,7 @@ def apply_ops(
     Args:
         image: uint8 [height, width, 3] of static shape.
         table: The operations with their arguments.
-        indices: The places of the operations in the table, int32 [layers]. An index outside of the
-            table leaves the image as it is.
+        indices: Places in the table, int32 [layers]. One outside of it leaves the image as it is.
         draws: The random numbers of the operations, float32 [layers, NUM_DRAWS] uniform in [0, 1).
 
     Returns:
@@ -74,8 +73,8 @@ def apply_ops(
         def layer(i, image):
             branches = [lambda op=op, a=a: op.apply(image, a, draws[i]) for op, a in table]
             # The last branch is taken for every index out of range.
-            branches.append(lambda: tf.identity(image))
-            return i + 1, tf.ensure_shape(tf.switch_case(indices[i], branches), shape)
+            result = tf.switch_case(indices[i], [*branches, lambda: tf.identity(image)])
+            return i + 1, tf.ensure_shape(result, shape)
 
         num_layers = indices.shape[0]
         return tf.while_loop(lambda i, image: i < num_layers, layer, (0, image))[1]
@@ -210,9 +209,8 @@ def _sharpness(image, factor, _draws):
     return tf.reshape(tf.concat([flat[:1], middle, flat[-1:]], axis=0), image.shape)
 
 
-# The coefficients of an affine transform. The output at (x, y) is the input at
-# (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so pixel centres lie
-# at half-integers (as in Pillow's Image.transform).
+# The coefficients of an affine transform, as in Pillow's Image.transform: the output at (x, y) is
+# the input at (a x + b y + c, d x + e y + f), in pixels from the top left corner.
 Coefficients = tuple[float, float, float, float, float, float]
 
 
@@ -226,10 +224,7 @@ def _source_pixels(height: int, width: int, coefficients: Coefficients) -> np.nd
 
 
 def _affine(image, draws, coefficients: Callable[[float], Coefficients]):
-    """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn.
-
-    Pixels from outside the image are ``FILL_VALUE``.
-    """
+    """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn."""
     height, width, _ = image.shape
     both = np.stack([_source_pixels(height, width, coefficients(sign)) for sign in (-1.0, 1.0)])
     sources = tf.gather(tf.constant(both), tf.cast(draws[0] >= 0.5, tf.int32))
@@ -270,17 +265,14 @@ def _cutout(image, half_side, draws):
 
 
 def noise_square(image: tf.Tensor, seed: tf.Tensor, half_side: int) -> tf.Tensor:
-    """Fills a square with bright noise: the Cutout with which the published code fine-tunes.
+    """Fills a square with uniform noise of 128 … 255: Cutout as in the published fine-tuning.
 
     That code draws 0 … 1 after a normalisation with (x − 127.5) / 127.5, hence the brightness.
 
     Args:
         image: uint8 [height, width, 3] of static shape.
         seed: The seed of the draw, int64 [2].
-        half_side: Half the side of the square in px.
-
-    Returns:
-        The image with uniform noise of 128 … 255 in a square that is placed as Cutout's.
+        half_side: Half the side in px of the square, which is placed as Cutout's.
     """
     draw_seed, noise_seed = tf.unstack(tf.random.split(seed))
     noise = tf.random.stateless_uniform(image.shape, noise_seed, 128, 256, tf.int32)

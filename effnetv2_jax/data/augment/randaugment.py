@@ -24,8 +24,7 @@ def rand_augment(
         magnitude: The strength of the operations, at least 0. The nominal top of the scale is 10,
             but larger and fractional values are allowed.
         num_layers: The number of operations, at least 0, which returns the image unchanged.
-        translate_const: The distance in px that an image is moved at magnitude 10.
-        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
+        translate_const, cutout_const: As in ``images.Augmentation``, in px.
 
     Returns:
         uint8 [height, width, 3].

@@ -122,8 +122,10 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
     """Yields (name, is it a folder) of everything in a folder that is not hidden."""
     try:
-        local = () if "://" in folder else os.scandir(folder)
-        found = ((entry.name, entry.is_dir()) for entry in local) if local else _remote(folder)
+        if "://" in folder:
+            found = _remote(folder)
+        else:
+            found = ((entry.name, entry.is_dir()) for entry in os.scandir(folder))
         for name, is_folder in found:
             if name and not name.startswith("."):
                 yield name, is_folder

@@ -99,9 +99,8 @@ def imagenet21k_source(data_dir: str) -> Source:
         UsageError: For the same reasons as ``imagenet_source``.
     """
     patterns = ["imagenet21k*", "train*"]
-    files = _files_in(
-        data_dir, patterns, "put the TFRecord files of ImageNet-21k there, named imagenet21k-…"
-    )
+    advice = "put the TFRecord files of ImageNet-21k there, named imagenet21k-…"
+    files = _files_in(data_dir, patterns, advice)
     train = next(pattern for pattern in patterns if fnmatch.filter(files, pattern))
     names = tuple(f"class {i}" for i in range(NUM_CLASSES_21K))
     split = _splits("imagenet21k", data_dir, files, _imagenet21k_splits(train), _parse_21k)

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from effnetv2_jax.data.sources import MAX_LABELS, Source
 from effnetv2_jax.data.sources.tfds_splits import Features, TfdsSplits
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError
 
 PREFIX = "tfds:"
 """The beginning of the name of a data set that has no entry in ``TFDS_DATASETS``."""
@@ -76,12 +76,7 @@ def open_tfds(name: str, data_dir: str | None) -> Source:
     Raises:
         UsageError: For an unknown name, and for the same reasons as ``tfds_source``.
     """
-    if name.startswith(PREFIX):
-        dataset = TfdsDataset(name.removeprefix(PREFIX))
-    elif name in TFDS_DATASETS:
-        dataset = TFDS_DATASETS[name]
-    else:
-        raise unknown_name("data set", name, [*TFDS_DATASETS, f"{PREFIX}NAME"])
+    dataset = TFDS_DATASETS.get(name) or TfdsDataset(name.removeprefix(PREFIX))
     try:
         builder = tfds.builder(dataset.tfds_name, data_dir=data_dir)
     except Exception as error:  # TFDS raises anything from AssertionError to ImportError.
@@ -127,8 +122,7 @@ def tfds_source(
 
 def _cannot_open(name: str, tfds_name: str, error: Exception) -> UsageError:
     known = tfds.list_builders(with_community_datasets=False)
-    base = re.split("[/:]", tfds_name)[0]
-    if base in known:
+    if (base := re.split("[/:]", tfds_name)[0]) in known:
         return UsageError(f"data set {name!r} cannot be opened: {_reason(error)}")
     near = [PREFIX + other for other in difflib.get_close_matches(base, known)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -173,7 +167,6 @@ def _find_features(
     name: str, features: tfds.features.FeatureConnector, label: str | None
 ) -> Features:
     def class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
-        """The feature itself if it is a label, that of its items if it is a sequence of labels."""
         if isinstance(feature, tfds.features.Sequence):
             feature = feature.feature
         return feature if isinstance(feature, tfds.features.ClassLabel) else None

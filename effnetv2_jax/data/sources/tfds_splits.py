@@ -78,9 +78,7 @@ class TfdsSplits:
                 "such as 'train[:80%]' and sums such as 'train+test'"
             ) from error
         if not instructions or min(i.take for i in instructions) <= 0:
-            raise UsageError(
-                f"split {spec!r} of {self.name} has no examples: choose a longer slice"
-            )
+            raise UsageError(f"split {spec!r} of {self.name} has no examples: take a longer slice")
         # TFDS does not know the size of a slice.
         bytes_per_example = {
             str(path): info.num_bytes / info.num_examples

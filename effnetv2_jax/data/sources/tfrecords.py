@@ -47,11 +47,6 @@ class RecordIndex:
     bases: np.ndarray
     positions: np.ndarray
 
-    @property
-    def num_records(self) -> int:
-        """The number of records in all files."""
-        return len(self.positions) - 1
-
     def describe(self, record: int) -> str:
         """Returns the file that holds a record, and the record's number in it, from 0."""
         file = np.searchsorted(self.bases, self.positions[record], side="right") - 1
@@ -83,17 +78,18 @@ def open_split(
             exceeds the records.
     """
     index = build_index(files)
+    num_records = len(index.positions) - 1
     sizes = np.diff(index.bases, append=index.positions[-1])
     empty = [file for file, size in zip(files, sizes, strict=True) if size == 0]
     if empty and not allow_empty_files:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise UsageError(f"without any records: {', '.join(empty[:3])}{more}; copy them again")
-    if index.num_records == 0:
+    if num_records == 0:
         raise UsageError(f"no records in {_listed(files)}: copy them again or name other files")
-    stop = index.num_records if stop is None else stop
-    if not 0 <= start <= stop <= index.num_records:
+    stop = num_records if stop is None else stop
+    if not 0 <= start <= stop <= num_records:
         raise UsageError(
-            f"records {start} to {stop} do not exist: {_listed(files)} have {index.num_records}"
+            f"records {start} to {stop} do not exist: {_listed(files)} have {num_records}"
         )
     names = tf.constant(index.files)
     bases = tf.constant(index.bases)

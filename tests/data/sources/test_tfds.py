@@ -322,7 +322,6 @@ def test_fewer_examples_than_promised_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar", "unknown data set 'cifar': did you mean cifar10"),
         ("tfds:cifar11", "unknown data set 'tfds:cifar11': did you mean tfds:cifar1"),
         ("tfds:", "unknown data set 'tfds:': allowed are tfds: and a name from https"),
         ("tfds:kaggle:x", "unknown data set 'tfds:kaggle:x': .*allowed are"),

@@ -145,7 +145,7 @@ def test_the_index_is_read_once(files, cache_dir, headers_read):
 def test_the_index_is_read_again_when_a_file_changes(files, headers_read):
     tfrecords.build_index(files)
     write(files[2], range(3))
-    assert tfrecords.build_index(files).num_records == NUM_RECORDS + 2
+    assert tfrecords.build_index(files).positions.size == NUM_RECORDS + 3
     # The same size as before, other records. TensorFlow tells times to the second.
     size, seconds = os.path.getsize(files[2]), os.path.getmtime(files[2])
     write(files[2], [2, 0, 1])
@@ -214,7 +214,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, monkeyp
     monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "folder"))
     index = tfrecords.build_index(files)
-    assert index.num_records == NUM_RECORDS
+    assert index.positions.size == NUM_RECORDS + 1
     assert "cannot be kept for the next time" in warnings[-1]
 
 
@@ -223,7 +223,7 @@ def test_a_write_that_fails_leaves_nothing_behind(files, cache_dir, monkeypatch)
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "savez", full)
-    assert tfrecords.build_index(files).num_records == NUM_RECORDS
+    assert tfrecords.build_index(files).positions.size == NUM_RECORDS + 1
     assert os.listdir(cache_dir) == []
 
 
@@ -251,7 +251,7 @@ def test_files_in_an_object_store(files, monkeypatch):
 
 def test_a_bar_on_a_terminal(files, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert tfrecords.build_index(files).num_records == NUM_RECORDS
+    assert tfrecords.build_index(files).positions.size == NUM_RECORDS + 1
     assert "indexing files" in capsys.readouterr().err
 
 
