@@ -256,6 +256,8 @@ def test_processes_share_the_batches_of_one(request, name, count):
         for index in range(n)
     ]
     assert_same(one, joined(shares))
+    if name == "records":
+        assert any((batch["mask"] == 0).any() for batch in one)  # record 7
 
 
 def test_threads_do_not_matter(records):
