@@ -43,8 +43,15 @@ def decode_box(
     if encoded.dtype != tf.string:
         return _cut(encoded, choose_box(tf.shape(encoded)[:2]))
     is_jpeg = tf.cast(tf.io.is_jpeg(encoded), tf.int32)
-    shape = switch(is_jpeg, [_shape_in_other, _shape_in_jpeg], encoded)
-    with tf.control_dependencies([_check_pixels(shape)]):
+    shapes = (_shape_in_other, lambda jpeg: tf.io.extract_jpeg_shape(jpeg, tf.int64)[:2])
+    shape = switch(is_jpeg, shapes, encoded)
+    # float64, because the product may overflow an integer.
+    is_small = tf.reduce_prod(tf.cast(shape, tf.float64)) <= MAX_PIXELS
+    # tf.debugging.Assert would put a conditional around it.
+    check = tf.raw_ops.Assert(
+        condition=is_small, data=["height and width are too large:", shape], summarize=2
+    )
+    with tf.control_dependencies([check]):
         box = choose_box(tf.cast(shape, tf.int32))
     scales: tuple[int, ...] = _SCALES[:1]
     decoder = is_jpeg
@@ -70,9 +77,7 @@ def random_box(
     Args:
         shape: The height and width of the image in px, int32 [2].
         seed: The seed of the draw, int [2].
-        area_range: The smallest and largest area of the box, divided by the image's area.
-        aspect_ratio_range: The smallest and largest width of the box divided by its height.
-        min_object_covered: The fraction of the image that the box must cover.
+        area_range, aspect_ratio_range, min_object_covered: As in ``Preprocessing``.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [3]], axis=0),
@@ -127,8 +132,8 @@ def resize_as_pillow(
             whole image to a square.
 
     Returns:
-        uint8 [image_size, image_size, 3]. Pillow's result differs by one level here and there,
-        because it rounds between rows and columns.
+        uint8 [image_size, image_size, 3]. Pillow, which rounds between rows and columns, differs by
+        a level here and there.
     """
     shape = tf.shape(image)[:2]
     target = tf.constant([image_size, image_size])
@@ -179,22 +184,6 @@ def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
     return image[top : top + height, left : left + width]
 
 
-def _check_pixels(shape: tf.Tensor) -> tf.Operation:
-    # float64, because the product may overflow an integer.
-    pixels = tf.reduce_prod(tf.cast(shape, tf.float64))
-    # tf.debugging.Assert would put a conditional around it.
-    return tf.raw_ops.Assert(
-        condition=pixels <= MAX_PIXELS,
-        data=["height and width are too large:", shape],
-        summarize=2,
-    )
-
-
-def _shape_in_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Height and width, int64 [2]."""
-    return tf.cast(tf.io.extract_jpeg_shape(encoded)[:2], tf.int64)
-
-
 def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
     """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]. Others are 1 × 1."""
     length = 30
@@ -204,14 +193,11 @@ def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
     def starts_with(text: bytes, at: int = 0) -> tf.Tensor:
         return tf.reduce_all(values[at : at + len(text)] == list(text))
 
-    def little(at: int, num_bytes: int) -> tf.Tensor:
-        return tf.reduce_sum(values[at : at + num_bytes] * [256**i for i in range(num_bytes)])
+    def number(at: int, num_bytes: int, step: int) -> tf.Tensor:
+        powers = [256**i for i in range(num_bytes)][::step]
+        return tf.reduce_sum(values[at : at + num_bytes] * powers)
 
-    def big(at: int, num_bytes: int) -> tf.Tensor:
-        return tf.reduce_sum(
-            values[at : at + num_bytes] * [256**i for i in reversed(range(num_bytes))]
-        )
-
+    little, big = functools.partial(number, step=1), functools.partial(number, step=-1)
     lossless = little(21, 4)
     shapes = (
         (starts_with(b"\x89PNG"), big(20, 4), big(16, 4)),

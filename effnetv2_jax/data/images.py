@@ -1,6 +1,7 @@
 """The steps that one image goes through: decode a crop, resize, flip, augment."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,30 +54,20 @@ class Augmentation:
         return {name: value for name, value in constants.items() if value is not None}
 
 
-def _randaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    return rand_augment(
+AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
+    "randaugment": lambda image, seed, stage, augmentation: rand_augment(
         image,
         seed,
         magnitude=stage.randaugment_magnitude,
         num_layers=augmentation.num_layers,
         **augmentation.constants,
-    )
-
-
-def _autoaugment(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    del stage  # the policy has its own magnitudes
-    return auto_augment(image, seed, **augmentation.constants)
-
-
-def _cutout(image, seed, stage: Stage, augmentation: Augmentation) -> tf.Tensor:
-    del augmentation
-    return noise_square(image, seed, half_side=stage.image_size // 4)
-
-
-AUGMENTATIONS: dict[str, Callable[..., tf.Tensor]] = {
-    "randaugment": _randaugment,
-    "autoaugment": _autoaugment,
-    "cutout": _cutout,
+    ),
+    "autoaugment": lambda image, seed, stage, augmentation: auto_augment(
+        image, seed, **augmentation.constants
+    ),
+    "cutout": lambda image, seed, stage, augmentation: noise_square(
+        image, seed, half_side=stage.image_size // 4
+    ),
     "none": lambda image, seed, stage, augmentation: image,
 }
 """Functions of (image, seed, stage, augmentation) that return the augmented image.
@@ -92,7 +83,7 @@ def train_image(
     preprocessing: Preprocessing,
     augmentation: Augmentation,
 ) -> tf.Tensor:
-    """Crops, resizes, flips and augments.
+    """Crops, resizes, flips and augments to uint8 [size, size, 3].
 
     Args:
         image: An encoded string, or uint8 [height, width, 3].
@@ -100,9 +91,6 @@ def train_image(
         stage: The stage, of which image size and magnitude are used.
         preprocessing: The input family.
         augmentation: The augmentation.
-
-    Returns:
-        uint8 [size, size, 3].
     """
     image = random_crop(image, seed, stage, preprocessing, augmentation)
     image = decoding.resize(image, stage.image_size, preprocessing.interpolation)
@@ -117,11 +105,10 @@ def random_crop(
     augmentation: Augmentation,
 ) -> tf.Tensor:
     """Decodes a random crop, uint8 [height, width, 3]: the first step of ``train_image``."""
-
-    def choose_box(shape: tf.Tensor) -> decoding.Box:
-        return crop_box(shape, seed, preprocessing, augmentation)
-
-    return decoding.decode_box(image, choose_box, min_size=stage.image_size)
+    box = functools.partial(
+        crop_box, seed=seed, preprocessing=preprocessing, augmentation=augmentation
+    )
+    return decoding.decode_box(image, box, min_size=stage.image_size)
 
 
 def crop_box(
@@ -164,11 +151,9 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
         image = decoding.decode_box(image, decoding.whole_box)
         return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
-    def choose_box(shape: tf.Tensor) -> decoding.Box:
-        if margin is None:
-            return decoding.whole_box(shape)
-        return decoding.central_box(shape, image_size, margin)
-
+    box: Callable[[tf.Tensor], decoding.Box] = decoding.whole_box
+    if margin is not None:
+        box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
-    image = decoding.decode_box(image, choose_box)
+    image = decoding.decode_box(image, box)
     return decoding.resize(image, image_size, preprocessing.interpolation)

@@ -4,12 +4,11 @@ Position p of the endless stream is in epoch p div size. Batch k holds the posit
 (k + 1)·batch − 1, and process i of n reads those that are i modulo n. The example at a position is
 a function of (seed, position) only, so a run can start anywhere at once.
 
-If reading a single example costs as much as reading one of many in a row, an epoch is one
-permutation. Otherwise (large files of records, on a disk or in a bucket) an epoch is read in
-windows of 64 lanes. Each lane reads a chunk of 64 consecutive examples, and position j of the
-window is taken from lane j mod 64. The chunks are a permutation of the split's chunks, and so are
-the examples within a chunk. The rest, which is less than a window and another part of the split in
-every epoch, is read one by one at the end of the epoch.
+An epoch of a split with random access is one permutation. Any other epoch is read in windows of 64
+lanes. Each lane reads a chunk of 64 consecutive examples, and position j of the window is taken
+from lane j mod 64. The chunks are a permutation of the split's chunks, and so are the examples
+within a chunk. The rest, which is less than a window and another part of the split in every epoch,
+is read one by one at the end of the epoch.
 
 Random numbers come from seeds that are functions of (seed of the run, use, epoch, index).
 TensorFlow's stateless operations scramble the two words of a seed (with Philox) before they draw,
@@ -54,15 +53,12 @@ _SPREAD = 0x9E3779B97F4A7C15 - 2**64
 
 
 def make_seed(run_seed: int, epoch: tf.Tensor, index: tf.Tensor | int) -> tf.Tensor:
-    """Returns the seed of an example or a chunk in an epoch, from which ``for_use`` makes others.
+    """Returns the seed of an example or a chunk, int64 [2], from which ``for_use`` makes others.
 
     Args:
         run_seed: The seed of the run.
         epoch: The number of the epoch, int64 [].
         index: The number of the example or the chunk, int64 [] or an int.
-
-    Returns:
-        int64 [2].
     """
     # Wrapped around by hand: Python's integers do not overflow, those of int64 do.
     first = (run_seed * _SPREAD + 2**63) % 2**64 - 2**63
@@ -94,12 +90,15 @@ class Order:
             return _permuted(j, self._seed(Use.EXAMPLES, epoch), self.split.size)
         lane, rank = j % WINDOW % LANES, j % WINDOW // LANES
         chunk = tf.minimum(j // WINDOW, max(self._num_windows - 1, 0)) * LANES + lane
-        in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk)[rank]
+        in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk, rank)
         in_tail = self._in_tail(epoch, tf.maximum(j - self._tail_begin, 0))
         return tf.where(j < self._tail_begin, in_chunk, in_tail)
 
     def elements(
-        self, first_position: int, process_index: int = 0, process_count: int = 1
+        self,
+        first_position: tf.Tensor | int,
+        process_index: tf.Tensor | int = 0,
+        process_count: int = 1,
     ) -> tf.data.Dataset:
         """Reads a process's share of the stream, without end.
 
@@ -119,15 +118,14 @@ class Order:
             raise UsageError(f"the number of processes must divide {LANES}, got {process_count}")
         if self.split.random_access:
             # The end is out of reach, and so is an overflow.
-            return tf.data.Dataset.range(first_position + process_index, 2**62, process_count).map(
-                lambda position: {"position": position}
-            )
-        first_epoch, first = divmod(first_position, self.split.size)
+            share = tf.data.Dataset.range(first_position + process_index, 2**62, process_count)
+            return share.map(lambda position: {"position": position})
+        first_epoch, first = first_position // self.split.size, first_position % self.split.size
 
         # AutoGraph would find nothing to convert, and take its time.
         @tf.autograph.experimental.do_not_convert
         def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            begin = tf.where(epoch == first_epoch, tf.constant(first, tf.int64), 0)
+            begin = tf.where(epoch == first_epoch, tf.cast(first, tf.int64), 0)
             # The process's positions in the stream, counted from the epoch's first.
             residue = (process_index - epoch * self.split.size) % process_count
             windows = self._read_windows(epoch, begin, residue, process_count)
@@ -138,13 +136,11 @@ class Order:
     def fetch(self, element: Example) -> Example:
         """Makes an example of an element. It belongs into the parallel map that decodes.
 
-        Returns:
-            The example with ``position``, ``id`` (its number in the split), int64 [], and ``seed``,
-            int64 [2], from which its random numbers come.
+        It has ``position``, ``id`` (its number in the split), int64 [], and ``seed``, int64 [2].
         """
         position = element["position"]
         number = self.locate(position) if self.split.random_access else element["id"]
-        example = self.split.parse(number if self.split.random_access else element["record"])
+        example = self.split.parse(element.get("record", number))
         seed = make_seed(self.seed, position // self.split.size, number)
         return example | {"position": position, "id": number, "seed": seed}
 
@@ -156,10 +152,6 @@ class Order:
     def _tail_begin(self) -> int:
         return self._num_windows * WINDOW
 
-    @property
-    def _tail_size(self) -> int:
-        return self.split.size - self._tail_begin
-
     def _seed(self, use: Use, epoch: tf.Tensor, index: tf.Tensor | int = 0) -> tf.Tensor:
         return for_use(make_seed(self.seed, epoch, index), use)
 
@@ -170,18 +162,19 @@ class Order:
         return CHUNK * tf.random.stateless_uniform([], seed, 0, chunks + 1, tf.int64)
 
     def _in_tail(self, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(self._tail_size, 1))
+        size = self.split.size - self._tail_begin
+        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(size, 1))
         return self._tail_first(epoch) + order
 
     def _chunk_first(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         chunks = max(self._num_windows, 1) * LANES
         first = CHUNK * _permuted(chunk, self._seed(Use.CHUNKS, epoch), chunks)
-        return first + self._tail_size * tf.cast(first >= self._tail_first(epoch), tf.int64)
+        tail = self.split.size - self._tail_begin
+        return first + tail * tf.cast(first >= self._tail_first(epoch), tf.int64)
 
-    def _within(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-        """The order of a chunk's examples, int64 [CHUNK]."""
-        seed = self._seed(Use.WITHIN, epoch, chunk)
-        return _permuted(tf.constant(np.arange(CHUNK)), seed, CHUNK)
+    def _within(self, epoch: tf.Tensor, chunk: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+        """The place in a chunk of the example that is read at a rank, or of several."""
+        return _permuted(rank, self._seed(Use.WITHIN, epoch, chunk), CHUNK)
 
     def _read_windows(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
@@ -191,34 +184,24 @@ class Order:
         def read_chunk(index: tf.Tensor) -> tf.data.Dataset:
             window, lane = index // lanes, residue + index % lanes * process_count
             chunk = window * LANES + lane
-            first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk)
-            ranks = tf.constant(np.arange(CHUNK) * LANES)
-            position = epoch * self.split.size + window * WINDOW + lane + ranks
+            ranks = tf.constant(np.arange(CHUNK))
+            first, order = self._chunk_first(epoch, chunk), self._within(epoch, chunk, ranks)
+            position = epoch * self.split.size + window * WINDOW + lane + ranks * LANES
 
-            def shuffled(records: tf.Tensor) -> tf.data.Dataset:
-                return tf.data.Dataset.from_tensor_slices(
-                    {
-                        "record": tf.gather(records, order),
-                        "position": position,
-                        "id": first + order,
-                    }
-                )
+            extra = {"position": position, "id": first + order}
+            row = read_row(self.split, first, tf.constant(CHUNK, tf.int64))
+            return row.map(lambda records: {"record": tf.gather(records, order)} | extra).unbatch()
 
-            return read_row(self.split, first, tf.constant(CHUNK, tf.int64)).flat_map(shuffled)
-
-        first_window = begin // WINDOW
-        already_read = _count_below(begin % WINDOW, residue, process_count)
-        return (
-            tf.data.Dataset.range(first_window * lanes, self._num_windows * lanes)
-            .interleave(
-                read_chunk,
-                cycle_length=lanes,
-                block_length=1,
-                num_parallel_calls=min(lanes, _PARALLEL_READS),
-                deterministic=True,
-            )
-            .skip(already_read)
-        )
+        chunks = tf.data.Dataset.range(begin // WINDOW * lanes, self._num_windows * lanes)
+        # As many of 0 … begin % WINDOW − 1 are ``residue`` modulo process_count.
+        already_read = (begin % WINDOW - residue + process_count - 1) // process_count
+        return chunks.interleave(
+            read_chunk,
+            cycle_length=lanes,
+            block_length=1,
+            num_parallel_calls=min(lanes, _PARALLEL_READS),
+            deterministic=True,
+        ).skip(already_read)
 
     def _read_tail(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
@@ -254,8 +237,8 @@ def attempt(
     Args:
         function: A function of the element.
         element: A tensor, or a tuple or dictionary of tensors.
-        otherwise: A function of the element that returns a dataset, whose first element replaces
-            the result if the function raises.
+        otherwise: A function of the element. It returns a dataset, of which the first element is
+            taken if ``function`` raises.
     """
     once = tf.data.Dataset.from_tensors(element)
     return once.map(function).ignore_errors().concatenate(once.flat_map(otherwise)).take(1)
@@ -287,11 +270,6 @@ def read_one(split: Split, number: tf.Tensor) -> tf.data.Dataset:
         number,
         lambda number: tf.data.Dataset.from_tensors(tf.zeros(spec.shape, spec.dtype)),
     )
-
-
-def _count_below(bound: tf.Tensor, residue: tf.Tensor, modulus: int) -> tf.Tensor:
-    """How many of 0 … bound − 1 are ``residue`` modulo ``modulus``."""
-    return (bound - residue + modulus - 1) // modulus
 
 
 def _permuted(index: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:

@@ -7,6 +7,7 @@ seen, and so does a run with another number of processes or threads.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -28,9 +29,10 @@ Batch = dict[str, np.ndarray]
 
 # Finished batches that wait for the device.
 _PREFETCH = 2
-# Examples that one thread prepares in a row. Masking costs about 0.2 ms per row, so longer rows
-# save time, but they take memory.
+# Examples that one thread prepares in a row, and the bytes that they may take. Masking costs about
+# 0.2 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
 _ROW = 32
+_ROW_BYTES = 2**21
 # Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
 # should not wait for a hard one before it.
 _ROWS_BEGUN = 2
@@ -104,7 +106,7 @@ def train_batches(
     order = Order(examples, seed)
     elements = order.elements(first_example, share.index, share.count)
     batch_size = _batch_share("batch_size", stage.batch_size, share)
-    bad = _BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
+    bad = _BadExamples(source, split, max_bad_fraction)
     probed = range(first_example + share.index, first_example + _PROBED * share.count, share.count)
     bad.refuse_if_all([order.locate(position) for position in probed[: num_batches * batch_size]])
 
@@ -144,8 +146,7 @@ def examples_at(
         count: The number of examples in the batch, over all processes.
 
     Returns:
-        For each example, in the order of the stream: its number in the split, and a description
-        with which a person can find it.
+        The number in the split and the description of each example, in the order of the stream.
     """
     order = Order(split, seed)
     numbers = [int(order.locate(first_example + i)) for i in range(count)]
@@ -174,6 +175,7 @@ def eval_batches(
         The same as ``train_batches`` without ``index``; ``mask`` is 0 for padding, too.
     """
     examples = source.split(split)
+    bad = _BadExamples(source, split, max_bad_fraction)
     batch_size = _batch_share("eval_batch_size", batch_size, share)
     begin, end = (examples.size * i // share.count for i in (share.index, share.index + 1))
     largest_share = math.ceil(examples.size / share.count)
@@ -192,7 +194,6 @@ def eval_batches(
         batch_size,
         share.threads,
     )
-    bad = _BadExamples(examples, f"split {split!r} of {source.name}", max_bad_fraction)
 
     def padded() -> Iterator[Batch]:
         batches = dataset.as_numpy_iterator()
@@ -216,10 +217,10 @@ def eval_batches(
 class _BadExamples:
     """The examples of a split that cannot be decoded: named in the log, and counted."""
 
-    def __init__(self, split: Split, name: str, max_fraction: float):
-        self._split = split
-        self._name = name
-        self._limit = max_fraction * split.size
+    def __init__(self, source: Source, split: str, max_fraction: float):
+        self._split = source.split(split)
+        self._name = f"split {split!r} of {source.name}"
+        self._limit = max_fraction * self._split.size
         self._max_fraction = max_fraction
         self._found: set[int] = set()
 
@@ -277,10 +278,8 @@ class _BadExamples:
 
 def _batch_share(name: str, batch_size: int, share: Share) -> int:
     if batch_size % share.count:
-        raise UsageError(
-            f"{name} must be a multiple of the number of processes ({share.count}), "
-            f"got {batch_size}"
-        )
+        processes = f"the number of processes ({share.count})"
+        raise UsageError(f"{name} must be a multiple of {processes}, got {batch_size}")
     return batch_size // share.count
 
 
@@ -292,12 +291,9 @@ def _read_once(split: Split, begin: int, end: int) -> tf.data.Dataset:
     @tf.autograph.experimental.do_not_convert
     def read(first: tf.Tensor) -> tf.data.Dataset:
         count = tf.minimum(end - first, CHUNK)
-        numbers = tf.range(first, first + count)
-        return read_row(split, first, count).flat_map(
-            lambda records: tf.data.Dataset.from_tensor_slices(
-                {"record": records, "position": numbers}
-            )
-        )
+        numbers = tf.data.Dataset.range(first, first + count)
+        records = read_row(split, first, count).unbatch()
+        return tf.data.Dataset.zip({"record": records, "position": numbers})
 
     return tf.data.Dataset.range(begin, end, CHUNK).interleave(
         read,
@@ -316,50 +312,56 @@ def _batches(
     batch_size: int,
     threads: int | None,
 ) -> tf.data.Dataset:
-    """Prepares elements in parallel and batches them in their order.
+    """Prepares elements, dictionaries with ``position``, in parallel and batches them in order.
 
     An example that cannot be prepared, for whatever reason, is zeros with mask 0.
-
-    Args:
-        elements: Dictionaries with ``position``.
-        prepare: A function of an element that returns ``image`` and ``label``.
-        image_size: The side of the prepared images in px.
-        label_shape: The shape of an example's label.
-        batch_size: The number of examples per batch. The last batch may have fewer.
-        threads: The number of threads, None for one per core.
     """
     threads = threads or os.cpu_count() or 1
-    rows = elements.batch(_ROW)
+    row_length = max(1, min(_ROW, _ROW_BYTES // (3 * image_size**2)))
     spec = {
         "image": tf.TensorSpec((image_size, image_size, 3), tf.uint8),
         "label": tf.TensorSpec(label_shape, tf.int32),
+        "mask": tf.TensorSpec((), tf.float32),
     }
 
     def prepare_one(element: Example) -> Example:
         example = prepare(element)
-        return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
+        label = tf.cast(example["label"], tf.int32)
+        return {"image": example["image"], "label": label, "mask": tf.ones([])}
 
-    # Not a tf.function, whose calls inside of a graph cost another 30 µs per image.
-    def good(row: Example) -> Example:
-        examples = tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
-        mask = tf.ones_like(row["position"], tf.float32)
-        return examples | {"mask": mask, "position": row["position"]}
+    # A function of its own, which is traced when the first bad example is met.
+    prepare_alone = tf.function(prepare_one, autograph=False)
 
-    def bad(row: Example) -> tf.data.Dataset:
-        zeros = {name: tf.zeros((1, *x.shape), x.dtype) for name, x in spec.items()}
+    def one_by_one(names: list[str], *columns: tf.Tensor) -> list[tf.Tensor]:
+        examples = []
+        for values in zip(*columns, strict=True):
+            try:
+                example = prepare_alone(dict(zip(names, values, strict=True)))
+            except tf.errors.OpError:
+                example = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
+            examples.append([example[name] for name in spec])
+        return [tf.stack(column) for column in zip(*examples, strict=True)]
+
+    prepare_all = functools.partial(
+        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
+    )
+
+    def prepare_each(row: Example) -> tf.data.Dataset:
+        # In Python, which can catch an exception.
+        function = functools.partial(one_by_one, list(row))
+        columns = tf.py_function(function, list(row.values()), [x.dtype for x in spec.values()])
         return tf.data.Dataset.from_tensors(
-            zeros | {"mask": tf.zeros([1]), "position": row["position"]}
+            {
+                name: tf.ensure_shape(column, (None, *x.shape))
+                for (name, x), column in zip(spec.items(), columns, strict=True)
+            }
         )
-
-    def one_by_one(row: Example) -> tf.data.Dataset:
-        each = tf.data.Dataset.from_tensor_slices(row).batch(1)
-        masked = each.flat_map(lambda one: attempt(good, one, bad))
-        return masked.unbatch().batch(_ROW)
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        return attempt(good, row, one_by_one).get_single_element()
+        examples = attempt(prepare_all, row, prepare_each).get_single_element()
+        return examples | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -368,11 +370,8 @@ def _batches(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return (
-        rows.map(
-            prepare_row,
-            num_parallel_calls=threads * _ROWS_BEGUN,
-            deterministic=True,
-        )
+        elements.batch(row_length)
+        .map(prepare_row, num_parallel_calls=threads * _ROWS_BEGUN, deterministic=True)
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)

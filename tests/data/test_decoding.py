@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from effnetv2_jax.data import decoding as preprocess
+from effnetv2_jax.data import decoding
 
 PHOTOGRAPHS = {
     "astronaut": skimage.data.astronaut(),
@@ -34,7 +34,7 @@ def as_pillow(encoded):
 @pytest.fixture(scope="module")
 def decode_whole():
     function = tf.function(
-        lambda encoded: preprocess.decode_box(encoded, preprocess.whole_box),
+        lambda encoded: decoding.decode_box(encoded, decoding.whole_box),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
     return lambda encoded: function(tf.constant(encoded)).numpy().astype(int)
@@ -73,7 +73,7 @@ def test_sixteen_bits_become_the_upper_eight(decode_whole):
 
 def test_a_raw_image_is_cut():
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    box = preprocess.decode_box(tf.constant(pixels), lambda shape: tf.constant([1, 2, 3, 4]))
+    box = decoding.decode_box(tf.constant(pixels), lambda shape: tf.constant([1, 2, 3, 4]))
     np.testing.assert_array_equal(box, pixels[1:4, 2:6])
 
 
@@ -124,7 +124,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(decode_whole, form
 def test_headers_tell_the_shape(form):
     image = Image.new("RGB", (301, 17))
     options = {"form": "WEBP", "lossless": True} if form == "lossless" else {"form": form}
-    shape = preprocess._shape_in_other(tf.constant(encode(image, **options)))
+    shape = decoding._shape_in_other(tf.constant(encode(image, **options)))
     assert shape.numpy().tolist() == [17, 301]
 
 
@@ -147,11 +147,11 @@ def differences(pixels):
     ours, published, scales = [], [], set()
     for size in (128, 171):
         for i in range(12):
-            box = preprocess.random_box(
+            box = decoding.random_box(
                 tf.constant([750, 1000]), (size, i), area_range=(0.05, 1.0),
                 aspect_ratio_range=(0.75, 1.33), min_object_covered=0.0,
             )  # fmt: skip
-            decoded = preprocess.decode_box(
+            decoded = decoding.decode_box(
                 tf.constant(encoded), lambda shape, box=box: box, min_size=size
             )
             scale = round(box.numpy()[2] / decoded.shape[0])
@@ -164,7 +164,7 @@ def differences(pixels):
             cut = whole.crop((x, y, min(x + width, 1000), min(y + height, 750)))
             expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
             for image, off in ((decoded, ours), (np.asarray(cut), published)):
-                resized = preprocess.resize(tf.constant(image), size, "bilinear").numpy()
+                resized = decoding.resize(tf.constant(image), size, "bilinear").numpy()
                 off.append(np.abs(resized.astype(int) - expected).mean())
     assert scales == {2, 4}
     return np.mean(ours), np.mean(published)
@@ -172,7 +172,7 @@ def differences(pixels):
 
 def test_a_box_is_what_pillow_cuts():
     encoded = encode(PHOTOGRAPH, quality=92, subsampling=0)
-    box = preprocess.decode_box(tf.constant(encoded), lambda shape: tf.constant([31, 45, 60, 77]))
+    box = decoding.decode_box(tf.constant(encoded), lambda shape: tf.constant([31, 45, 60, 77]))
     np.testing.assert_array_equal(box, as_pillow(encoded)[31:91, 45:122])
 
 
@@ -180,7 +180,7 @@ def test_a_box_is_what_pillow_cuts():
 def test_enlarging_is_pillows(method, name):
     """Pillow antialiases when it shrinks, and clips twice: only this can be compared."""
     pixels = np.random.default_rng(0).integers(80, 176, (9, 13, 3)).astype(np.uint8)
-    ours = preprocess.resize(tf.constant(pixels), 40, method).numpy().astype(int)
+    ours = decoding.resize(tf.constant(pixels), 40, method).numpy().astype(int)
     theirs = np.asarray(Image.fromarray(pixels).resize((40, 40), Image.Resampling[name]), int)
     # At the border, which is two source pixels wide in bicubic, the two differ.
     interior = (slice(10, -10), slice(10, -10))
@@ -189,15 +189,15 @@ def test_enlarging_is_pillows(method, name):
 
 def test_central_box_is_the_published_one():
     side = int(100 * 224 / 256)
-    box = preprocess.central_box(tf.constant([100, 140]), 224)
+    box = decoding.central_box(tf.constant([100, 140]), 224)
     assert box.numpy().tolist() == [(100 - side) // 2, (140 - side) // 2, side, side]
-    assert preprocess.central_box(tf.constant([1, 1]), 32).numpy().tolist() == [0, 0, 1, 1]
+    assert decoding.central_box(tf.constant([1, 1]), 32).numpy().tolist() == [0, 0, 1, 1]
 
 
 def test_random_boxes_stay_in_their_ranges():
     areas, ratios = [], []
     for i in range(200):
-        y, x, height, width = preprocess.random_box(
+        y, x, height, width = decoding.random_box(
             tf.constant([120, 160]), (0, i), area_range=(0.2, 0.6), aspect_ratio_range=(0.75, 1.33),
             min_object_covered=0.0,
         ).numpy()  # fmt: skip
@@ -210,7 +210,7 @@ def test_random_boxes_stay_in_their_ranges():
 
 def test_flips_half_of_the_images():
     image = tf.constant(np.arange(12, dtype=np.uint8).reshape(1, 4, 3))
-    flips = [preprocess.random_flip(image, (0, i)).numpy() for i in range(200)]
+    flips = [decoding.random_flip(image, (0, i)).numpy() for i in range(200)]
     flipped = sum(np.array_equal(f, image.numpy()[:, ::-1]) for f in flips)
     assert 70 < flipped < 130
     assert sum(np.array_equal(f, image.numpy()) for f in flips) == 200 - flipped
@@ -222,7 +222,7 @@ def test_flips_half_of_the_images():
 def test_a_jpeg_is_decoded_no_larger_than_needed(min_size, scale):
     """200 × 150 px, in a graph, where the decoders are functions to choose from."""
     decode = tf.function(
-        lambda encoded: preprocess.decode_box(encoded, preprocess.whole_box, min_size=min_size)
+        lambda encoded: decoding.decode_box(encoded, decoding.whole_box, min_size=min_size)
     )
     shape = decode(tf.constant(FORMS["jpeg"])).shape
     assert shape == (round(150 / scale + 1e-9), round(200 / scale), 3)

@@ -25,9 +25,9 @@ from effnetv2_jax.training.survival.checkpoint import Checkpoints, find_damage
 from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# A network that compiles in seconds, and four short stages that use everything random. They have two
-# image sizes, because each size is compiled. The number of steps between checkpoints is odd, so that
-# every second one is between two lines of the log.
+# A network that compiles in seconds, and four short stages that use everything random. They have
+# two image sizes, because each size is compiled. The number of steps between checkpoints is odd, so
+# that every second one is between two lines of the log.
 RECIPE = (
     "--config=configs/digits.py",
     "--config.model.name=efficientnetv2-tiny",

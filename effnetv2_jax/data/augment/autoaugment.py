@@ -53,18 +53,17 @@ POLICY_V0: tuple[SubPolicy, ...] = (
 _OPS = {op.name: op for op in OPS}
 
 
-def draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws a sub-policy, the steps of it that are taken, and their random numbers.
+def _operations(policy: tuple[SubPolicy, ...]) -> list[tuple[str, int]]:
+    """The distinct (name, magnitude) of a policy, sorted."""
+    return sorted({(step.name, step.magnitude) for sub in policy for step in sub})
 
-    Args:
-        seed: The seed of the draw, int32 or int64 [2].
-        policy: Sub-policies with the same number of steps.
 
-    Returns:
-        Indices into ``operations(policy)``, or beyond its end for a step that is not taken, int32
-        [steps], and random numbers for ``apply_ops``, float32 [steps, NUM_DRAWS].
+def _draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws indices into ``_operations(policy)`` and random numbers, as ``apply_ops`` takes them.
+
+    The index of a step that is not taken is beyond the end.
     """
-    num_steps, distinct = len(policy[0]), operations(policy)
+    num_steps, distinct = len(policy[0]), _operations(policy)
     indices = [[distinct.index((step.name, step.magnitude)) for step in sub] for sub in policy]
     probabilities = [[step.probability for step in sub] for sub in policy]
     draws = tf.random.stateless_uniform([1 + num_steps * (1 + NUM_DRAWS)], seed)
@@ -72,11 +71,6 @@ def draw(seed: tf.Tensor, policy: tuple[SubPolicy, ...]) -> tuple[tf.Tensor, tf.
     draws = tf.reshape(draws[1:], [num_steps, 1 + NUM_DRAWS])
     taken = draws[:, 0] < tf.gather(tf.constant(probabilities), chosen)
     return tf.where(taken, tf.gather(tf.constant(indices), chosen), len(distinct)), draws[:, 1:]
-
-
-def operations(policy: tuple[SubPolicy, ...]) -> list[tuple[str, int]]:
-    """Returns the distinct (name, magnitude) of a policy, sorted."""
-    return sorted({(step.name, step.magnitude) for sub in policy for step in sub})
 
 
 def auto_augment(
@@ -93,14 +87,13 @@ def auto_augment(
         image: uint8 [height, width, 3] of static shape.
         seed: The seed of the draw, int32 or int64 [2]. The same seed gives the same result.
         policy: Sub-policies with the same number of steps.
-        translate_const: The distance in px that an image is moved at magnitude 10.
-        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
+        translate_const, cutout_const: As in ``images.Augmentation``, in px.
 
     Returns:
         uint8 [height, width, 3].
     """
     table = [
         (_OPS[name], _OPS[name].argument(magnitude, translate_const, cutout_const))
-        for name, magnitude in operations(policy)
+        for name, magnitude in _operations(policy)
     ]
-    return apply_ops(image, table, *draw(seed, policy))
+    return apply_ops(image, table, *_draw(seed, policy))

@@ -43,7 +43,7 @@ class Op:
 
     name: str
     apply: Callable[[tf.Tensor, Argument, tf.Tensor], tf.Tensor]
-    argument: Callable[[float, float, float], Argument]
+    argument: Callable[[float, float, float], Argument] = lambda m, t, c: None
 
 
 def apply_ops(
@@ -57,8 +57,7 @@ def apply_ops(
     Args:
         image: uint8 [height, width, 3] of static shape.
         table: The operations with their arguments.
-        indices: The places of the operations in the table, int32 [layers]. An index outside of the
-            table leaves the image as it is.
+        indices: Places in the table, int32 [layers]. One outside of it leaves the image as it is.
         draws: The random numbers of the operations, float32 [layers, NUM_DRAWS] uniform in [0, 1).
 
     Returns:
@@ -67,22 +66,19 @@ def apply_ops(
     _settle_xla_flags()
     shape = image.shape
 
-    def branches(image: tf.Tensor, draws: tf.Tensor) -> list[Callable[[], tf.Tensor]]:
-        operations = [lambda op=op, a=a: op.apply(image, a, draws) for op, a in table]
-        return [*operations, lambda: tf.identity(image)]
-
     # Without AutoGraph, which would find no Python control flow on tensors and take its time.
     @tf.function(jit_compile=True, autograph=False)
     def compiled(image, indices, draws):
         # A loop instead of a list of layers, so that every operation is compiled once.
         def layer(i, image):
-            image = tf.ensure_shape(tf.switch_case(indices[i], branches(image, draws[i])), shape)
-            return i + 1, image
+            branches = [lambda op=op, a=a: op.apply(image, a, draws[i]) for op, a in table]
+            # The last branch is taken for every index out of range.
+            result = tf.switch_case(indices[i], [*branches, lambda: tf.identity(image)])
+            return i + 1, tf.ensure_shape(result, shape)
 
         num_layers = indices.shape[0]
         return tf.while_loop(lambda i, image: i < num_layers, layer, (0, image))[1]
 
-    # switch_case takes its last branch for every index out of range.
     return compiled(image, indices, draws)
 
 
@@ -110,9 +106,9 @@ def _lookup(image, table):
 def _blend(degenerate, image, factor):
     """Inter- or extrapolates from ``degenerate`` (factor 0) to ``image`` (factor 1).
 
-    Both are float32 of broadcastable shapes. Like Pillow's blend, it works in float32, clips to
-    0 … 255 and truncates to uint8. Compilers fuse the multiplication and the addition, so a value
-    that is an integer in Pillow may come out just below it, and as one level less.
+    Like Pillow's blend, it works in float32, clips to 0 … 255 and truncates to uint8. Compilers
+    fuse the multiplication and the addition, so a value that is an integer in Pillow may come out
+    just below it, and as one level less.
     """
     blended = degenerate + tf.constant(factor, tf.float32) * (image - degenerate)
     return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
@@ -125,9 +121,8 @@ def _grey(image):
     return tf.bitwise.right_shift(total, 16)
 
 
-def _auto_contrast(image, argument, draws):
+def _auto_contrast(image, _argument, _draws):
     """Stretches each channel's range of values to 0 … 255; a constant channel stays as it is."""
-    del argument, draws
     # In two steps, because compilers vectorise the first one.
     low = tf.reduce_min(tf.reduce_min(image, axis=0), axis=0)
     high = tf.reduce_max(tf.reduce_max(image, axis=0), axis=0)
@@ -140,9 +135,8 @@ def _auto_contrast(image, argument, draws):
     return _lookup(image, tf.cast(tf.where(high > low, stretched, levels), tf.uint8))
 
 
-def _equalize(image, argument, draws):
+def _equalize(image, _argument, _draws):
     """Flattens each channel's histogram."""
-    del argument, draws
     bins = tf.reshape(tf.cast(image, tf.int32) + tf.constant([0, 256, 512]), [-1, 1])
     ones = tf.ones([bins.shape[0]], tf.int32)
     counts = tf.tensor_scatter_nd_add(tf.zeros([3 * 256], tf.int32), bins, ones)
@@ -156,45 +150,34 @@ def _equalize(image, argument, draws):
     return _lookup(image, tf.cast(tf.where(step > 0, equalized, levels), tf.uint8))
 
 
-def _invert(image, argument, draws):
-    """255 − image."""
-    del argument, draws
-    return tf.bitwise.invert(image)
-
-
-def _posterize(image, bits, draws):
+def _posterize(image, bits, _draws):
     """Keeps the ``bits`` (0 … 8) highest bits of each value."""
-    del draws
     mask = 256 - 2 ** (8 - bits)
     return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
 
 
-def _solarize(image, threshold, draws):
+def _solarize(image, threshold, _draws):
     """Inverts the values that are at least ``threshold`` (an int ≥ 0; none from 256 on)."""
-    del draws
     if threshold > 255:
         return tf.identity(image)
     return tf.where(image >= threshold, tf.bitwise.invert(image), image)
 
 
-def _solarize_add(image, addition, draws):
+def _solarize_add(image, addition, _draws):
     """Adds ``addition`` (an int ≥ 0) to the values below 128, up to 255."""
-    del draws
     headroom = tf.bitwise.invert(image)
     added = image + tf.minimum(headroom, tf.constant(min(addition, 255), tf.uint8))
     return tf.where(image < 128, added, image)
 
 
-def _color(image, factor, draws):
+def _color(image, factor, _draws):
     """Blends with the grey image; factor 0 is grey."""
-    del draws
     grey = tf.cast(_grey(image), tf.float32)[..., tf.newaxis]
     return _blend(grey, tf.cast(image, tf.float32), factor)
 
 
-def _contrast(image, factor, draws):
+def _contrast(image, factor, _draws):
     """Blends with a flat image of the mean grey level; factor 0 is flat."""
-    del draws
     height, width, _ = image.shape
     # Rows are summed first and their sums in int64, because a large image's total overflows int32.
     total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(image), axis=1), tf.int64))
@@ -204,15 +187,13 @@ def _contrast(image, factor, draws):
     return _blend(tf.cast(mean, tf.float32), tf.cast(image, tf.float32), factor)
 
 
-def _brightness(image, factor, draws):
+def _brightness(image, factor, _draws):
     """Multiplies by ``factor``; 0 is black."""
-    del draws
     return _blend(tf.constant(0.0), tf.cast(image, tf.float32), factor)
 
 
-def _sharpness(image, factor, draws):
+def _sharpness(image, factor, _draws):
     """Blends with a smoothed image; factor 0 is smooth. The outermost pixels stay as they are."""
-    del draws
     height, width, _ = image.shape
     if min(height, width) < 3:
         return tf.identity(image)
@@ -228,9 +209,8 @@ def _sharpness(image, factor, draws):
     return tf.reshape(tf.concat([flat[:1], middle, flat[-1:]], axis=0), image.shape)
 
 
-# The coefficients of an affine transform. The output at (x, y) is the input at
-# (a x + b y + c, d x + e y + f), in pixels from the image's top left corner, so pixel centres lie
-# at half-integers (as in Pillow's Image.transform).
+# The coefficients of an affine transform, as in Pillow's Image.transform: the output at (x, y) is
+# the input at (a x + b y + c, d x + e y + f), in pixels from the top left corner.
 Coefficients = tuple[float, float, float, float, float, float]
 
 
@@ -244,10 +224,7 @@ def _source_pixels(height: int, width: int, coefficients: Coefficients) -> np.nd
 
 
 def _affine(image, draws, coefficients: Callable[[float], Coefficients]):
-    """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn.
-
-    Pixels from outside the image are ``FILL_VALUE``.
-    """
+    """Transforms with ``coefficients(-1.0)`` or ``coefficients(1.0)``, whichever is drawn."""
     height, width, _ = image.shape
     both = np.stack([_source_pixels(height, width, coefficients(sign)) for sign in (-1.0, 1.0)])
     sources = tf.gather(tf.constant(both), tf.cast(draws[0] >= 0.5, tf.int32))
@@ -258,7 +235,9 @@ def _affine(image, draws, coefficients: Callable[[float], Coefficients]):
 def _rotate(image, degrees, draws):
     """Rotates about the centre by ``degrees``, counter-clockwise or clockwise at random."""
     height, width, _ = image.shape
-    cosine, sine = _cosine_and_sine(degrees)
+    # Rounded so that right angles are exact. The error is far below a pixel.
+    radians = math.radians(degrees)
+    cosine, sine = round(math.cos(radians), 15), round(math.sin(radians), 15)
     x, y = width / 2, height / 2
 
     def coefficients(sign: float) -> Coefficients:
@@ -268,20 +247,11 @@ def _rotate(image, degrees, draws):
     return _affine(image, draws, coefficients)
 
 
-def _cosine_and_sine(degrees: float) -> tuple[float, float]:
-    # Rounded so that right angles are exact. The error is far below a pixel.
-    radians = math.radians(degrees)
-    return round(math.cos(radians), 15), round(math.sin(radians), 15)
-
-
-def _shear_x(image, level, draws):
-    """Shifts each row by ``level`` times its distance from the top, left or right at random."""
-    return _affine(image, draws, lambda sign: (1.0, sign * level, 0.0, 0.0, 1.0, 0.0))
-
-
-def _shear_y(image, level, draws):
-    """Shifts each column by ``level`` times its distance from the left, up or down at random."""
-    return _affine(image, draws, lambda sign: (1.0, 0.0, 0.0, sign * level, 1.0, 0.0))
+def _along(coefficients: Callable[[float], Coefficients]):
+    """Returns an operation that transforms by a signed strength, the sign being drawn."""
+    return lambda image, strength, draws: _affine(
+        image, draws, lambda sign: coefficients(sign * strength)
+    )
 
 
 def _whole(pixels: float) -> float:
@@ -289,37 +259,20 @@ def _whole(pixels: float) -> float:
     return math.floor(pixels + 0.5)
 
 
-def _translate_x(image, pixels, draws):
-    """Shifts the image by ``pixels``, left or right at random."""
-    return _affine(image, draws, lambda sign: (1.0, 0.0, _whole(sign * pixels), 0.0, 1.0, 0.0))
-
-
-def _translate_y(image, pixels, draws):
-    """Shifts the image by ``pixels``, up or down at random."""
-    return _affine(image, draws, lambda sign: (1.0, 0.0, 0.0, 0.0, 1.0, _whole(sign * pixels)))
-
-
 def _cutout(image, half_side, draws):
-    """Greys a square of 2 · ``half_side`` pixels, less what lies outside the image.
-
-    Its centre is uniform over the image's pixels.
-    """
-    square = _square(image, draws, half_side)
-    return tf.where(square, tf.constant(FILL_VALUE, tf.uint8), image)
+    """Greys a square of 2 · ``half_side`` pixels around a pixel, less what lies outside."""
+    return tf.where(_square(image, draws, half_side), tf.constant(FILL_VALUE, tf.uint8), image)
 
 
 def noise_square(image: tf.Tensor, seed: tf.Tensor, half_side: int) -> tf.Tensor:
-    """Fills a square with bright noise: the Cutout with which the published code fine-tunes.
+    """Fills a square with uniform noise of 128 … 255: Cutout as in the published fine-tuning.
 
     That code draws 0 … 1 after a normalisation with (x − 127.5) / 127.5, hence the brightness.
 
     Args:
         image: uint8 [height, width, 3] of static shape.
         seed: The seed of the draw, int64 [2].
-        half_side: Half the side of the square in px.
-
-    Returns:
-        The image with uniform noise of 128 … 255 in a square that is placed as Cutout's.
+        half_side: Half the side in px of the square, which is placed as Cutout's.
     """
     draw_seed, noise_seed = tf.unstack(tf.random.split(seed))
     noise = tf.random.stateless_uniform(image.shape, noise_seed, 128, 256, tf.int32)
@@ -337,14 +290,10 @@ def _square(image, draws, half_side):
     return (inside[0][:, tf.newaxis] & inside[1][tf.newaxis])[..., tf.newaxis]
 
 
-def _no_argument(magnitude, translate_const, cutout_const):
-    del magnitude, translate_const, cutout_const
-
-
 OPS: tuple[Op, ...] = (
-    Op("AutoContrast", _auto_contrast, _no_argument),
-    Op("Equalize", _equalize, _no_argument),
-    Op("Invert", _invert, _no_argument),
+    Op("AutoContrast", _auto_contrast),
+    Op("Equalize", _equalize),
+    Op("Invert", lambda image, _argument, _draws: tf.bitwise.invert(image)),
     Op("Rotate", _rotate, lambda m, t, c: 30.0 * m / 10),
     Op("Posterize", _posterize, lambda m, t, c: min(int(m / 10 * 4), 8)),
     Op("Solarize", _solarize, lambda m, t, c: int(m / 10 * 256)),
@@ -352,10 +301,20 @@ OPS: tuple[Op, ...] = (
     Op("Contrast", _contrast, lambda m, t, c: 1.8 * m / 10 + 0.1),
     Op("Brightness", _brightness, lambda m, t, c: 1.8 * m / 10 + 0.1),
     Op("Sharpness", _sharpness, lambda m, t, c: 1.8 * m / 10 + 0.1),
-    Op("ShearX", _shear_x, lambda m, t, c: 0.3 * m / 10),
-    Op("ShearY", _shear_y, lambda m, t, c: 0.3 * m / 10),
-    Op("TranslateX", _translate_x, lambda m, t, c: t * m / 10),
-    Op("TranslateY", _translate_y, lambda m, t, c: t * m / 10),
+    # Each row shifts by its distance from the top times the strength, or each column by that from
+    # the left.
+    Op("ShearX", _along(lambda x: (1.0, x, 0.0, 0.0, 1.0, 0.0)), lambda m, t, c: 0.3 * m / 10),
+    Op("ShearY", _along(lambda x: (1.0, 0.0, 0.0, x, 1.0, 0.0)), lambda m, t, c: 0.3 * m / 10),
+    Op(
+        "TranslateX",
+        _along(lambda pixels: (1.0, 0.0, _whole(pixels), 0.0, 1.0, 0.0)),
+        lambda m, t, c: t * m / 10,
+    ),
+    Op(
+        "TranslateY",
+        _along(lambda pixels: (1.0, 0.0, 0.0, 0.0, 1.0, _whole(pixels))),
+        lambda m, t, c: t * m / 10,
+    ),
     Op("Cutout", _cutout, lambda m, t, c: int(m / 10 * c)),
     Op("SolarizeAdd", _solarize_add, lambda m, t, c: int(m / 10 * 110)),
 )

@@ -7,21 +7,6 @@ import tensorflow as tf
 from effnetv2_jax.data.augment.operations import NUM_DRAWS, OPS, apply_ops
 
 
-def draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws the operation of each layer and its random numbers.
-
-    Args:
-        seed: The seed of the draw, int32 or int64 [2].
-        num_layers: The number of operations, at least 1.
-
-    Returns:
-        Indices into ``OPS``, int32 [num_layers], and random numbers for ``apply_ops``, float32
-        [num_layers, NUM_DRAWS].
-    """
-    draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
-    return tf.cast(draws[:, 0] * len(OPS), tf.int32), draws[:, 1:]
-
-
 def rand_augment(
     image: tf.Tensor,
     seed: tf.Tensor,
@@ -39,8 +24,7 @@ def rand_augment(
         magnitude: The strength of the operations, at least 0. The nominal top of the scale is 10,
             but larger and fractional values are allowed.
         num_layers: The number of operations, at least 0, which returns the image unchanged.
-        translate_const: The distance in px that an image is moved at magnitude 10.
-        cutout_const: Half the side in px of the square that is cut out at magnitude 10.
+        translate_const, cutout_const: As in ``images.Augmentation``, in px.
 
     Returns:
         uint8 [height, width, 3].
@@ -55,4 +39,10 @@ def rand_augment(
     if num_layers == 0:
         return image
     table = [(op, op.argument(magnitude, translate_const, cutout_const)) for op in OPS]
-    return apply_ops(image, table, *draw(seed, num_layers))
+    return apply_ops(image, table, *_draw(seed, num_layers))
+
+
+def _draw(seed: tf.Tensor, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws indices into ``OPS`` and random numbers, as ``apply_ops`` takes them."""
+    draws = tf.random.stateless_uniform([num_layers, 1 + NUM_DRAWS], seed)
+    return tf.cast(draws[:, 0] * len(OPS), tf.int32), draws[:, 1:]

@@ -62,15 +62,16 @@ class Split:
         """Returns a split with random access.
 
         Args:
-            size: The number of examples.
+            size, describe: As the attributes.
             get: A function of an example's number, int64 [], that returns the example.
-            describe: As the attribute.
         """
-
-        def records(first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.range(first, first + count)
-
-        return cls(size, records, get, describe, random_access=True)
+        return cls(
+            size,
+            lambda first, count: tf.data.Dataset.range(first, first + count),
+            get,
+            describe,
+            random_access=True,
+        )
 
     def read(self, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of ``count`` consecutive examples; int64 scalars."""

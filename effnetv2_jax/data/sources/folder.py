@@ -1,6 +1,5 @@
 """Your own images: a folder for every class, in ``train/`` and optionally val/ and test/."""
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -14,8 +13,11 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
+# The paths of each class's files, both sorted.
+_Images = dict[str, list[str]]
 
-def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
+
+def folder_source(path: str, *, holdout: float = 0.1) -> Source:
     """Opens a folder of images as a data set. Files are listed now and read when needed.
 
     The layout is ``path/train/CLASS/…/IMAGE``, and optionally the same in ``path/val`` and
@@ -26,13 +28,12 @@ def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
     ``image``, the content of the file (string []), and ``label`` (int64 []).
 
     Without ``val/``, a share of every class in ``train/`` is held out as ``val``. The choice
-    depends only on the seed and on the names in that class.
+    depends only on the names in that class.
 
     Args:
         path: A local folder, or a remote one such as ``gs://bucket/images``.
         holdout: The share of each class that is held out, between 0 and 1. It is rounded to at
             least one image, and one stays in ``train``. A class of one image is not in ``val``.
-        seed: The seed of the draw.
 
     Raises:
         UsageError: If holdout is not between 0 and 1, or if the folders are not laid out as above,
@@ -55,18 +56,18 @@ def folder_source(path: str, *, holdout: float = 0.1, seed: int = 0) -> Source:
             "folder for every class"
         )
     train = _list_images(f"{root}/train")
-    classes = tuple(train.files)
+    classes = tuple(train)
     images = {"train": train, "trainval": train}
     for name in ("val", "test"):
         if tf.io.gfile.isdir(f"{root}/{name}"):
             images[name] = _list_images(f"{root}/{name}", classes)
     if "val" not in images:
-        images["train"], images["val"] = _hold_out(train, holdout, seed)
+        images["train"], images["val"] = _hold_out(train, f"{root}/train/", holdout)
 
     def split(name: str) -> Split:
         if name not in images:
             raise unknown_name(f"split of folder:{path}", name, images)
-        if not any(images[name].files.values()):  # only a held-out share can be empty
+        if not any(images[name].values()):  # only a held-out share can be empty
             raise UsageError(
                 f"no image of {root}/train can be held out, as each class has just one: add images "
                 "or make a folder val/"
@@ -89,26 +90,8 @@ def images_below(folder: str) -> Iterator[str]:
             yield f"{folder}/{name}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """The images below a folder.
-
-    Attributes:
-        folder: The path of the folder.
-        files: The names of each class's files relative to the folder, CLASS/…/IMAGE, both sorted.
-    """
-
-    folder: str
-    files: dict[str, list[str]]
-
-
 def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Images:
-    """Finds the images in the class folders of a folder.
-
-    Args:
-        folder: The path of the folder.
-        expected: The classes it must have. None accepts any.
-    """
+    """Finds the images in the class folders of a folder, which must be those that are expected."""
     entries = list(_entries(folder))
     classes = sorted(name for name, is_folder in entries if is_folder)
     if not classes:
@@ -118,19 +101,14 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
             "of its class"
         )
     if expected is not None and set(classes) != set(expected):
-        differences = {
-            "lacks": set(expected) - set(classes),
-            "adds": set(classes) - set(expected),
-        }
-        said = " and ".join(f"{verb} {_few(names)}" for verb, names in differences.items() if names)
+        lacks, adds = set(expected) - set(classes), set(classes) - set(expected)
+        differences = (("lacks", lacks), ("adds", adds))
+        said = " and ".join(f"{verb} {_few(names)}" for verb, names in differences if names)
         raise UsageError(f"{folder} must have the same class folders as train/, but it {said}")
     # Threads, for folders behind a network.
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda name: sorted(images_below(f"{folder}/{name}")), classes)
-        files = {
-            name: [path.removeprefix(f"{folder}/") for path in paths]
-            for name, paths in zip(classes, found, strict=True)
-        }
+        files = dict(zip(classes, found, strict=True))
     empty = [name for name in classes if not files[name]]
     if empty:
         remedy = "put images in" if expected else "delete the folder or put images in"
@@ -138,33 +116,31 @@ def _list_images(folder: str, expected: tuple[str, ...] | None = None) -> _Image
             f"{folder} has no image for the class {_few(empty)}: {remedy}, with names that end in "
             f"{', '.join(ENDINGS)}"
         )
-    return _Images(folder, files)
+    return files
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
     """Yields (name, is it a folder) of everything in a folder that is not hidden."""
     try:
-        for name, is_folder in _remote(folder) if "://" in folder else _local(folder):
+        if "://" in folder:
+            found = _remote(folder)
+        else:
+            found = ((entry.name, entry.is_dir()) for entry in os.scandir(folder))
+        for name, is_folder in found:
             if name and not name.startswith("."):
                 yield name, is_folder
     except (OSError, tf.errors.OpError) as error:
         raise UsageError(f"the folder {folder!r} cannot be read: {error}") from error
 
 
-def _local(folder: str) -> Iterator[tuple[str, bool]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry.name, entry.is_dir()
-
-
 def _remote(folder: str) -> Iterator[tuple[str, bool]]:
     for name in tf.io.gfile.listdir(folder):
         # Each isdir is a request. It is not needed for names with a slash, with which buckets mark
         # folders, nor for images, which are files.
-        is_folder = name.endswith("/") or (
-            not _is_image(name) and tf.io.gfile.isdir(f"{folder}/{name}")
+        is_file = _is_image(name) or not (
+            name.endswith("/") or tf.io.gfile.isdir(f"{folder}/{name}")
         )
-        yield name.rstrip("/"), is_folder
+        yield name.rstrip("/"), not is_file
 
 
 def _is_image(name: str) -> bool:
@@ -177,27 +153,27 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names[:5])) + more
 
 
-def _hold_out(images: _Images, holdout: float, seed: int) -> tuple[_Images, _Images]:
+def _hold_out(images: _Images, folder: str, holdout: float) -> tuple[_Images, _Images]:
     """Splits images into those that stay and those held out."""
 
     def key(file: str) -> bytes:
-        return hashlib.blake2b(os.fsencode(f"{seed}/{file}"), digest_size=16).digest()
+        # The 0 is there because it always was: a resumed run must hold out the same images.
+        text = f"0/{file.removeprefix(folder)}"
+        return hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
 
     stay, held = {}, {}
-    for name, files in images.files.items():
+    for name, files in images.items():
         count = min(max(1, round(holdout * len(files))), len(files) - 1)
         drawn = set(sorted(files, key=key)[:count])
         held[name] = [file for file in files if file in drawn]
         stay[name] = [file for file in files if file not in drawn]
-    return _Images(images.folder, stay), _Images(images.folder, held)
+    return stay, held
 
 
 def _split(images: _Images) -> Split:
     # Bytes, because a file's name need not be text.
-    paths = [
-        os.fsencode(f"{images.folder}/{file}") for files in images.files.values() for file in files
-    ]
-    counts = [len(files) for files in images.files.values()]
+    paths = [os.fsencode(file) for files in images.values() for file in files]
+    counts = [len(files) for files in images.values()]
     path_of = tf.constant(paths)
     label_of = tf.constant(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
 
@@ -205,7 +181,4 @@ def _split(images: _Images) -> Split:
         image = tf.io.read_file(tf.gather(path_of, index))
         return {"image": image, "label": tf.gather(label_of, index)}
 
-    def describe(index: int) -> str:
-        return paths[index].decode(errors="replace")
-
-    return Split.of_examples(len(paths), get, describe)
+    return Split.of_examples(len(paths), get, lambda i: paths[i].decode(errors="replace"))

@@ -5,31 +5,23 @@ ImageNet are written by
 https://github.com/tensorflow/tpu/blob/master/tools/datasets/imagenet_to_gcs.py.
 """
 
-import dataclasses
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from effnetv2_jax.data.sources import MAX_LABELS, Example, Source, Split, fill_up
+from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids
 from effnetv2_jax.data.sources.tfrecords import open_split
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 NUM_CLASSES_21K = 21_843
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """The files in a folder that make up a split.
-
-    Attributes:
-        pattern: The pattern of their names.
-        first: The first file, among those that match in the order of their names.
-        end: The file after the last one. None means all of the rest.
-        meaning: The same in words.
-    """
+class _Files(NamedTuple):
+    """The files first … end − 1 of those whose names match a pattern; ``meaning`` says which."""
 
     pattern: str
     first: int = 0
@@ -59,12 +51,12 @@ def _imagenet21k_splits(train: str) -> dict[str, _Files]:
 def is_imagenet_dir(data_dir: str) -> bool:
     """Returns True if a folder has the official TFRecord files of ImageNet (``train-*``)."""
     try:
-        return bool(_matching(_list_files(data_dir), "train-*"))
-    except tf.errors.OpError:
+        return bool(_files_in(data_dir, ["train-*"], ""))
+    except UsageError:
         return False
 
 
-def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
+def imagenet_source(data_dir: str) -> Source:
     """Opens ImageNet, ILSVRC 2012. Classes are named by their WordNet ids, in that order.
 
     The splits are ``train`` (the train files from the 21st on; 1,256,144 examples), ``minival``
@@ -75,7 +67,6 @@ def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
 
     Args:
         data_dir: The folder with the files ``train*`` and ``val*``.
-        cache_dir: The folder for the index, as for ``tfrecords.build_index``.
 
     Raises:
         UsageError: For a folder without train files. ``split`` raises it for an unknown name, a
@@ -87,15 +78,11 @@ def imagenet_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
         "put the TFRecord files train-00000-of-01024 … and validation-00000-of-00128 … of ImageNet "
         "there, or prepare it with TFDS",
     )
-    names = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
-    return Source(
-        name="imagenet2012",
-        class_names=tuple(names),
-        split=_splits("imagenet2012", data_dir, files, _IMAGENET_SPLITS, _parse, cache_dir),
-    )
+    split = _splits("imagenet2012", data_dir, files, _IMAGENET_SPLITS, _parse)
+    return Source("imagenet2012", imagenet_ids(), split)
 
 
-def imagenet21k_source(data_dir: str, *, cache_dir: str | None = None) -> Source:
+def imagenet21k_source(data_dir: str) -> Source:
     """Opens ImageNet-21k: 21,843 classes without names, with several labels per example.
 
     The train files are ``imagenet21k*``, as in the official code, or ``train*`` if there are none.
@@ -107,40 +94,26 @@ def imagenet21k_source(data_dir: str, *, cache_dir: str | None = None) -> Source
 
     Args:
         data_dir: The folder with the files.
-        cache_dir: The folder for the index, as for ``tfrecords.build_index``.
 
     Raises:
         UsageError: For the same reasons as ``imagenet_source``.
     """
     patterns = ["imagenet21k*", "train*"]
-    files = _files_in(
-        data_dir, patterns, "put the TFRecord files of ImageNet-21k there, named imagenet21k-…"
-    )
-    train = next(pattern for pattern in patterns if _matching(files, pattern))
-    splits = _imagenet21k_splits(train)
-    return Source(
-        name="imagenet21k",
-        class_names=tuple(f"class {i}" for i in range(NUM_CLASSES_21K)),
-        split=_splits("imagenet21k", data_dir, files, splits, _parse_21k, cache_dir),
-        label_shape=(MAX_LABELS,),
-    )
-
-
-def _list_files(data_dir: str) -> list[str]:
-    # Object stores mark folders with a slash.
-    return sorted(name for name in tf.io.gfile.listdir(data_dir) if not name.endswith("/"))
-
-
-def _matching(files: list[str], pattern: str) -> list[str]:
-    return [file for file in files if fnmatch.fnmatchcase(file, pattern)]
+    advice = "put the TFRecord files of ImageNet-21k there, named imagenet21k-…"
+    files = _files_in(data_dir, patterns, advice)
+    train = next(pattern for pattern in patterns if fnmatch.filter(files, pattern))
+    names = tuple(f"class {i}" for i in range(NUM_CLASSES_21K))
+    split = _splits("imagenet21k", data_dir, files, _imagenet21k_splits(train), _parse_21k)
+    return Source("imagenet21k", names, split, label_shape=(MAX_LABELS,))
 
 
 def _files_in(data_dir: str, patterns: list[str], advice: str) -> list[str]:
     try:
-        files = _list_files(data_dir)
+        # Object stores mark folders with a slash.
+        files = sorted(name for name in tf.io.gfile.listdir(data_dir) if not name.endswith("/"))
     except tf.errors.OpError as error:
         raise UsageError(f"data_dir {data_dir!r} cannot be listed: {advice}") from error
-    if not any(_matching(files, pattern) for pattern in patterns):
+    if not any(fnmatch.filter(files, pattern) for pattern in patterns):
         raise UsageError(f"data_dir {data_dir!r} has no files {' or '.join(patterns)}: {advice}")
     return files
 
@@ -151,25 +124,19 @@ def _splits(
     files: list[str],
     splits: Mapping[str, _Files],
     parse: Callable[[tf.Tensor], Example],
-    cache_dir: str | None,
 ) -> Callable[[str], Split]:
     def split(name: str) -> Split:
         if name not in splits:
             raise unknown_name(f"split of {source}", name, splits)
-        wanted = splits[name]
-        found = _matching(files, wanted.pattern)
-        taken = found[wanted.first : wanted.end]
+        pattern, first, end, meaning = splits[name]
+        found = fnmatch.filter(files, pattern)
+        taken = [os.path.join(data_dir, file) for file in found[first:end]]
         if not taken:
             raise UsageError(
-                f"no files for split {name!r} of {source}: it takes {wanted.meaning} of the files "
-                f"{wanted.pattern}, and data_dir {data_dir!r} has {len(found)}"
+                f"no files for split {name!r} of {source}: it takes {meaning} of the files "
+                f"{pattern}, and data_dir {data_dir!r} has {len(found)}"
             )
-        return open_split(
-            [os.path.join(data_dir, file) for file in taken],
-            parse,
-            cache_dir=cache_dir,
-            allow_empty_files=False,
-        )
+        return open_split(taken, parse, allow_empty_files=False)
 
     return split
 

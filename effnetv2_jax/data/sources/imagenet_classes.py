@@ -12,6 +12,12 @@ import pathlib
 _FILE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 
 
+@functools.cache
+def _columns() -> tuple[tuple[str, ...], ...]:
+    rows = (line.split("\t") for line in _FILE.read_text(encoding="utf-8").splitlines())
+    return tuple(zip(*rows, strict=True))
+
+
 def imagenet_names() -> tuple[str, ...]:
     """Returns the name of each class in plain words. All are different."""
     return _columns()[1]
@@ -20,10 +26,3 @@ def imagenet_names() -> tuple[str, ...]:
 def imagenet_ids() -> tuple[str, ...]:
     """Returns the WordNet id of each class, such as ``n02123045``."""
     return _columns()[0]
-
-
-@functools.cache
-def _columns() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    rows = [line.split("\t") for line in _FILE.read_text(encoding="utf-8").splitlines()]
-    ids, names = zip(*rows, strict=True)
-    return ids, names

@@ -8,14 +8,9 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from effnetv2_jax.data.sources import Source
+from effnetv2_jax.data.sources import Source, imagenet
 from effnetv2_jax.data.sources.digits import Digits
 from effnetv2_jax.data.sources.folder import folder_source
-from effnetv2_jax.data.sources.imagenet import (
-    imagenet21k_source,
-    imagenet_source,
-    is_imagenet_dir,
-)
 from effnetv2_jax.data.sources.synthetic import synthetic_source
 from effnetv2_jax.data.sources.tfds import PREFIX, TFDS_DATASETS, open_tfds, tfds_source
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
@@ -39,33 +34,22 @@ def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) 
         UsageError: For an unknown name, and for data that are missing or not laid out as they
             should be.
     """
-    source = _open(name, data_dir, holdout)
+    if name.startswith(FOLDER_PREFIX):
+        source = folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
+    elif name in SOURCES:
+        source = SOURCES[name](data_dir)
+    elif name in TFDS_DATASETS or name.startswith(PREFIX):
+        source = open_tfds(name, data_dir)
+    else:
+        allowed = [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
+        raise unknown_name("data set", name, allowed)
     # Opening a split may list a folder or read an index of a million records, so it is done once.
     return dataclasses.replace(source, split=functools.cache(source.split))
 
 
-def _open(name: str, data_dir: str | None, holdout: float) -> Source:
-    if name.startswith(FOLDER_PREFIX):
-        return folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
-    if name in SOURCES:
-        return SOURCES[name](data_dir)
-    if name in TFDS_DATASETS or name.startswith(PREFIX):
-        return open_tfds(name, data_dir)
-    raise unknown_name(
-        "data set", name, [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
-    )
-
-
-def _digits(data_dir: str | None) -> Source:
-    try:
-        return tfds_source("digits", Digits(data_dir=data_dir))
-    except OSError as error:
-        raise UsageError(f"data_dir {data_dir!r} cannot be written: {error}") from error
-
-
 def _imagenet(data_dir: str | None) -> Source:
-    if data_dir and is_imagenet_dir(data_dir):
-        return imagenet_source(data_dir)
+    if data_dir and imagenet.is_imagenet_dir(data_dir):
+        return imagenet.imagenet_source(data_dir)
     return open_tfds("imagenet2012", data_dir)
 
 
@@ -74,11 +58,11 @@ def _imagenet21k(data_dir: str | None) -> Source:
         raise UsageError(
             "imagenet21k needs data.dir: the folder with its official TFRecords, imagenet21k*"
         )
-    return imagenet21k_source(data_dir)
+    return imagenet.imagenet21k_source(data_dir)
 
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {
-    "digits": _digits,
+    "digits": lambda data_dir: tfds_source("digits", Digits(data_dir=data_dir)),
     "imagenet2012": _imagenet,
     "imagenet21k": _imagenet21k,
     "synthetic": lambda data_dir: synthetic_source(),

@@ -12,11 +12,7 @@ _SIZE = 64
 
 def synthetic_source() -> Source:
     """Returns a data set of 1,000 classes. Example i of a split is the same in every run."""
-    return Source(
-        name="synthetic",
-        class_names=tuple(f"class {i}" for i in range(_CLASSES)),
-        split=_split,
-    )
+    return Source("synthetic", tuple(f"class {i}" for i in range(_CLASSES)), _split)
 
 
 def _split(name: str) -> Split:
@@ -24,11 +20,8 @@ def _split(name: str) -> Split:
         raise unknown_name("split of synthetic", name, _EXAMPLES)
     # Test examples continue the count, so that no image is in both splits.
     first = 0 if name == "train" else _EXAMPLES["train"]
-    return Split.of_examples(
-        _EXAMPLES[name],
-        lambda index: _example(first + index),
-        describe=f"example {{}} of {name} of synthetic".format,
-    )
+    describe = f"example {{}} of {name} of synthetic".format
+    return Split.of_examples(_EXAMPLES[name], lambda index: _example(first + index), describe)
 
 
 def _example(number: tf.Tensor) -> Example:

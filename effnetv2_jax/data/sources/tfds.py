@@ -5,7 +5,6 @@ A new named data set is a line in ``TFDS_DATASETS``.
 
 import dataclasses
 import difflib
-import functools
 import re
 import textwrap
 from collections.abc import Mapping
@@ -13,11 +12,8 @@ from collections.abc import Mapping
 import tensorflow_datasets as tfds
 
 from effnetv2_jax.data.sources import MAX_LABELS, Source
-from effnetv2_jax.data.sources.tfds_splits import Features, open_split, resolve
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
-
-MEMORY_LIMIT = 2**31
-"""The largest size in bytes of a split that is read into memory."""
+from effnetv2_jax.data.sources.tfds_splits import Features, TfdsSplits
+from effnetv2_jax.runtime.errors import UsageError
 
 PREFIX = "tfds:"
 """The beginning of the name of a data set that has no entry in ``TFDS_DATASETS``."""
@@ -68,13 +64,7 @@ TFDS_DATASETS: dict[str, TfdsDataset] = {
 }
 
 
-def open_tfds(
-    name: str,
-    data_dir: str | None,
-    *,
-    memory_limit: int = MEMORY_LIMIT,
-    cache_dir: str | None = None,
-) -> Source:
+def open_tfds(name: str, data_dir: str | None) -> Source:
     """Opens a data set of TFDS by name.
 
     Args:
@@ -82,32 +72,20 @@ def open_tfds(
             'tfds:mnist' or 'tfds:imagenet_v2/threshold-0.7:3.0.0'.
         data_dir: The folder in which TFDS keeps its files. None means its default
             (``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``).
-        memory_limit: The largest split that is read into memory, as for ``tfds_source``.
-        cache_dir: The folder for an index, as for ``tfds_source``.
 
     Raises:
         UsageError: For an unknown name, and for the same reasons as ``tfds_source``.
     """
-    if name.startswith(PREFIX):
-        dataset = TfdsDataset(name.removeprefix(PREFIX))
-    elif name in TFDS_DATASETS:
-        dataset = TFDS_DATASETS[name]
-    else:
-        raise unknown_name("data set", name, [*TFDS_DATASETS, f"{PREFIX}NAME"])
+    dataset = TFDS_DATASETS.get(name) or TfdsDataset(name.removeprefix(PREFIX))
     try:
         builder = tfds.builder(dataset.tfds_name, data_dir=data_dir)
     except Exception as error:  # TFDS raises anything from AssertionError to ImportError.
         raise _cannot_open(name, dataset.tfds_name, error) from error
-    return tfds_source(name, builder, dataset, memory_limit=memory_limit, cache_dir=cache_dir)
+    return tfds_source(name, builder, dataset)
 
 
 def tfds_source(
-    name: str,
-    builder: tfds.core.DatasetBuilder,
-    dataset: TfdsDataset | None = None,
-    *,
-    memory_limit: int = MEMORY_LIMIT,
-    cache_dir: str | None = None,
+    name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset | None = None
 ) -> Source:
     """Opens a data set of TFDS. If it is not on disk and TFDS can prepare it, that is done first.
 
@@ -116,16 +94,14 @@ def tfds_source(
     encoded string, and ``label``, int64 [], or int64 [MAX_LABELS] filled up with -1 if the label is
     a sequence. Parsing an example with more labels fails with tf.errors.InvalidArgumentError.
 
-    A split of at most ``memory_limit`` bytes is read into memory as a whole, as soon as one of its
-    examples is needed. A larger one is read from its TFRecord files.
+    A split of at most ``tfds_splits.MEMORY_LIMIT`` bytes is read into memory as a whole, as soon as
+    one of its examples is needed. A size that TFDS does not know counts as 0. A larger split is
+    read from its TFRecord files.
 
     Args:
         name: The name of the source, also for messages.
         builder: The builder of the data set.
         dataset: The facts that TFDS does not know. None means that there are none.
-        memory_limit: The largest size in bytes of a split that is read into memory. A size that
-            TFDS does not know counts as 0.
-        cache_dir: The folder for the index of a larger split, as for ``tfrecords.build_index``.
 
     Raises:
         UsageError: For a data set that is not for classification or that is neither on disk nor can
@@ -136,23 +112,17 @@ def tfds_source(
     dataset = dataset or TfdsDataset(builder.name)
     _prepare(name, builder, dataset)
     features = _find_features(name, builder.info.features, dataset.label)
-
-    @functools.cache
-    def open_(spec: str):
-        return open_split(name, builder, spec, features, dataset.splits, memory_limit, cache_dir)
-
     return Source(
         name=name,
         class_names=features.class_names,
-        split=lambda split: open_(resolve(name, builder.info.splits, dataset.splits, split)),
+        split=TfdsSplits(name, builder, features, dataset.splits).open,
         label_shape=(MAX_LABELS,) if features.several else (),
     )
 
 
 def _cannot_open(name: str, tfds_name: str, error: Exception) -> UsageError:
     known = tfds.list_builders(with_community_datasets=False)
-    base = re.split("[/:]", tfds_name)[0]
-    if base in known:
+    if (base := re.split("[/:]", tfds_name)[0]) in known:
         return UsageError(f"data set {name!r} cannot be opened: {_reason(error)}")
     near = [PREFIX + other for other in difflib.get_close_matches(base, known)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -167,11 +137,7 @@ def _reason(error: Exception) -> str:
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset) -> None:
-    """Makes the files of the data set if there are none.
-
-    Raises:
-        UsageError: If that fails.
-    """
+    """Makes the files of the data set if there are none."""
     data_dir = str(builder.data_dir_root)
     command = f"`tfds build {dataset.tfds_name} --data_dir={data_dir}`"
     try:
@@ -200,10 +166,15 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset)
 def _find_features(
     name: str, features: tfds.features.FeatureConnector, label: str | None
 ) -> Features:
+    def class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
+        if isinstance(feature, tfds.features.Sequence):
+            feature = feature.feature
+        return feature if isinstance(feature, tfds.features.ClassLabel) else None
+
     by_name = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     # A LabeledImage is an Image too, but it is a mask.
     images = [key for key, feature in by_name.items() if type(feature) is tfds.features.Image]
-    classes = {key: _class_of(feature) for key, feature in by_name.items()}
+    classes = {key: class_of(feature) for key, feature in by_name.items()}
     labels = [key for key, feature in by_name.items() if feature is classes[key]]
     if label is not None:
         labels = [label]
@@ -216,16 +187,5 @@ def _find_features(
             f"{name} is not a data set for classification: it has features "
             f"{kinds or type(features).__name__}, and needs one Image and one ClassLabel"
         )
-    return Features(
-        image=images[0],
-        label=labels[0],
-        several=found is not by_name[labels[0]],
-        class_names=tuple(found.names),
-    )
-
-
-def _class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
-    """The feature itself if it is a label, that of its items if it is a sequence of labels."""
-    if isinstance(feature, tfds.features.Sequence):
-        feature = feature.feature
-    return feature if isinstance(feature, tfds.features.ClassLabel) else None
+    several = found is not by_name[labels[0]]
+    return Features(images[0], labels[0], several, tuple(found.names))

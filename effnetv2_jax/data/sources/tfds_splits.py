@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -14,6 +14,9 @@ from absl import logging
 from effnetv2_jax.data.sources import Example, Split, fill_up, tfrecords
 from effnetv2_jax.runtime.bars import track
 from effnetv2_jax.runtime.errors import UsageError
+
+MEMORY_LIMIT = 2**31
+"""The largest size in bytes of a split that is read into memory."""
 
 _ROWS_AT_ONCE = 1024
 
@@ -43,134 +46,136 @@ class Features:
 
     def select(self, example: Mapping[str, tf.Tensor]) -> Example:
         """Makes an example of TFDS's."""
-        label = tf.cast(example[self.label], tf.int64)
-        return {
-            "image": example[self.image],
-            "label": fill_up(label) if self.several else label,
-        }
+        image, label = example[self.image], tf.cast(example[self.label], tf.int64)
+        return {"image": image, "label": fill_up(label) if self.several else label}
 
 
-def resolve(name: str, splits: Mapping[str, object], aliases: Mapping[str, str], split: str) -> str:
-    """Translates the name of a split into TFDS's terms, without blanks.
+@dataclasses.dataclass(frozen=True)
+class TfdsSplits:
+    """The splits of a data set of TFDS whose files exist.
 
-    Args:
+    Attributes:
         name: The name of the data set, for messages.
-        splits: TFDS's splits.
-        aliases: Other names of splits, and their meaning in TFDS.
-        split: A split, a slice of one, or a sum of these.
-
-    Raises:
-        UsageError: For a slice of something that is itself a slice or a sum.
-    """
-    meanings = {key: key for key in splits} | dict(aliases)
-
-    def translate(part: str) -> str:
-        base, bracket, rest = part.partition("[")
-        meaning = meanings.get(base, base)
-        if bracket and meaning not in splits and base in meanings:
-            whole = ", ".join(key for key, other in meanings.items() if other in splits)
-            raise UsageError(
-                f"no slice {part!r} of {name}, where {base} means {meaning}: allowed are slices of "
-                f"{whole}"
-            )
-        return meaning + bracket + rest
-
-    return "+".join(translate(part) for part in "".join(split.split()).split("+"))
-
-
-def open_split(
-    name: str,
-    builder: tfds.core.DatasetBuilder,
-    spec: str,
-    features: Features,
-    aliases: Mapping[str, str],
-    memory_limit: int,
-    cache_dir: str | None,
-) -> Split:
-    """Opens a split; see ``tfds.tfds_source``.
-
-    Args:
-        name: The name of the data set, for messages.
-        builder: The builder of the data set, whose files exist.
-        spec: The split in TFDS's terms, from ``resolve``.
+        builder: The builder of the data set.
         features: The image and the label.
-        aliases: Other names of splits, for messages.
-        memory_limit: The largest size in bytes of a split that is read into memory.
-        cache_dir: The folder for the index of a larger split.
+        aliases: Other names of splits, and their meaning in TFDS.
     """
-    instructions = _file_instructions(name, builder.info.splits, aliases, spec)
-    if _num_bytes(builder.info.splits, instructions) > memory_limit:
-        return _in_files(name, builder, spec, features, instructions, cache_dir)
-    return _in_memory(name, builder, spec, features, sum(i.take for i in instructions))
 
+    name: str
+    builder: tfds.core.DatasetBuilder
+    features: Features
+    aliases: Mapping[str, str]
 
-def _file_instructions(
-    name: str, splits: tfds.core.SplitDict, aliases: Mapping[str, str], spec: str
-) -> list[tfds.core.utils.shard_utils.FileInstruction]:
-    """Finds the files of a split, and the records in each of them.
-
-    Raises:
-        UsageError: For a split that does not exist or has no examples.
-    """
-    try:
-        instructions = splits[spec].file_instructions
-    except (KeyError, ValueError, NotImplementedError) as error:
-        allowed = ", ".join(dict.fromkeys([*aliases, *splits]))
-        raise UsageError(
-            f"unknown split {spec!r} of {name}: allowed are {allowed}, slices of them such as "
-            "'train[:80%]' and sums such as 'train+test'"
-        ) from error
-    if not instructions or min(i.take for i in instructions) <= 0:
-        raise UsageError(f"split {spec!r} of {name} has no examples: choose a longer slice")
-    return instructions
-
-
-def _num_bytes(splits: tfds.core.SplitDict, instructions: Iterable) -> float:
-    """The size of the records that are read, which TFDS does not know for slices."""
-    bytes_per_example = {
-        str(path): info.num_bytes / info.num_examples
-        for info in splits.values()
-        if info.num_examples
-        for path in info.filepaths
-    }
-    return sum(i.take * bytes_per_example[i.filename] for i in instructions)
-
-
-def _in_files(
-    name: str,
-    builder: tfds.core.DatasetBuilder,
-    spec: str,
-    features: Features,
-    instructions: list,
-    cache_dir: str | None,
-) -> Split:
-    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise UsageError(
-            f"split {spec!r} of {name} is too large for memory and is not in TFRecord files but in "
-            f"{builder.info.file_format.value}: prepare it with --file_format=tfrecord"
-        )
-    for one, other in itertools.pairwise(instructions):
-        if one.skip + one.take != one.examples_in_shard or other.skip:
+    def open(self, split: str) -> Split:
+        """Opens a split, a slice of one, or a sum of these; see ``tfds.tfds_source``."""
+        spec, splits = self._resolve(split), self.builder.info.splits
+        try:
+            instructions = splits[spec].file_instructions
+        except (KeyError, ValueError, NotImplementedError) as error:
+            allowed = ", ".join(dict.fromkeys([*self.aliases, *splits]))
             raise UsageError(
-                f"split {spec!r} of {name} is too large for memory and not one row of records: "
-                "add up whole splits only, or take one slice"
+                f"unknown split {spec!r} of {self.name}: allowed are {allowed}, slices of them "
+                "such as 'train[:80%]' and sums such as 'train+test'"
+            ) from error
+        if not instructions or min(i.take for i in instructions) <= 0:
+            raise UsageError(f"split {spec!r} of {self.name} has no examples: take a longer slice")
+        # TFDS does not know the size of a slice.
+        bytes_per_example = {
+            str(path): info.num_bytes / info.num_examples
+            for info in splits.values()
+            if info.num_examples
+            for path in info.filepaths
+        }
+        num_bytes = sum(i.take * bytes_per_example[i.filename] for i in instructions)
+        if num_bytes > MEMORY_LIMIT:
+            return self._in_files(spec, instructions)
+        return self._in_memory(spec, sum(i.take for i in instructions))
+
+    def _resolve(self, split: str) -> str:
+        """Translates a split into TFDS's terms, without blanks."""
+        splits = self.builder.info.splits
+        meanings = {key: key for key in splits} | dict(self.aliases)
+
+        def translate(part: str) -> str:
+            base, bracket, rest = part.partition("[")
+            meaning = meanings.get(base, base)
+            if bracket and meaning not in splits and base in meanings:
+                whole = ", ".join(key for key, other in meanings.items() if other in splits)
+                raise UsageError(
+                    f"no slice {part!r} of {self.name}, where {base} means {meaning}: allowed are "
+                    f"slices of {whole}"
+                )
+            return meaning + bracket + rest
+
+        return "+".join(translate(part) for part in "".join(split.split()).split("+"))
+
+    def _in_files(self, spec: str, instructions: list) -> Split:
+        builder, decoding = self.builder, self.features.decoding
+        if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise UsageError(
+                f"split {spec!r} of {self.name} is too large for memory and is not in TFRecord "
+                f"files but in {builder.info.file_format.value}: prepare it with "
+                "--file_format=tfrecord"
             )
+        for one, other in itertools.pairwise(instructions):
+            if one.skip + one.take != one.examples_in_shard or other.skip:
+                raise UsageError(
+                    f"split {spec!r} of {self.name} is too large for memory and not one row of "
+                    "records: add up whole splits only, or take one slice"
+                )
+        with _without_warnings():
+            extracted = decoding.extract_features(builder.info.features)
 
-    decoding = features.decoding
-    with _without_warnings():
-        extracted = decoding.extract_features(builder.info.features)
+        def parse(record: tf.Tensor) -> Example:
+            example = extracted.deserialize_example(record, decoders=decoding.decoders)
+            return self.features.select(example)
 
-    def parse(record: tf.Tensor) -> Example:
-        return features.select(extracted.deserialize_example(record, decoders=decoding.decoders))
+        start = instructions[0].skip
+        return tfrecords.open_split(
+            [i.filename for i in instructions],
+            parse,
+            start=start,
+            stop=start + sum(i.take for i in instructions),
+        )
 
-    start = instructions[0].skip
-    return tfrecords.open_split(
-        [i.filename for i in instructions],
-        parse,
-        start=start,
-        stop=start + sum(i.take for i in instructions),
-        cache_dir=cache_dir,
-    )
+    def _in_memory(self, spec: str, size: int) -> Split:
+        # The next stage's pipeline starts in another thread.
+        lock = threading.Lock()
+
+        @functools.cache
+        def rows() -> Example:
+            # Eagerly, even while a tf.data function is traced.
+            with tf.init_scope():
+                return self._read_all(spec, size)
+
+        @tf.autograph.experimental.do_not_convert
+        def get(index: tf.Tensor) -> Example:
+            with lock:
+                read = rows()
+            return {key: tf.gather(column, index) for key, column in read.items()}
+
+        describe = f"example {{}} of {spec} of {self.name}".format
+        return Split.of_examples(size, get, describe=describe)
+
+    def _read_all(self, spec: str, size: int) -> Example:
+        """Reads ``image`` string [size] and ``label`` int64 [size] or [size, MAX_LABELS]."""
+        with _without_warnings():
+            dataset = self.builder.as_dataset(
+                split=spec,
+                decoders=self.features.decoding,
+                read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+                shuffle_files=False,
+            )
+        batches = dataset.map(self.features.select).batch(_ROWS_AT_ONCE)
+        parts = list(track(batches, f"reading {self.name}", total=-(-size // _ROWS_AT_ONCE)))
+        rows = tf.nest.map_structure(lambda *columns: tf.concat(columns, axis=0), *parts)
+        if len(rows["image"]) != size:
+            raise UsageError(
+                f"split {spec!r} of {self.name} should have {size} examples, but "
+                f"{self.builder.data_dir} has {len(rows['image'])}: remove that folder and "
+                "prepare it again"
+            )
+        return rows
 
 
 @contextlib.contextmanager
@@ -187,54 +192,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_not_tfds)
-
-
-def _in_memory(
-    name: str, builder: tfds.core.DatasetBuilder, spec: str, features: Features, size: int
-) -> Split:
-    load = _once(lambda: _read_all(name, builder, spec, features, size))
-
-    @tf.autograph.experimental.do_not_convert
-    def get(index: tf.Tensor) -> Example:
-        return {key: tf.gather(rows, index) for key, rows in load().items()}
-
-    return Split.of_examples(size, get, describe=f"example {{}} of {spec} of {name}".format)
-
-
-def _once(make: Callable[[], Example]) -> Callable[[], Example]:
-    """Calls ``make`` at the first use, eagerly even while a tf.data function is traced."""
-    lock = threading.Lock()
-
-    @functools.cache
-    def made() -> Example:
-        with tf.init_scope():
-            return make()
-
-    def get() -> Example:
-        # The next stage's pipeline starts in another thread.
-        with lock:
-            return made()
-
-    return get
-
-
-def _read_all(
-    name: str, builder: tfds.core.DatasetBuilder, spec: str, features: Features, size: int
-) -> Example:
-    """Reads a split: ``image`` string [size], ``label`` int64 [size] or [size, MAX_LABELS]."""
-    with _without_warnings():
-        dataset = builder.as_dataset(
-            split=spec,
-            decoders=features.decoding,
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-            shuffle_files=False,
-        )
-    batches = dataset.map(features.select).batch(_ROWS_AT_ONCE)
-    parts = list(track(batches, f"reading {name}", total=-(-size // _ROWS_AT_ONCE)))
-    rows = tf.nest.map_structure(lambda *columns: tf.concat(columns, axis=0), *parts)
-    if len(rows["image"]) != size:
-        raise UsageError(
-            f"split {spec!r} of {name} should have {size} examples, but {builder.data_dir} has "
-            f"{len(rows['image'])}: remove that folder and prepare it again"
-        )
-    return rows

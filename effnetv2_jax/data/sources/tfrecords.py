@@ -9,7 +9,7 @@ bytes), the data, its checksum (4 bytes).
 import dataclasses
 import hashlib
 import json
-import os
+import pathlib
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -47,11 +47,6 @@ class RecordIndex:
     bases: np.ndarray
     positions: np.ndarray
 
-    @property
-    def num_records(self) -> int:
-        """The number of records in all files."""
-        return len(self.positions) - 1
-
     def describe(self, record: int) -> str:
         """Returns the file that holds a record, and the record's number in it, from 0."""
         file = np.searchsorted(self.bases, self.positions[record], side="right") - 1
@@ -65,7 +60,6 @@ def open_split(
     *,
     start: int = 0,
     stop: int | None = None,
-    cache_dir: str | None = None,
     allow_empty_files: bool = True,
 ) -> Split:
     """Opens the records of some files as a split, in the order of the files.
@@ -77,22 +71,25 @@ def open_split(
         parse: A function that makes an example of a record, a string scalar.
         start: The first record of the split.
         stop: The record after the last one of the split. None means all.
-        cache_dir: The folder for the index, as for ``build_index``.
         allow_empty_files: Accepts files without records if set.
 
     Raises:
         UsageError: For files that cannot be read, are cut off or empty, and for a range that
             exceeds the records.
     """
-    index = build_index(files, cache_dir=cache_dir)
-    if not allow_empty_files:
-        _check_none_is_empty(index)
-    if index.num_records == 0:
+    index = build_index(files)
+    num_records = len(index.positions) - 1
+    sizes = np.diff(index.bases, append=index.positions[-1])
+    empty = [file for file, size in zip(files, sizes, strict=True) if size == 0]
+    if empty and not allow_empty_files:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise UsageError(f"without any records: {', '.join(empty[:3])}{more}; copy them again")
+    if num_records == 0:
         raise UsageError(f"no records in {_listed(files)}: copy them again or name other files")
-    stop = index.num_records if stop is None else stop
-    if not 0 <= start <= stop <= index.num_records:
+    stop = num_records if stop is None else stop
+    if not 0 <= start <= stop <= num_records:
         raise UsageError(
-            f"records {start} to {stop} do not exist: {_listed(files)} have {index.num_records}"
+            f"records {start} to {stop} do not exist: {_listed(files)} have {num_records}"
         )
     names = tf.constant(index.files)
     bases = tf.constant(index.bases)
@@ -129,13 +126,13 @@ def open_split(
     )
 
 
-def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> RecordIndex:
+def build_index(files: Sequence[str]) -> RecordIndex:
     """Finds the beginnings of records, in the cache if the files have not changed since.
+
+    The cache is in ``files.cache_folder``. If that cannot be written, the index is not kept.
 
     Args:
         files: At least one TFRecord file without compression.
-        cache_dir: A local folder. None means ``$XDG_CACHE_HOME/effnetv2_jax``, by default
-            ``~/.cache/effnetv2_jax``. If it cannot be written, the index is not kept.
 
     Raises:
         UsageError: For no files, and for a file that cannot be read or is cut off.
@@ -147,29 +144,25 @@ def build_index(files: Sequence[str], *, cache_dir: str | None = None) -> Record
         sizes = np.array([size for size, _ in stats], np.int64)
         ends = np.cumsum(sizes)
         bases = ends - sizes
-        cache = _cache_file(files, stats, cache_dir)
+        key = hashlib.sha256(json.dumps([list(files), stats]).encode()).hexdigest()
+        cache = cache_folder() / f"tfrecords-{key[:32]}.npz"
         positions = _load(cache, ends[-1])
         if positions is None:
             logging.info("indexing the records of %s", _listed(files))
             parts = pool.map(_record_starts, files, sizes.tolist())
-            starts = list(track(parts, "indexing files", len(files)))
-            positions = np.concatenate(
-                [base + start for base, start in zip(bases, starts, strict=True)] + [ends[-1:]]
-            )
-            _save(cache, positions)
+            starts = zip(bases, track(parts, "indexing files", len(files)), strict=True)
+            positions = np.concatenate([*(base + start for base, start in starts), ends[-1:]])
+            try:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(cache) as temporary:
+                    np.savez(temporary, positions=positions)
+            except OSError as error:
+                logging.warning("the index %s cannot be kept for the next time: %s", cache, error)
     return RecordIndex(tuple(files), bases, positions)
 
 
 def _listed(files: Sequence[str]) -> str:
     return files[0] if len(files) == 1 else f"{len(files)} files ({files[0]} … {files[-1]})"
-
-
-def _check_none_is_empty(index: RecordIndex) -> None:
-    sizes = np.diff(index.bases, append=index.positions[-1])
-    empty = [file for file, size in zip(index.files, sizes, strict=True) if size == 0]
-    if empty:
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        raise UsageError(f"without any records: {', '.join(empty[:3])}{more}; copy them again")
 
 
 def _stat(file: str) -> tuple[int, int]:
@@ -213,35 +206,16 @@ def _record_starts(file: str, size: int) -> np.ndarray:
     return np.array(starts, np.int64)
 
 
-def _cache_file(
-    files: Sequence[str], stats: Sequence[tuple[int, int]], cache_dir: str | None
-) -> str:
-    if cache_dir is None:
-        cache_dir = os.fspath(cache_folder())
-    key = hashlib.sha256(json.dumps([list(files), list(stats)]).encode()).hexdigest()
-    return os.path.join(cache_dir, f"tfrecords-{key[:32]}.npz")
-
-
-def _load(cache: str, num_bytes: int) -> np.ndarray | None:
+def _load(cache: pathlib.Path, num_bytes: int) -> np.ndarray | None:
     """The positions in a cache file, None if there is none that can be used."""
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             positions = arrays["positions"]
+        if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
+            raise ValueError("it does not fit its files")
+        return positions
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logging.warning("the index %s is broken (%s) and is made again", cache, error)
-        return None
-    if positions.dtype != np.int64 or positions.ndim != 1 or positions[-1:] != [num_bytes]:
-        logging.warning("the index %s does not fit its files and is made again", cache)
-        return None
-    return positions
-
-
-def _save(cache: str, positions: np.ndarray) -> None:
-    try:
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
-        with whole_file(cache) as temporary:
-            np.savez(temporary, positions=positions)
-    except OSError as error:
-        logging.warning("the index %s cannot be kept for the next time: %s", cache, error)
+    return None

@@ -9,9 +9,9 @@ import tensorflow as tf
 from effnetv2_jax.data.augment.autoaugment import (
     POLICY_V0,
     Step,
+    _draw,
+    _operations,
     auto_augment,
-    draw,
-    operations,
 )
 from effnetv2_jax.data.augment.operations import NUM_DRAWS
 from tests.data.augment.test_operations import IMAGES, OPS, apply_op
@@ -91,7 +91,7 @@ def test_draws_are_uniform_whether_or_not_a_step_is_taken():
     @tf.function
     def draw_all(seeds):
         signature = (tf.int32, tf.float32)
-        return tf.map_fn(lambda seed: draw(seed, policy), seeds, fn_output_signature=signature)
+        return tf.map_fn(lambda seed: _draw(seed, policy), seeds, fn_output_signature=signature)
 
     seeds = tf.stack([tf.range(count), tf.fill([count], 4)], axis=1)
     indices, draws = (value.numpy() for value in draw_all(seeds))
@@ -99,7 +99,7 @@ def test_draws_are_uniform_whether_or_not_a_step_is_taken():
     assert draws.min() >= 0
     assert draws.max() < 1
     for step in range(2):
-        taken = indices[:, step] != len(operations(policy))
+        taken = indices[:, step] != len(_operations(policy))
         for column in draws[taken, step].T:
             counts = np.bincount((column * 16).astype(int), minlength=16)
             # The 1e-4 quantile of chi square with 15 degrees of freedom is 44.3.
@@ -107,12 +107,12 @@ def test_draws_are_uniform_whether_or_not_a_step_is_taken():
 
 
 def test_operations_are_distinct_and_indices_are_of_them():
-    distinct = operations(POLICY_V0)
+    distinct = _operations(POLICY_V0)
     assert len(set(distinct)) == len(distinct)
     assert set(distinct) == {(step.name, step.magnitude) for sub in POLICY_V0 for step in sub}
     pairs = {tuple((step.name, step.magnitude) for step in sub) for sub in POLICY_V0}
     seen = set()
-    draw_indices = tf.function(lambda seed: draw(seed, POLICY_V0)[0])
+    draw_indices = tf.function(lambda seed: _draw(seed, POLICY_V0)[0])
     for value in range(1000):
         indices = draw_indices(tf.constant([value, 5])).numpy()
         if max(indices) < len(distinct):

@@ -20,7 +20,7 @@ def draw_all(count, num_layers):
     seeds = tf.stack([tf.range(count), tf.fill([count], 7)], axis=1)
     draw = tf.function(
         lambda seeds: tf.map_fn(
-            lambda seed: randaugment.draw(seed, num_layers),
+            lambda seed: randaugment._draw(seed, num_layers),
             seeds,
             fn_output_signature=(tf.int32, tf.float32),
         )
@@ -35,7 +35,7 @@ def test_composes_the_chosen_ops():
     augment = compiled(magnitude=8.333, num_layers=3)
     for value in range(12):
         seed = tf.constant([value, 11], tf.int64)
-        indices, draws = randaugment.draw(seed, 3)
+        indices, draws = randaugment._draw(seed, 3)
         expected = image
         for index, op_draws in zip(indices.numpy(), draws, strict=True):
             name = ops.OPS[index].name

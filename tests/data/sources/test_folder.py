@@ -127,7 +127,7 @@ def test_the_holdout_takes_one_and_leaves_one(root, count, holdout, held):
     assert labels(source, "train").count(0) == count - held
 
 
-def test_the_holdout_depends_on_the_seed_and_the_names_alone(root, tmp_path_factory):
+def test_the_holdout_depends_only_on_the_names(root, tmp_path_factory):
     held = names(folder_source(str(root)), "val")
     assert names(folder_source(str(root)), "val") == held
     other = tmp_path_factory.mktemp("other")
@@ -136,7 +136,6 @@ def test_the_holdout_depends_on_the_seed_and_the_names_alone(root, tmp_path_fact
     make_class(other / "train" / "dog", 5)
     assert names(folder_source(str(other)), "val") == held
     assert names(folder_source(str(other) + "/"), "val") == held
-    assert names(folder_source(str(root), seed=1), "val") != held
     # What it was when this was written: a resumed run must find the same.
     assert held == ["cat/008.png", "cat/010.png", "dog/000.png"]
 
