@@ -3,26 +3,20 @@
 import dataclasses
 import fnmatch
 import functools
-import importlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effnetv2_jax.models import efficientnet_family, vit_family
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.family import Family, Network, Spec
 from effnetv2_jax.models.layers import AxisName
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
-FAMILIES: tuple[Family, ...] = tuple(
-    importlib.import_module(f"effnetv2_jax.models.{module}").FAMILY
-    for module in (
-        "efficientnet_family",
-        "vit_family",
-    )
-)
-"""The records of all families. A new one is a line here, the name of the module that holds it."""
+FAMILIES: tuple[Family, ...] = (efficientnet_family.FAMILY, vit_family.FAMILY)
+"""The records of all families; a new one is added here."""
 
 SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.specs.items()}
 
