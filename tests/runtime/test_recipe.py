@@ -1,6 +1,10 @@
-"""Old workdirs keep working when fields get other names."""
+"""Unknown fields are refused, and old workdirs keep working when fields get other names."""
 
-from effnetv2_jax.runtime.recipe import flatten, upgraded
+import pytest
+
+from configs import digits
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.recipe import checked, flatten, refuse_unknown, upgraded
 
 
 def test_an_old_config_has_the_names_and_fields_of_today():
@@ -19,3 +23,21 @@ def test_a_config_of_today_stays():
     new = upgraded({"optimizer": {"learning_rate_schedule": "cosine", "options": {"b2": 0.9}}})
     new["evals"] = {}
     assert upgraded(new) == new
+
+
+def test_a_field_that_is_not_there_is_refused_with_the_near_ones():
+    allowed = ("optimizer.learning_rate", "optimizer.name", "seed")
+    refuse_unknown(("seed", "optimizer.options.b2", "evals.raw.weights"), allowed)
+    with pytest.raises(UsageError, match=r"'optimizer.learning_rat'.*optimizer.learning_rate"):
+        refuse_unknown(("optimizer.learning_rat",), allowed)
+    with pytest.raises(UsageError, match=r"'optimizer.decay' is now called"):
+        refuse_unknown(("optimizer.decay",), allowed)
+
+
+def test_every_field_of_every_recipe_is_in_common():
+    assert checked(digits.get_config()).seed == 0
+    config = digits.get_config()
+    with config.unlocked():
+        config.sead = 1
+    with pytest.raises(UsageError, match="did you mean seed"):
+        checked(config)
