@@ -1,4 +1,4 @@
-"""Data sets, augmentation and the input pipeline: the only room that imports TensorFlow."""
+"""Data sets, augmentation and the input pipeline, all of it in TensorFlow."""
 
 import os
 
