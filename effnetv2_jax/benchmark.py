@@ -10,6 +10,7 @@ from absl import flags
 
 from effnetv2_jax.runtime import cli
 from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.runtime.extras import MissingExtraError, hush_tensorflow
 
 BENCHMARKS = {
     "all": "all",
@@ -36,8 +37,11 @@ def main() -> None:
         return
     if name not in BENCHMARKS:
         cli.refuse(str(unknown_name("benchmark", name, BENCHMARKS)))
+    hush_tensorflow(2)
     try:
         module = importlib.import_module(f"effnetv2_jax.benchmarks.{BENCHMARKS[name]}")
+    except MissingExtraError as error:
+        cli.refuse(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("effnetv2_jax"):
             raise

@@ -83,7 +83,7 @@ class Job:
         match = _BUCKET.fullmatch(self.workdir)
         if match is None or {".", ".."} & set(match[2].split("/")):
             raise UsageError(
-                "workdir must be gs://BUCKET/PATH, the bucket's name in lower case and the path "
+                "workdir must be gs://bucket/path, the bucket's name in lower case and the path "
                 f"without . and .., got {self.workdir!r}"
             )
         return match[1], f"{BUCKETS}/{match[1]}{match[2]}"

@@ -6,6 +6,7 @@ that launchers can use the door on a machine without JAX.
 
 import gc
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -103,6 +104,9 @@ def one_line(error: BaseException) -> str:
         return one_line(error.args[0])
     # A KeyError's own str() would quote the text.
     text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # absl has a line of this kind for each required flag that was not given.
+    missing = r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.\n?"
+    text = re.sub(missing, r"flag --\1 is needed, ", text).removesuffix(", ")
     if "Traceback" in text:  # ml_collections quotes a recipe's own error with its traceback
         text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
     return " ".join(text.split()).replace("' Did you", "': did you")

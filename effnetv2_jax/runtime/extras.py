@@ -66,3 +66,5 @@ def hush_tensorflow(level: int) -> None:
     # JAX sets it to 1 by itself.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = str(level)
+    # An input pipeline computes with integers, for which oneDNN has only warnings.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

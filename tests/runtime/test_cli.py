@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+
+from effnetv2_jax.runtime.cli import one_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The real programs take seconds to start; tests/programs makes mistakes with them as well.
@@ -89,3 +92,9 @@ def test_a_launcher_passes_arguments_on_without_jax():
     result = start("--b=c", program=LAUNCHER)
     assert result.returncode == 2
     assert result.stderr.endswith("'b'; the program's flags come after --\n")
+
+
+def test_flags_that_are_needed_are_named():
+    line = "flag --{0}=None: Flag --{0} must have a value other than None."
+    error = flags.IllegalFlagValueError("\n".join(map(line.format, ("config", "workdir"))))
+    assert one_line(error) == "flag --config is needed, flag --workdir is needed"

@@ -41,7 +41,7 @@ def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) 
     elif name in TFDS_DATASETS or name.startswith(PREFIX):
         source = open_tfds(name, data_dir)
     else:
-        allowed = [*SOURCES, *TFDS_DATASETS, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
+        allowed = [*{*SOURCES, *TFDS_DATASETS}, f"{FOLDER_PREFIX}PATH", f"{PREFIX}NAME"]
         raise unknown_name("data set", name, allowed)
     # Opening a split may list a folder or read an index of a million records, so it is done once.
     return dataclasses.replace(source, split=functools.cache(source.split))
