@@ -87,7 +87,9 @@ def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
         raise UsageError(
             "its tensors have timm's names, which do not say whether the network pads as in "
             "TensorFlow or as in PyTorch: give timm's name of it as architecture, e.g. "
-            f"{_timm_name(model, 'same')!r} or {_timm_name(model, 'symmetric')!r}"
+            + " or ".join(
+                dict.fromkeys(repr(_timm_name(model, x)) for x in ("same", "symmetric"))
+            )
         )
     name = architecture.replace("-", "_")
     family = next(x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, name))

@@ -24,10 +24,12 @@ class Loaded:
         class_names: The names of the weights' classes. None if they are unknown, or if the
             classifier was not loaded.
         tensors: The number of tensors that were loaded.
-        not_loaded: The names of the tensors, the model's and the weights', that were left out.
+        not_loaded: The names of the tensors that were left out: the model's and the weights' by our
+            names, and those of the file that are no part of the network by its own.
         changes: The fields of the spec that the model took over and that it had otherwise.
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
+        of_training: The file's names of the tensors that only a training needs, as in ``Weights``.
     """
 
     origin: str
@@ -39,14 +41,20 @@ class Loaded:
     changes: dict[str, Any]
     reason: str
     interpolated: str = ""
+    of_training: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Returns a sentence or two for a log."""
         taken = ", ".join(f"{name} {value}" for name, value in self.changes.items())
-        left = f"{', '.join(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
+        left = f"{_listed(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
         parts = [start, taken and f"with {taken}", self.interpolated, left]
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def load_weights(
@@ -56,6 +64,7 @@ def load_weights(
     strict: bool = False,
     ema: bool = True,
     architecture: str | None = None,
+    classifier: str | None = None,
 ) -> Loaded:
     """Puts weights of any origin into a model, which then computes what they were trained for.
 
@@ -73,10 +82,13 @@ def load_weights(
             repository, the workdir of a run, or weights that ``save_weights`` wrote. The prefix of
             a TensorFlow checkpoint. Or a published name such as
             ``efficientnetv2-s/imagenet21k-ft1k``.
-        strict: Refuses weights whose classifier or position embedding does not fit.
+        strict: Refuses weights whose classifier or position embedding does not fit, and files with
+            tensors that are no part of the network.
         ema: Takes the moving averages if the weights have both.
         architecture: timm's name of the network, for example ``tf_efficientnetv2_s``, if neither
             the file nor its folder tells it.
+        classifier: The file's name of the layer that classifies the network's features, if the
+            network is part of another one there, for example ``head`` or ``dense_1``.
 
     Returns:
         The record of what was loaded and what was not.
@@ -84,7 +96,9 @@ def load_weights(
     Raises:
         UsageError: If there are no weights, or they cannot be read, or do not fit.
     """
-    weights = read_weights(path_or_name, model.spec, ema=ema, architecture=architecture)
+    weights = read_weights(
+        path_or_name, model.spec, ema=ema, architecture=architecture, classifier=classifier
+    )
     return put(weights, model, strict=strict)
 
 
@@ -94,6 +108,7 @@ def load_model(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    classifier: str | None = None,
     **arguments: Any,
 ) -> tuple[Network, Loaded]:
     """Builds the model that weights are for, with their number of classes, in evaluation mode.
@@ -108,6 +123,7 @@ def load_model(
         model: The model's name; None means the model that the weights look like.
         ema: Takes the moving averages if the weights have both.
         architecture: timm's name of the network, as for ``load_weights``.
+        classifier: The layer that classifies, as for ``load_weights``.
         **arguments: Arguments of ``create_model`` such as ``dtype``, but no fields of the spec.
 
     Returns:
@@ -116,7 +132,9 @@ def load_model(
     Raises:
         UsageError: As ``load_weights``.
     """
-    weights = read_weights(path_or_name, model, ema=ema, architecture=architecture)
+    weights = read_weights(
+        path_or_name, model, ema=ema, architecture=architecture, classifier=classifier
+    )
     arguments = {"rngs": nnx.Rngs(0), **arguments}
     network = build(weights.spec, num_classes=weights.num_classes, **arguments)
     return network, put(weights, network)
@@ -132,13 +150,18 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
     num_classes = variables[f"{CLASSIFIER}.bias"].shape[0] if here else 0
     tensors = dict(weights.tensors)
     left: list[str] = []
-    reason = ""
+    reasons: list[str] = []
     if num_classes != weights.num_classes:
-        reason = f"{weights.num_classes} classes there, {num_classes} in the model"
+        reasons = [f"{weights.num_classes} classes there, {num_classes} in the model"]
         left = sorted(here | {name for name in tensors if name.startswith(CLASSIFIER)})
         tensors = {name: x for name, x in tensors.items() if name not in left}
+    same_classes = not reasons
+    if weights.beside:
+        left += weights.beside
+        reasons.append(weights.why_beside)
+    reason = "; ".join(reasons)
     if strict and reason:
-        raise UsageError(f"{weights.origin} does not fit: {', '.join(left)} differ ({reason})")
+        raise UsageError(f"{weights.origin} does not fit: {_listed(tuple(left))} differ ({reason})")
     spec, changes, interpolated = weights.spec, dict(weights.changes), ""
     family = family_of(spec)
     if positions := family.positions:
@@ -170,10 +193,11 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         origin=weights.origin,
         spec=model.spec,
         num_classes=num_classes,
-        class_names=None if reason else weights.class_names,
+        class_names=weights.class_names if same_classes else None,
         tensors=len(tensors),
         not_loaded=tuple(left),
         changes=changes,
         reason=reason,
         interpolated=interpolated,
+        of_training=weights.of_training,
     )

@@ -1,6 +1,7 @@
 """From somebody's file to a network's weights in our names: the dialect, the network, the fit."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,13 @@ from effnetv2_jax.weights.dialects.dialect import DIALECTS, OURS, Dialect, Place
 
 Shape = tuple[int, ...]
 
+# The tensors of a training that are no part of a network: counters, the states of random numbers,
+# and what optimisers keep.
+_OF_TRAINING = re.compile(
+    r"(.*[./])?(num_batches_tracked|n_averaged|global_step|save_counter"
+    r"|seed_generator/.*|seed_generator_state|optimizer(_weights|_states?)?[./].*)"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -30,6 +38,11 @@ class Weights:
         class_names: The names of the classes; None if unknown.
         origin: The weights' origin, for people.
         changes: The fields of the spec that the weights brought along.
+        beside: The names of the file's tensors that are no part of the network, such as another
+            classifier. What a training keeps is not among them.
+        why_beside: The reason why tensors are in ``beside``; empty if none is.
+        of_training: The names of the file's tensors that a training keeps: counters, an optimiser's
+            slots, and the raw weights if ``tensors`` are their moving averages, or the averages.
     """
 
     spec: Spec
@@ -38,6 +51,9 @@ class Weights:
     class_names: tuple[str, ...] | None
     origin: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    why_beside: str = ""
+    of_training: tuple[str, ...] = ()
 
     @property
     def description(self) -> Description:
@@ -51,6 +67,7 @@ def read_weights(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    classifier: str | None = None,
 ) -> Weights:
     """Reads somebody's weights.
 
@@ -63,6 +80,8 @@ def read_weights(
             look like.
         ema: Takes the moving averages if the file has both.
         architecture: timm's name of the network, if neither the file nor its folder tells it.
+        classifier: The file's name of the layer that classifies the network's features, if the
+            network is part of another one there, for example ``head`` or ``dense_1``.
 
     Raises:
         UsageError: If there are no weights, or they cannot be read, or do not fit.
@@ -74,6 +93,7 @@ def read_weights(
     with open_tensors(path, ema) as tensors:
         dialect, prefix = _dialect_of(tensors, ema)
         found = _network_in(tensors, dialect, prefix)
+        sources = {name: prefix + name for name in found}
         about = None
         if dialect.names.library == OURS or description.KEY in tensors.about:
             about = _description(tensors, dialect)
@@ -81,12 +101,19 @@ def read_weights(
         def misfit(reason: str) -> UsageError:
             assert spec is not None
             fitting = " or ".join(x.name for x in _fitting(dialect, found, about))
-            looks = f"it looks like {fitting}" if fitting else "it is none of the models here"
+            looks = (
+                f"it looks like {fitting}: name that model (--model, or --config.model.name in "
+                "training)"
+                if fitting
+                else f"it is none of the models here, {_nearest(dialect, found, told)}"
+            )
             return UsageError(f"{path_or_name!r} does not fit {spec.name}: {reason}; {looks}")
 
+        told = architecture or tensors.about.get("architecture")
         if spec is not None and family_of(spec) is not dialect.family:
             raise misfit("it is another kind of network")
-        told = architecture or tensors.about.get("architecture")
+        if spec is not None and dialect.names.layers and dialect.layers(spec) is None:
+            raise misfit(f"{dialect.names.library} has no names for its blocks")
         if spec is None and about is not None:
             # The model of this name, unless the description's network only has its name.
             known_as = SPECS.get(about.spec.name, about.spec)
@@ -94,6 +121,9 @@ def read_weights(
         elif spec is None:
             spec = _look_alike(dialect, found, told, path_or_name)
         asked, spec = spec, _sized(spec, dialect, found)
+        if classifier is not None:
+            for ours, theirs in _classifier(dialect, spec, tensors, classifier).items():
+                found[ours], sources[ours] = tensors.shapes[theirs], theirs
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
         if problem := _difference(places, found):
@@ -113,9 +143,11 @@ def read_weights(
         trained.setdefault("eval_size", spec.eval_size)
         trained |= known.changes if known else {}
         arrays = {
-            name: place.to_ours(tensors.read(prefix + place.name))
+            name: place.to_ours(tensors.read(sources[place.name]))
             for name, place in bars.track(places.items(), "reading weights", len(places))
         }
+        beside, of_training = _others(tensors, dialect, {sources[x.name] for x in places.values()})
+        why_beside = _why_beside(dialect, spec, tensors, beside) if beside else ""
     changes = {name: x for name, x in trained.items() if getattr(asked, name) != x}
     return Weights(
         spec=dataclasses.replace(asked, **changes),
@@ -124,6 +156,9 @@ def read_weights(
         class_names=about.class_names if about else None,
         origin=about.origin if about else f"{path_or_name} ({dialect.names.library})",
         changes=changes,
+        beside=beside,
+        why_beside=why_beside,
+        of_training=of_training,
     )
 
 
@@ -147,10 +182,66 @@ def _network_in(tensors: Tensors, dialect: Dialect, prefix: str) -> dict[str, Sh
     found = {}
     for name, shape in tensors.shapes.items():
         inside = name.removeprefix(prefix)
-        # A scalar is a counter, such as num_batches_tracked.
-        if name.startswith(prefix) and shape and dialect.names.territory.fullmatch(inside):
+        counts = _OF_TRAINING.fullmatch(inside)
+        if name.startswith(prefix) and not counts and dialect.names.territory.fullmatch(inside):
             found[inside] = shape
     return found
+
+
+def _others(
+    tensors: Tensors, dialect: Dialect, taken: set[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of all other tensors: those beside the network, and a training's."""
+    copies = dialect.prefixes(tensors.shapes)
+    if len({"ema" in prefix for prefix in copies}) < len(copies):
+        copies = []  # they are not the raw and the averaged weights of one network
+    beside, of_training = [], []
+    for name in sorted(tensors.shapes.keys() - taken):
+        copied = any(
+            name.startswith(prefix) and dialect.names.territory.fullmatch(name[len(prefix) :])
+            for prefix in copies
+        )
+        (of_training if copied or _OF_TRAINING.fullmatch(name) else beside).append(name)
+    return tuple(beside), tuple(of_training)
+
+
+def _layer(dialect: Dialect, spec: Spec, layer: str, num_classes: int) -> dict[str, Place]:
+    """Returns the places of a classifier in a layer's tensors, by the names of those."""
+    places = dialect.places(spec, num_classes)
+    separator = dialect.convention.separator
+    found = (places[f"{CLASSIFIER}.{part}"] for part in ("kernel", "bias"))
+    return {f"{layer}{separator}{x.name.rpartition(separator)[2]}": x for x in found}
+
+
+def _classifier(dialect: Dialect, spec: Spec, tensors: Tensors, layer: str) -> dict[str, str]:
+    """Returns the names of a layer's tensors by those that a classifier has in the network."""
+    kernel, bias = names = list(_layer(dialect, spec, layer, 1))
+    if missing := [name for name in names if name not in tensors.shapes]:
+        raise UsageError(f"{str(tensors.path)!r} has no classifier {layer!r}: no {missing[0]}")
+    if not _classifies(dialect, spec, tensors, layer):
+        raise UsageError(
+            f"{layer!r} in {str(tensors.path)!r} does not classify the features of {spec.name}: "
+            f"{kernel} has shape {tensors.shapes[kernel]}, {bias} {tensors.shapes[bias]}"
+        )
+    return {place.name: name for name, place in _layer(dialect, spec, layer, 1).items()}
+
+
+def _classifies(dialect: Dialect, spec: Spec, tensors: Tensors, layer: str) -> bool:
+    """Returns True if a layer takes the network's features to classes."""
+    shapes = [tensors.shapes.get(name, ()) for name in _layer(dialect, spec, layer, 1)]
+    if len(shapes[1]) != 1:
+        return False
+    expected = _layer(dialect, spec, layer, shapes[1][0]).values()
+    return shapes == [place.shape for place in expected]
+
+
+def _why_beside(dialect: Dialect, spec: Spec, tensors: Tensors, beside: tuple[str, ...]) -> str:
+    """Returns a sentence about tensors beside the network, with a classifier among them if any."""
+    layers = dict.fromkeys(name.rpartition(dialect.convention.separator)[0] for name in beside)
+    fitting = [layer for layer in layers if _classifies(dialect, spec, tensors, layer)]
+    options = " or ".join(f"classifier={layer!r}" for layer in fitting[:3])
+    hint = f", give {options} if that layer classifies the network's features" if fitting else ""
+    return f"no part of the network in the file{hint}"
 
 
 def _sized(spec: Spec, dialect: Dialect, found: Mapping[str, Shape]) -> Spec:
@@ -209,6 +300,15 @@ def _fitting(
     return fitting
 
 
+def _nearest(dialect: Dialect, found: Mapping[str, Shape], told: str | None) -> str:
+    """Returns the most similar model and a difference from it, for messages."""
+    like = {spec: dialect.likeness(spec, found) for spec in dialect.family.specs.values()}
+    spec = _sized(max(like, key=lambda spec: like[spec]), dialect, found)
+    difference = _difference(dialect.places(spec, _classes(dialect, spec, found)), found)
+    called = f"it is called {told!r}, and " if told else ""
+    return f"{called}the nearest is {spec.name}, but {difference}"
+
+
 def _look_alike(
     dialect: Dialect, found: Mapping[str, Shape], architecture: str | None, path_or_name: str
 ) -> Spec:
@@ -216,7 +316,7 @@ def _look_alike(
     if not fitting:
         raise UsageError(
             f"{path_or_name!r} has names as in {dialect.names.library}, but is none of the models "
-            "here: name a model to see where they differ"
+            f"here: {_nearest(dialect, found, architecture)}"
         )
     named = dialect.names.our_model(architecture) if architecture else None
     if len(fitting) > 1 and named:

@@ -37,6 +37,7 @@ def open_hdf5(path: pathlib.Path, archived: bool = False) -> Iterator[Tensors]:
     def note(where: str, found: object) -> None:
         if isinstance(found, h5py.Dataset):
             name = _name(where)
+            name = where if name in places else name
             places[name], shapes[name] = where, found.shape
 
     with contextlib.ExitStack() as opened:
@@ -60,9 +61,14 @@ def open_hdf5(path: pathlib.Path, archived: bool = False) -> Iterator[Tensors]:
 
 
 def _name(where: str) -> str:
-    """Turns ``[model_weights/]stem_conv/stem_conv/kernel:0`` into ``stem_conv/kernel``."""
-    if "/vars/" in where or "/" not in where:
+    """Turns ``[model_weights/]stem_conv/stem_conv/kernel:0`` into ``stem_conv/kernel``.
+
+    The layers of a model in another model keep the text before them.
+    """
+    *path, leaf = where.removeprefix("model_weights/").removesuffix(":0").split("/")
+    if "vars" in path or not path:
         return where
-    layer, leaf = where.removesuffix(":0").split("/")[-2:]
+    if path[0] == path[-1]:
+        path = path[-1:]
     # Keras 3 calls a depthwise kernel kernel.
-    return f"{layer}/{leaf.replace('depthwise_kernel', 'kernel')}"
+    return "/".join([*path, leaf.replace("depthwise_kernel", "kernel")])

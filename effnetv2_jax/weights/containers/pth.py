@@ -1,8 +1,9 @@
 """PyTorch's ``.pth`` and ``.bin`` files, read without PyTorch and without unpickling.
 
 Such a file is a pickle: a program that builds objects and may call anything. This module reads it
-with ``pickletools``, which only lists its instructions, and follows those that dictionaries of
-tensors need. A pickle that names anything but the few things below is refused.
+with ``pickletools``, which only lists its instructions, and follows those that build lists,
+dictionaries and tensors. Anything else that a pickle names is neither looked up nor called: an
+``_Opaque`` object stands in its place.
 
 There are two formats: zip archives since PyTorch 1.6, and files of several pickles before.
 """
@@ -14,7 +15,7 @@ import pathlib
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import ml_dtypes
@@ -59,6 +60,30 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
+class _Opaque:
+    """A stand-in for something that a pickle names, which is never looked up.
+
+    Attributes:
+        name: The name in the pickle, such as ``argparse.Namespace``.
+        parts: What the pickle puts into the object, in order, such as the dictionary of its
+            attributes.
+    """
+
+    def __init__(self, name: str, *parts: Any):
+        self.name = name
+        self.parts = list(parts)
+
+    def __call__(self, *arguments: Any) -> "_Opaque":
+        """Returns a stand-in for what a call would return."""
+        return _Opaque(self.name, *arguments)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        self.parts.extend(items)
+
+    def update(self, items: Iterable[tuple[Any, Any]]) -> None:
+        self.parts.append(dict(items))
+
+
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *others: Any) -> _Tensor:
     del others  # its need of gradients, its hooks
     whole = all(isinstance(x, int) and x >= 0 for x in (offset, *shape, *strides))
@@ -70,28 +95,38 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *other
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-# The only objects that a pickle may name, and the only functions that it may call. Nothing that it
-# names is ever looked up.
+# The only names that stand for something, and the only functions that a pickle may call. All others
+# stay ``_Opaque``.
 _NAMED: Mapping[str, Any] = {
     "collections.OrderedDict": dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *others: tensor,
-} | {f"torch.{name}": np.dtype(dtype) for name, dtype in _DTYPES.items()}
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *others: tensor,
+    # Tensors with attributes of their own.
+    "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, parts, state: rebuild(*parts),
+} | {
+    f"torch.{device}{name}": np.dtype(dtype)
+    for name, dtype in _DTYPES.items()
+    for device in ("", "cuda.")
+}
 
 
 @contextlib.contextmanager
 def open_pth(path: pathlib.Path) -> Iterator[Tensors]:
     """Opens a file of ``torch.save``; tensors in nested dictionaries are named ``outer.inner``.
 
+    Lists, tuples and the attributes of other objects are named like dictionaries. If the file holds
+    a text ``arch``, as timm's checkpoints do, it becomes ``about["architecture"]``.
+
     Raises:
-        UsageError: If it is damaged, or its pickle wants more than dictionaries of tensors.
+        UsageError: If it is damaged, or has tensors only in objects that are not made here.
     """
     with path.open("rb") as file:
         try:
             legacy = file.read(len(LEGACY_START)) == LEGACY_START
             file.seek(0)
             content, read_storage = (_legacy if legacy else _zip)(file)
-            tensors = dict(_flatten(content, ""))
+            tensors = _collect(content)
         except Exception as error:  # any error means that the bytes are not as PyTorch writes them
             raise _broken(path, error) from error
 
@@ -101,7 +136,9 @@ def open_pth(path: pathlib.Path) -> Iterator[Tensors]:
             except Exception as error:
                 raise _broken(path, error) from error
 
-        yield Tensors(path, {name: x.shape for name, x in tensors.items()}, read)
+        arch = content.get("arch") if isinstance(content, dict) else None
+        about = {"architecture": arch} if isinstance(arch, str) else {}
+        yield Tensors(path, {name: x.shape for name, x in tensors.items()}, read, about)
 
 
 def _broken(path: pathlib.Path, error: Exception) -> UsageError:
@@ -111,12 +148,43 @@ def _broken(path: pathlib.Path, error: Exception) -> UsageError:
     return UsageError(f"{str(path)!r} is no file of PyTorch, or damaged: {reason}")
 
 
-def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, _Tensor]]:
-    if isinstance(content, _Tensor):
-        yield prefix, content
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+def _collect(content: Any) -> dict[str, _Tensor]:
+    """Returns the tensors in nested containers by name.
+
+    Raises:
+        UsageError: If there are objects that are not made here, and no tensor outside of them.
+    """
+    tensors: dict[str, _Tensor] = {}
+    objects: dict[str, None] = {}
+    outside = False
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any, bool]] = [("", content, False)]
+    while waiting:
+        name, found, inside = waiting.pop()
+        if isinstance(found, _Tensor):
+            tensors.setdefault(name, found)
+            outside |= not inside
+            continue
+        if isinstance(found, _Storage):
+            raise ValueError(f"tensor {name} is of a kind that is not known")
+        # A container may hold itself, or another one in very many places.
+        if not isinstance(found, (dict, list, tuple, _Opaque)) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, _Opaque):
+            objects[found.name] = None
+            waiting += [(name, part, True) for part in reversed(found.parts)]
+            continue
+        items = found.items() if isinstance(found, dict) else enumerate(found)
+        before = f"{name}." if name else ""
+        waiting += [(f"{before}{key}", value, inside) for key, value in reversed([*items])]
+    if objects and not outside:
+        raise UsageError(
+            f"its pickle has no tensors but in {next(iter(objects))}, which is not made here, as "
+            "that would run code of the file; if you trust it, load it with PyTorch and save its "
+            "state_dict as safetensors"
+        )
+    return tensors
 
 
 def _view(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
@@ -173,7 +241,7 @@ _MARK = object()
 
 
 def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
-    """Reads a pickle of numbers, text, lists, tuples, dictionaries and tensors to its end.
+    """Reads a pickle to its end, and returns what it builds of the types that are known here.
 
     ``storages`` receives the storages that the pickle names.
     """
@@ -181,7 +249,7 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
     memo: dict[Any, Any] = {}
 
     def pop_to_mark() -> list[Any]:
-        place = max(i for i, x in enumerate(stack) if x is _MARK)
+        place = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
         items = stack[place + 1 :]
         del stack[place:]
         return items
@@ -197,9 +265,10 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
                 stack.append(_MARK)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[name])
-            case "TUPLE":
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
+                empty = {"EMPTY_DICT": {}, "EMPTY_TUPLE": ()}
+                stack.append(empty.get(name, []))  # a set is kept as a list
+            case "TUPLE" | "FROZENSET":
                 stack.append(tuple(pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
@@ -212,13 +281,13 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
                 stack.append(memo[argument])
             case "APPEND":
                 item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
+                stack[-1].extend([item])
+            case "APPENDS" | "ADDITEMS":
                 items = pop_to_mark()
                 stack[-1].extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                stack[-1][key] = value
+                stack[-1].update([(key, value)])
             case "SETITEMS":
                 items = pop_to_mark()
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
@@ -227,33 +296,30 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
                 stack.append(_named(f"{module}.{attribute}"))
-            case "REDUCE":
+            case "REDUCE" | "NEWOBJ":
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(called(*arguments))  # one of _NAMED: no other object can be called
+                # A function in _NAMED or a stand-in: nothing else on the stack can be called.
+                stack.append(called(*arguments))
+            case "NEWOBJ_EX":
+                keywords, arguments, called = stack.pop(), stack.pop(), stack.pop()
+                stack.append(called(*arguments, keywords))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
                 if storages is not None:
                     storages[stack[-1].key] = stack[-1]
             case "BUILD":
-                stack.pop()  # attributes, such as the versions in a state dict's _metadata
+                attributes = stack.pop()  # such as the versions in a state dict's _metadata
+                if isinstance(stack[-1], _Opaque):
+                    stack[-1].extend([attributes])
             case _ if argument is not None and isinstance(argument, (int, float, str, bytes)):
                 stack.append(argument)  # a number or a text
             case _:
-                raise _refused(name)
+                raise ValueError(f"its pickle has the instruction {name}, unlike PyTorch's")
     raise ValueError("its pickle has no end")
 
 
 def _named(name: str) -> Any:
-    if name not in _NAMED:
-        raise _refused(name)
-    return _NAMED[name]
-
-
-def _refused(what: str) -> UsageError:
-    return UsageError(
-        f"its pickle wants {what}, which dictionaries of tensors do not need, and is not run; if "
-        "you trust the file, load it with PyTorch and save its state_dict as safetensors"
-    )
+    return _NAMED[name] if name in _NAMED else _Opaque(name)
 
 
 def _storage(description: tuple) -> _Storage:

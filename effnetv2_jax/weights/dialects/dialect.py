@@ -64,17 +64,32 @@ class Dialect:
 
         It compares which layers there are, except for the classifier, which a network may lack.
         """
-        assert self.names.layers is not None  # Our own files say which network they hold.
-        try:
-            expected = self.names.layers(spec)
-        except KeyError:  # a library has no names for some blocks
-            return False
+        return self.likeness(spec, names) == 1
+
+    def likeness(self, spec: Spec, names: Iterable[str]) -> float:
+        """Returns the share of layers, of a network's and a file's, that both have.
+
+        It is 0 if the library has no names for some blocks of the network.
+        """
+        expected = self.layers(spec)
+        if expected is None:
+            return 0.0
         layers = set(expected.values())
         found = {
             name if name in layers else name.rpartition(self.convention.separator)[0]
             for name in names
-        }
-        return found | {expected[CLASSIFIER]} == layers
+        } | {expected[CLASSIFIER]}
+        return len(found & layers) / len(found | layers)
+
+    def layers(self, spec: Spec) -> Mapping[str, str] | None:
+        """Returns the library's names of a network's layers by ours; None if it has none.
+
+        Our own files say which network they hold, so there are none for them.
+        """
+        try:
+            return self.names.layers(spec) if self.names.layers else None
+        except KeyError:  # a library has no names for some blocks
+            return None
 
     def places(self, spec: Spec, num_classes: int) -> dict[str, Place]:
         """Returns the places of a network's tensors by our names, without any prefix.
@@ -94,8 +109,7 @@ class Dialect:
             }
         except KeyError as error:
             raise UsageError(
-                f"{self.names.library} has no names for the blocks of {spec.name} "
-                f"({error.args[0]!r})"
+                f"{self.names.library} has no names for the blocks of {spec.name}"
             ) from error
 
     def _place(self, name: str, tensor: Tensor, layers: Mapping[str, str] | None) -> Place:
