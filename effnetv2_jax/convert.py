@@ -35,11 +35,22 @@ EMA = flags.DEFINE_bool("ema", True, "Take the moving averages if the weights ha
 ARCHITECTURE = flags.DEFINE_string(
     "architecture", None, "timm's name of the network, if neither the file nor its folder tells it."
 )
+CLASSIFIER = flags.DEFINE_string(
+    "classifier",
+    None,
+    "Layer that classifies, by its name in the file, if the network is part of another one there.",
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
 def main() -> None:
-    weights = read_weights(FROM.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value)
+    weights = read_weights(
+        FROM.value,
+        MODEL.value,
+        ema=EMA.value,
+        architecture=ARCHITECTURE.value,
+        classifier=CLASSIFIER.value,
+    )
     save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
     spec = weights.spec
     family = family_of(spec)
@@ -50,6 +61,8 @@ def main() -> None:
     )
     computes = (f"{x} {getattr(spec, x)}" for x in family.adopted if not x.endswith("_size"))
     print(*computes, f"{spec.eval_size} px", sep=", ")
+    if weights.beside:
+        print(f"not converted: {', '.join(weights.beside)} ({weights.why_beside})")
     if NAMING.value == OURS:
         print(f"written to {TO.value}")
         return

@@ -5,9 +5,12 @@ compiled step, take their numbers from here, so that they agree.
 """
 
 import dataclasses
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 # The area_range that turns the random crop off.
 WHOLE_IMAGE = (1.0, 1.0)
@@ -107,7 +110,47 @@ PREPROCESSING = {name: Preprocessing(name, **fields) for name, fields in _FAMILI
 
 
 def get_preprocessing(name: str) -> Preprocessing:
-    """Returns the input family of a name; raises UsageError for an unknown one."""
-    if name not in PREPROCESSING:
+    """Returns the input family of a name.
+
+    >>> get_preprocessing("v1:mean=0,0,0:std=255,255,255").std
+    (255.0, 255.0, 255.0)
+
+    Args:
+        name: A name in ``PREPROCESSING``, or one that ``with_normalisation`` made.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    base, *numbers = name.split(":")
+    if base not in PREPROCESSING:
         raise unknown_name("preprocessing", name, PREPROCESSING)
-    return PREPROCESSING[name]
+    if not numbers:
+        return PREPROCESSING[base]
+    three = r"=([^,:]+),([^,:]+),([^,:]+)"
+    match = re.fullmatch(rf"mean{three}:std{three}", ":".join(numbers))
+    try:
+        found = tuple(map(float, match.groups() if match else ()))
+    except ValueError:
+        found = ()
+    mean, std = found[:3], found[3:]
+    if not (found and all(map(math.isfinite, found)) and min(std) > 0):
+        raise UsageError(
+            f"preprocessing {name!r} must end in three means and three positive standard "
+            f"deviations of pixel values 0 … 255, as in {base + ':mean=0,0,0:std=255,255,255'!r}"
+        )
+    return dataclasses.replace(PREPROCESSING[base], name=name, mean=mean, std=std)
+
+
+def with_normalisation(base: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Returns the name of an input family with another mean and standard deviation.
+
+    >>> with_normalisation("v1", (0, 0, 0), (255, 255, 255))
+    'v1:mean=0,0,0:std=255,255,255'
+
+    Args:
+        base: A name in ``PREPROCESSING``.
+        mean: The mean of the pixel values 0 … 255, per channel RGB.
+        std: The standard deviation per channel.
+    """
+    numbers = (",".join(f"{float(x):.8g}" for x in row) for row in (mean, std))
+    return ":".join([base, *(f"{f}={x}" for f, x in zip(("mean", "std"), numbers, strict=True))])

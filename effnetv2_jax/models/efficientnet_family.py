@@ -87,9 +87,7 @@ def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
         raise UsageError(
             "its tensors have timm's names, which do not say whether the network pads as in "
             "TensorFlow or as in PyTorch: give timm's name of it as architecture, e.g. "
-            + " or ".join(
-                dict.fromkeys(repr(_timm_name(model, x)) for x in ("same", "symmetric"))
-            )
+            + " or ".join(dict.fromkeys(repr(_timm_name(model, x)) for x in ("same", "symmetric")))
         )
     name = architecture.replace("-", "_")
     family = next(x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, name))
@@ -104,9 +102,9 @@ def _timm_name(model: str, padding: str) -> str:
     return f"tf_{name}" if tensorflow else name
 
 
-_IN_TIMM = re.compile(
-    r"(tf_)?efficientnet_(b\d|l2|lite\d)|(tf_)?efficientnetv2_(s|m|l|xl)|tf_efficientnetv2_b\d"
-    "|efficientnetv2_rw_t"
+_IN_TIMM = (
+    r"(tf_)?efficientnet_(b[0-8]|l2|lite[0-4])|(tf_)?efficientnetv2_(s|m|l|xl)"
+    "|tf_efficientnetv2_b[0-3]|efficientnetv2_rw_t"
 )
 
 
@@ -114,7 +112,7 @@ def _in_timm(spec: EfficientNetSpec) -> str | None:
     name = _timm_name(spec.name, spec.padding)
     trained = _TENSORFLOW if name.startswith("tf_") else _PYTORCH
     same = all(getattr(spec, field) == value for field, value in trained.items())
-    return name if same and _IN_TIMM.fullmatch(name) else None
+    return name if same and re.fullmatch(_IN_TIMM, name) else None
 
 
 # The epsilon and preprocessing of torchvision's networks, and B2's evaluation size. B5 to B7 come
@@ -145,6 +143,9 @@ def _torchvision_trained(model: str, architecture: str | None) -> dict[str, Any]
 
 # keras.applications: .h5 files of Keras 2 and 3 have names, .weights.h5 files of Keras 3 numbers.
 
+# The layer of V1 between its division by 255 and the stem. V2 has constants there.
+_NORMALIZATION = tuple(rf"normalization(_\d+)?/{part}" for part in ("mean", "variance", "count"))
+
 
 def _keras_layers(depthwise: str) -> Callable[[EfficientNetSpec], dict[str, str]]:
     end = "se_reduce se_expand project_conv project_bn"
@@ -158,7 +159,9 @@ def _keras_layers(depthwise: str) -> Callable[[EfficientNetSpec], dict[str, str]
     )
 
 
-def _keras(version: str, anchor: str, depthwise: str) -> Names:
+def _keras(
+    version: str, anchor: str, depthwise: str, normalization: tuple[str, ...] | None = None
+) -> Names:
     return Names(
         library=f"keras.applications ({version})",
         convention="keras",
@@ -166,6 +169,7 @@ def _keras(version: str, anchor: str, depthwise: str) -> Names:
         layers=_keras_layers(depthwise),
         territory=re.compile(r"(stem_|block\d|top_|predictions).*"),
         trained=_as_published,
+        normalization=lambda spec: normalization,
     )
 
 
@@ -186,6 +190,11 @@ def _keras_numbers(spec: EfficientNetSpec) -> dict[str, str]:
         number = counts[kind] = counts.get(kind, -1) + 1
         names[layer] = f"layers/{kind}{f'_{number}' if number else ''}/vars"
     return names
+
+
+def _normalization_by_number(spec: EfficientNetSpec) -> tuple[str, ...] | None:
+    is_v1 = all(group.op == "mbconv" for group in spec.groups)
+    return tuple(f"layers/normalization/vars/{i}" for i in range(3)) if is_v1 else None
 
 
 _NORM = "tpu_batch_normalization"
@@ -247,7 +256,7 @@ _NAMES = (
         trained=_as_published,
     ),
     # Only V1's first block has a depthwise convolution. The anchor of V2 is a tensor of V1 too.
-    _keras("V1", "block1a_dwconv/kernel", "dwconv"),
+    _keras("V1", "block1a_dwconv/kernel", "dwconv", _NORMALIZATION),
     _keras("V2", "block1a_project_conv/kernel", "dwconv2"),
     Names(
         library="keras.applications (Keras 3)",
@@ -258,6 +267,7 @@ _NAMES = (
             r"layers/(conv2d|depthwise_conv2d|batch_normalization|dense)(_\d+)?/.*"
         ),
         trained=_as_published,
+        normalization=_normalization_by_number,
     ),
     # google/automl and tensorflow/tpu: graphs of TensorFlow 1 name their variables, object graphs
     # of TensorFlow 2 have paths of attributes.
@@ -311,4 +321,6 @@ FAMILY = Family(
     compared=("groups", "activation"),
     names=_NAMES,
     timm_names=r"(?:tf_)?efficientnet(?:v2)?",
+    # timm has no tiny one; the tests' files are called so.
+    in_timm=rf"{_IN_TIMM}|(tf_)?efficientnetv2_tiny",
 )

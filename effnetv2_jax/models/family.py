@@ -155,6 +155,9 @@ class Names:
         trained: A function from our model's name and timm's name of the architecture (or None) to
             the fields of the spec that say how such networks compute. It raises UsageError if the
             two names do not tell.
+        normalization: A function from a spec to patterns of the names of the tensors by which the
+            network in the file normalises pixels of 0 … 1: their mean, their variance, and the
+            number of those it was taken from. None if such networks have no such layer.
         our_model: A function from timm's name of the architecture to our model's name, which tells
             networks of equal shapes apart; None for other architectures.
         their_model: A function from a spec to the name of the library's network that computes the
@@ -167,6 +170,7 @@ class Names:
     layers: Callable[[Any], Mapping[str, str]] | None
     territory: re.Pattern[str]
     trained: Callable[[str, str | None], Mapping[str, Any]]
+    normalization: Callable[[Any], tuple[str, ...] | None] = lambda spec: None
     our_model: Callable[[str], str | None] = lambda architecture: None
     their_model: Callable[[Any], str | None] = lambda spec: None
 
@@ -209,8 +213,10 @@ class Family:
         lacks: The arguments of ``create_model`` that the module does not take.
         names: The names of the layers in each library's files. The first one that a file matches
             counts.
-        timm_names: A pattern of the beginning of timm's names of its networks, by which they are
-            recognised in the names of files.
+        timm_names: A pattern of the beginning of timm's names of such networks, ours and others, by
+            which they are recognised in the names of files.
+        in_timm: A pattern of timm's names, without tags, of the networks that compute the same as
+            ours. Others may do so or not, even if their tensors have the same shapes.
         positions: The position embedding; None if the family has none.
     """
 
@@ -225,6 +231,7 @@ class Family:
     compared: tuple[str, ...]
     names: tuple[Names, ...]
     timm_names: str
+    in_timm: str
     lacks: frozenset[str] = frozenset()
     positions: Positions | None = None
 

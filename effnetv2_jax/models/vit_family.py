@@ -151,6 +151,7 @@ FAMILY = Family(
     names=(_OURS, _TIMM),
     # Not the end of another word, such as maxvit.
     timm_names=r"(?<![a-z0-9])(?:vit|deit)",
+    in_timm=r"(vit|deit)_(tiny|small|base)_patch16_\d+|vit_base_patch32_\d+|vit_large_patch16_\d+",
     # It has no batch norm.
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
     positions=Positions(

@@ -52,6 +52,10 @@ def run(
         # does not exist, the others for a recipe that refuses its argument or does not load.
         try:
             rest = flags.FLAGS(argv)
+        except SystemExit as end:
+            # absl ends with 1 after it printed the help that was asked for.
+            asked = any(re.fullmatch(r"--?help(short|full|xml)?", text) for text in argv)
+            sys.exit(0 if asked else end.code)
         except flags.UnrecognizedFlagError as error:
             refuse(one_line(error) + unknown_flag_hint)
         except (AttributeError, KeyError, OSError) as error:

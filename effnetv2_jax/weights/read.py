@@ -9,6 +9,7 @@ import numpy as np
 
 from effnetv2_jax.models.family import CLASSIFIER, Spec
 from effnetv2_jax.models.registry import FAMILIES, SPECS, family_of, get_spec
+from effnetv2_jax.preprocessing import with_normalisation
 from effnetv2_jax.runtime import bars
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import description, published
@@ -112,6 +113,8 @@ def read_weights(
         told = architecture or tensors.about.get("architecture")
         if spec is not None and family_of(spec) is not dialect.family:
             raise misfit("it is another kind of network")
+        if about is None and dialect.names.library == "timm":
+            _check_architecture(path_or_name, dialect, told, tensors.about.get("model_args", {}))
         if spec is not None and dialect.names.layers and dialect.layers(spec) is None:
             raise misfit(f"{dialect.names.library} has no names for its blocks")
         if spec is None and about is not None:
@@ -146,7 +149,12 @@ def read_weights(
             name: place.to_ours(tensors.read(sources[place.name]))
             for name, place in bars.track(places.items(), "reading weights", len(places))
         }
-        beside, of_training = _others(tensors, dialect, {sources[x.name] for x in places.values()})
+        taken = {sources[place.name] for place in places.values()}
+        if about is None:
+            preprocessing, names = _normalization(tensors, dialect, spec, prefix)
+            trained |= {"preprocessing": preprocessing} if preprocessing else {}
+            taken |= names
+        beside, of_training = _others(tensors, dialect, taken)
         why_beside = _why_beside(dialect, spec, tensors, beside) if beside else ""
     changes = {name: x for name, x in trained.items() if getattr(asked, name) != x}
     return Weights(
@@ -160,6 +168,29 @@ def read_weights(
         why_beside=why_beside,
         of_training=of_training,
     )
+
+
+# The arguments of timm's networks that change nothing in what given weights compute.
+_HARMLESS = {"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "img_size"}
+_USUAL = {"global_pool": ("avg", "token"), "gp": ("avg", "token"), "in_chans": (3,)}
+
+
+def _check_architecture(
+    path_or_name: str, dialect: Dialect, told: str | None, arguments: Mapping[str, Any]
+) -> None:
+    """Refuses networks of timm's that have our shapes but may compute something else."""
+    name = (told or "").replace("-", "_")
+    if told and not re.match(rf"({dialect.family.in_timm})(?![a-z0-9])", name):
+        raise UsageError(
+            f"{path_or_name!r} is called {told.partition('.')[0]!r}, which is none of timm's "
+            "networks that are known to compute the same as a model here, even if its shapes are "
+            "the same; if it is one of those, give timm's name of it as architecture"
+        )
+    for name, value in arguments.items():
+        if name not in _HARMLESS and value not in _USUAL.get(name, ()):
+            raise UsageError(
+                f"{path_or_name!r} was made by timm with {name}={value!r}, which no model here has"
+            )
 
 
 def _dialect_of(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:
@@ -186,6 +217,34 @@ def _network_in(tensors: Tensors, dialect: Dialect, prefix: str) -> dict[str, Sh
         if name.startswith(prefix) and not counts and dialect.names.territory.fullmatch(inside):
             found[inside] = shape
     return found
+
+
+# Of the networks that Keras published, the variance of the layer is what others call the standard
+# deviation, and another layer divides by its square root again.
+_PUBLISHED_BY_KERAS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _normalization(
+    tensors: Tensors, dialect: Dialect, spec: Spec, prefix: str
+) -> tuple[str | None, set[str]]:
+    """Returns the preprocessing that the file itself holds, if any, and the tensors that say it."""
+    patterns = dialect.names.normalization(spec) or ()
+    names = [
+        name
+        for pattern in patterns
+        for name in tensors.shapes
+        if re.fullmatch(re.escape(prefix) + pattern, name)
+    ]
+    if not patterns or len(names) != len(patterns):
+        return None, set()
+    mean, variance = (tensors.read(name).astype(np.float64).ravel() for name in names[:2])
+    if not len(mean) == len(variance) == 3:
+        raise UsageError(f"{str(tensors.path)!r} is a network for {len(mean)} channels, not for 3")
+    if np.allclose((mean, variance), _PUBLISHED_BY_KERAS, atol=1e-4):
+        return None, set(names)
+    # Keras divides by 1e-7 at the least.
+    std = np.maximum(np.sqrt(variance), 1e-7)
+    return with_normalisation("v1", mean * 255, std * 255), set(names)
 
 
 def _others(

@@ -53,9 +53,8 @@ def save_weights(
             f"naming {naming!r} needs a file that ends in {_ENDING}, got {str(path)!r}"
         )
     if path.exists() and not (overwrite and path.is_file()):
-        raise UsageError(
-            f"{str(path)!r} exists already: choose another path, or overwrite if it is a file"
-        )
+        what = ", or overwrite it" if path.is_file() else ", as no folder is overwritten"
+        raise UsageError(f"{str(path)!r} exists already: choose another path{what}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix != _ENDING:

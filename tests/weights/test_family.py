@@ -83,6 +83,7 @@ TOY = Family(
         ),
     ),
     timm_names="toynet",
+    in_timm="toynet_[23]",
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
 )
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,9 @@ def open_tensors(path: pathlib.Path, ema: bool = True) -> Opened:
             start = file.read(_LONGEST_BEGINNING)
     except OSError as error:
         raise UsageError(f"weights {str(path)!r} cannot be read: {error.strerror}") from error
+    for begins, reason in _NO_WEIGHTS:
+        if re.match(begins, start, re.DOTALL | re.IGNORECASE):
+            raise UsageError(f"{str(path)!r} {reason}")
     for begins, opener in _BEGINNINGS:
         if re.match(begins, start, re.DOTALL):
             return opener(path, ema)
@@ -84,7 +88,7 @@ def _open_zip(path: pathlib.Path) -> Opened:
 @contextlib.contextmanager
 def _open_pth(path: pathlib.Path) -> Iterator[Tensors]:
     with pth.open_pth(path) as tensors:
-        yield Tensors(path, tensors.shapes, tensors.read, _about(path))
+        yield Tensors(path, tensors.shapes, tensors.read, _about(path) | tensors.about)
 
 
 @contextlib.contextmanager
@@ -107,17 +111,32 @@ def _open_safetensors(path: pathlib.Path) -> Iterator[Tensors]:
         yield Tensors(path, shapes, read, _about(path) | (file.metadata() or {}))
 
 
-def _about(path: pathlib.Path) -> dict[str, str]:
+def _about(path: pathlib.Path) -> dict[str, Any]:
     """Finds timm's name of the network in the names of the file and its folder, or beside it."""
-    about = {}
-    for text in (path.name, path.parent.name):
-        if "architecture" not in about and (match := _TIMM_NAME.search(text)):
+    about: dict[str, Any] = {}
+    for text in (path.parent.name, path.name):
+        if match := _TIMM_NAME.search(text):
             about["architecture"] = match[1]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         config = json.loads((path.parent / "config.json").read_text())
         about["architecture"] = str(config["architecture"])
+        about["model_args"] = dict(config.get("model_args") or {})
+        about["model_args"] |= {x: config[x] for x in ("global_pool",) if x in config}
     return about
 
+
+# The beginnings of files that stand in the place of weights.
+_NO_WEIGHTS: tuple[tuple[bytes, str], ...] = (
+    (rb"$", "is empty"),
+    (
+        rb"version https://git-lfs",
+        "is a Git LFS pointer, which stands for a file that was not fetched: run git lfs pull",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",
+        "is a web page and no weights, perhaps the answer of a server that refused the download",
+    ),
+)
 
 # The beginnings of files; the first match counts. Safetensors begin with the length of their JSON.
 _BEGINNINGS: tuple[tuple[bytes, Callable[[pathlib.Path, bool], Opened]], ...] = (

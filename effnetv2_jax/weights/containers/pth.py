@@ -115,8 +115,8 @@ _NAMED: Mapping[str, Any] = {
 def open_pth(path: pathlib.Path) -> Iterator[Tensors]:
     """Opens a file of ``torch.save``; tensors in nested dictionaries are named ``outer.inner``.
 
-    Lists, tuples and the attributes of other objects are named like dictionaries. If the file holds
-    a text ``arch``, as timm's checkpoints do, it becomes ``about["architecture"]``.
+    Lists, tuples and the attributes of other objects are named like dictionaries. The name and the
+    arguments of the network in timm's checkpoints become ``about``.
 
     Raises:
         UsageError: If it is damaged, or has tensors only in objects that are not made here.
@@ -136,9 +136,8 @@ def open_pth(path: pathlib.Path) -> Iterator[Tensors]:
             except Exception as error:
                 raise _broken(path, error) from error
 
-        arch = content.get("arch") if isinstance(content, dict) else None
-        about = {"architecture": arch} if isinstance(arch, str) else {}
-        yield Tensors(path, {name: x.shape for name, x in tensors.items()}, read, about)
+        shapes = {name: x.shape for name, x in tensors.items()}
+        yield Tensors(path, shapes, read, _about(content))
 
 
 def _broken(path: pathlib.Path, error: Exception) -> UsageError:
@@ -185,6 +184,22 @@ def _collect(content: Any) -> dict[str, _Tensor]:
             "state_dict as safetensors"
         )
     return tensors
+
+
+def _about(content: Any) -> dict[str, Any]:
+    """Returns what a checkpoint of timm's training says of its network."""
+    if not isinstance(content, dict) or not isinstance(arch := content.get("arch"), str):
+        return {}
+    flags = content.get("args")
+    if not isinstance(flags, _Opaque) or not flags.parts or not isinstance(flags.parts[-1], dict):
+        return {"architecture": arch}
+    flags = flags.parts[-1]
+    changed = {x: flags[x] for x in ("gp", "bn_eps") if flags.get(x) is not None}
+    more = flags.get("model_kwargs")
+    return {
+        "architecture": arch,
+        "model_args": changed | (more if isinstance(more, dict) else {}),
+    }
 
 
 def _view(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ class Tensors:
         read: A function from a name to the tensor in the dtype that it is stored in. It raises
             UsageError if the tensor cannot be read.
         about: Other facts that the file tells of itself: ``architecture`` is timm's name of the
-            network, ``effnetv2_jax`` our description.
+            network, ``model_args`` the arguments that it was made with, ``effnetv2_jax`` our
+            description.
     """
 
     path: pathlib.Path
