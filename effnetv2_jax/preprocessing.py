@@ -6,8 +6,7 @@ compiled step, take their numbers from here, so that they agree.
 
 import dataclasses
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
@@ -110,47 +109,55 @@ PREPROCESSING = {name: Preprocessing(name, **fields) for name, fields in _FAMILI
 
 
 def get_preprocessing(name: str) -> Preprocessing:
-    """Returns the input family of a name.
+    """Returns an input family.
 
-    >>> get_preprocessing("v1:mean=0,0,0:std=255,255,255").std
+    >>> get_preprocessing("v1,mean=0,std=255").std
     (255.0, 255.0, 255.0)
 
     Args:
-        name: A name in ``PREPROCESSING``, or one that ``with_normalisation`` made.
+        name: A name in ``PREPROCESSING``, with changes after commas: ``mean`` and ``std`` of the
+            pixel values 0 … 255, one number or three with ``/`` between them.
 
     Raises:
-        UsageError: If the name is unknown.
+        UsageError: If the name, a change or its value is not one of these.
     """
-    base, *numbers = name.split(":")
+    base, *changes = name.split(",")
     if base not in PREPROCESSING:
-        raise unknown_name("preprocessing", name, PREPROCESSING)
-    if not numbers:
-        return PREPROCESSING[base]
-    three = r"=([^,:]+),([^,:]+),([^,:]+)"
-    match = re.fullmatch(rf"mean{three}:std{three}", ":".join(numbers))
-    try:
-        found = tuple(map(float, match.groups() if match else ()))
-    except ValueError:
-        found = ()
-    mean, std = found[:3], found[3:]
-    if not (found and all(map(math.isfinite, found)) and min(std) > 0):
-        raise UsageError(
-            f"preprocessing {name!r} must end in three means and three positive standard "
-            f"deviations of pixel values 0 … 255, as in {base + ':mean=0,0,0:std=255,255,255'!r}"
-        )
-    return dataclasses.replace(PREPROCESSING[base], name=name, mean=mean, std=std)
+        raise unknown_name("preprocessing", base, PREPROCESSING)
+    fields: dict[str, Any] = {}
+    for change in changes:
+        field, _, value = change.partition("=")
+        if field not in ("mean", "std"):
+            raise unknown_name(f"change of preprocessing {name!r}:", field, ("mean", "std"))
+        try:
+            numbers = tuple(map(float, value.split("/")))
+        except ValueError:
+            numbers = ()
+        fine = all(math.isfinite(x) and (field == "mean" or x > 0) for x in numbers)
+        if len(numbers) not in (1, 3) or not fine:
+            raise UsageError(
+                f"{field} of preprocessing {name!r} must be one number, or three with / between "
+                f"them, got {value!r}"
+            )
+        fields[field] = numbers * (3 // len(numbers))
+    return dataclasses.replace(PREPROCESSING[base], name=name, **fields)
 
 
-def with_normalisation(base: str, mean: Sequence[float], std: Sequence[float]) -> str:
-    """Returns the name of an input family with another mean and standard deviation.
-
-    >>> with_normalisation("v1", (0, 0, 0), (255, 255, 255))
-    'v1:mean=0,0,0:std=255,255,255'
+def name_preprocessing(bases: Iterable[str], fields: Mapping[str, Any]) -> str:
+    """Returns the shortest name of the preprocessing with given fields.
 
     Args:
-        base: A name in ``PREPROCESSING``.
-        mean: The mean of the pixel values 0 … 255, per channel RGB.
-        std: The standard deviation per channel.
+        bases: The names in ``PREPROCESSING`` to begin with; the one with the fewest changes is
+            taken.
+        fields: ``mean`` and ``std``.
     """
-    numbers = (",".join(f"{float(x):.8g}" for x in row) for row in (mean, std))
-    return ":".join([base, *(f"{f}={x}" for f, x in zip(("mean", "std"), numbers, strict=True))])
+    names = []
+    for base in bases:
+        changes = [name for name, x in fields.items() if getattr(PREPROCESSING[base], name) != x]
+        texts = (_text(fields[name]) for name in changes)
+        names.append(",".join([base, *map("=".join, zip(changes, texts, strict=True))]))
+    return min(names, key=lambda name: name.count(","))
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return "/".join(map(str, values if len(set(values)) > 1 else values[:1]))

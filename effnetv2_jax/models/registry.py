@@ -59,7 +59,8 @@ def get_spec(name: str) -> Spec:
         UsageError: If the name is unknown; the message lists the nearest names.
     """
     if name not in SPECS:
-        raise unknown_name("model", name, SPECS)
+        listed_by = "effnetv2_jax.list_models() or docs/models.md"
+        raise unknown_name("model", name, SPECS, listed_by=listed_by)
     return SPECS[name]
 
 

@@ -18,9 +18,20 @@ class Stopped(Exception):
     """
 
 
-def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UsageError:
-    """Returns the error for a name that is not in a table, listing the nearest names first."""
+def unknown_name(
+    kind: str, name: object, allowed: Iterable[str], *, listed_by: str = ""
+) -> UsageError:
+    """Returns the error for a name that is not in a table, listing the nearest names first.
+
+    Args:
+        kind: The kind of name.
+        name: The name.
+        allowed: The names in the table.
+        listed_by: The place that lists a long table, which the message names instead of the table.
+    """
     allowed = sorted(allowed)
     near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UsageError(f"unknown {kind} {name!r}: {hint}allowed are {', '.join(allowed)}")
+    names = ", ".join(allowed)
+    rest = f"{listed_by} lists all {len(allowed)}" if listed_by else f"allowed are {names}"
+    return UsageError(f"unknown {kind} {name!r}: {hint}{rest}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from effnetv2_jax.models.family import CLASSIFIER, Spec
 from effnetv2_jax.models.registry import FAMILIES, SPECS, family_of, get_spec
-from effnetv2_jax.preprocessing import with_normalisation
+from effnetv2_jax.preprocessing import name_preprocessing
 from effnetv2_jax.runtime import bars
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import description, published
@@ -243,8 +243,9 @@ def _normalization(
     if np.allclose((mean, variance), _PUBLISHED_BY_KERAS, atol=1e-4):
         return None, set(names)
     # Keras divides by 1e-7 at the least.
-    std = np.maximum(np.sqrt(variance), 1e-7)
-    return with_normalisation("v1", mean * 255, std * 255), set(names)
+    std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1e-7)
+    numbers = {"mean": tuple((mean * 255).tolist()), "std": tuple((std * 255).tolist())}
+    return name_preprocessing(("v1",), numbers), set(names)
 
 
 def _others(
