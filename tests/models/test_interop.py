@@ -103,6 +103,27 @@ def test_linen_features(linen, variables, tiny_spec, tiny_images):
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6)
 
 
+def test_linen_variables_come_back_from_files_without_their_integer_keys(
+    linen, variables, tiny_images, tmp_path
+):
+    """msgpack, and Orbax without a target, have only text as keys (docs/library.md)."""
+    import orbax.checkpoint as ocp
+    from flax import serialization
+
+    saved = serialization.to_state_dict(variables)
+    packed = serialization.msgpack_restore(serialization.msgpack_serialize(saved))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "x", variables)
+        stored = checkpointer.restore(tmp_path / "x")
+    assert "0" in packed["params"]["blocks"] and "0" in stored["params"]["blocks"]
+    target = jax.eval_shape(linen.init, jax.random.key(0), tiny_images)
+    apply = jax.jit(linen.apply)
+    expected = apply(variables, tiny_images)
+    for found in (packed, stored):
+        again = serialization.from_state_dict(target, found)
+        np.testing.assert_array_equal(apply(again, tiny_images), expected)
+
+
 def test_linen_training_updates_batch_stats_as_the_nnx_module_does(
     train, variables, tiny_spec, tiny_images
 ):

@@ -13,7 +13,16 @@ from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
-from tests.weights.conftest import OURS, TIMM, TORCHVISION, arrays, make_tiny, same_bits
+from effnetv2_jax.weights.dialects.dialect import get_dialect
+from tests.weights.conftest import (
+    EFFICIENTNET,
+    OURS,
+    TIMM,
+    TORCHVISION,
+    arrays,
+    make_tiny,
+    same_bits,
+)
 
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(2, 32, 24, 3)), jnp.float32)
 
@@ -217,8 +226,67 @@ def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path):
 def test_blocks_that_a_library_has_not_are_named(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"_conv_stem.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
-    with pytest.raises(UsageError, match="efficientnet_pytorch has no names for the blocks of"):
+    with pytest.raises(
+        UsageError, match="efficientnet_pytorch has no names for its blocks; it is none of the mod"
+    ):
         load_model(str(path), "efficientnetv2-tiny")
+
+
+def test_a_file_for_a_model_with_other_blocks_says_which_and_how_to_choose_it(tmp_path):
+    dialect = get_dialect(EFFICIENTNET, "efficientnet_pytorch")
+    places = dialect.places(get_spec("efficientnet-lite0"), 3).values()
+    tensors = {place.name: np.zeros(place.shape, np.float32) for place in places}
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(
+        UsageError,
+        match="does not fit efficientnetv2-b0: .* no names for its blocks; it looks like "
+        r"efficientnet-lite0: name that model \(--model, or --config.model.name in training\)",
+    ):
+        load_model(str(tmp_path / "x.safetensors"), "efficientnetv2-b0")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><title>403", "is a web page and no weights"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "is a web page and no weights"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_stands_in_the_place_of_weights_is_named(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for path in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.raises(UsageError, match=message):
+            load_model(str(path))
+
+
+def test_an_architecture_of_the_same_shapes_must_be_known_to_be_the_same(tmp_path):
+    """timm's efficientnet_blur_b0 has B0's tensors and blurs before it strides."""
+    tiny = make_tiny()
+    write(tmp_path / "efficientnet_blur_b0.safetensors", tiny, TIMM)
+    write(tmp_path / "model.safetensors", tiny, TIMM)
+    with pytest.raises(UsageError, match="is called 'efficientnet_blur_b0', which is none of timm"):
+        load_model(str(tmp_path / "efficientnet_blur_b0.safetensors"))
+    config = {"architecture": "efficientnetv2_tiny", "global_pool": "avg"}
+    for fields, message in (
+        ({"architecture": "efficientnet_blur_b0"}, "is called 'efficientnet_blur_b0'"),
+        ({"model_args": {"act_layer": "relu"}}, "made by timm with act_layer='relu', which no"),
+        ({"global_pool": "max"}, "made by timm with global_pool='max'"),
+        ({"model_args": {"drop_rate": 0.2}}, ""),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | fields))
+        if message:
+            with pytest.raises(UsageError, match=message):
+                load_model(str(tmp_path))
+        else:
+            load_model(str(tmp_path))
+
+
+def test_a_name_is_proposed_once(tmp_path):
+    """timm has V2's B names only with tf_ before them."""
+    with pytest.raises(UsageError, match=r"e\.g\. 'tf_efficientnetv2_b0'$"):
+        TIMM.names.trained("efficientnetv2-b0", None)
 
 
 def test_a_file_that_is_cut_short_changes_nothing(tiny_file):
