@@ -255,7 +255,8 @@ def _others(
     copies = dialect.prefixes(tensors.shapes)
     if len({"ema" in prefix for prefix in copies}) < len(copies):
         copies = []  # they are not the raw and the averaged weights of one network
-    beside, of_training = [], []
+    beside: list[str] = []
+    of_training: list[str] = []
     for name in sorted(tensors.shapes.keys() - taken):
         copied = any(
             name.startswith(prefix) and dialect.names.territory.fullmatch(name[len(prefix) :])

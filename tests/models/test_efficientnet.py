@@ -692,3 +692,11 @@ def test_creating_v2_s_is_quick():
         "print(time.perf_counter() - start)\n"
     )
     assert float(out) < 15
+
+
+def test_an_unknown_model_names_the_near_ones_and_what_lists_all():
+    with pytest.raises(UsageError) as caught:
+        create_model("efficientnet_b0")
+    message = str(caught.value)
+    assert message.startswith("unknown model 'efficientnet_b0': did you mean efficientnet-b0 or")
+    assert "list_models()" in message and len(message) < 200

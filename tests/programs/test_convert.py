@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-import safetensors
+import safetensors.numpy
 
 from effnetv2_jax.models import create_model
 from effnetv2_jax.weights import save_weights
@@ -45,6 +46,19 @@ def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
     assert content(folder / "b.safetensors") == content(folder / "a.safetensors")
 
 
+def test_tensors_beside_the_network_are_said(folder, tmp_path):
+    tensors = safetensors.numpy.load_file(folder / "a.safetensors")
+    width = len(tensors["bn2.weight"])
+    head = {"head.weight": np.ones((3, width), np.float32), "head.bias": np.ones(3, np.float32)}
+    backbone = {f"net.{x}": a for x, a in tensors.items() if not x.startswith("classifier")}
+    safetensors.numpy.save_file(backbone | head, tmp_path / "efficientnetv2_tiny.safetensors")
+    start = (f"--from={tmp_path}/efficientnetv2_tiny.safetensors", f"--to={tmp_path}/x.safetensors")
+    result = convert(*start)
+    assert "\nnot converted: head.bias, head.weight (no part of the network" in result.stdout
+    result = convert(*start, "--classifier=head", "--overwrite")
+    assert result.stdout.startswith("efficientnetv2-tiny with 3 classes, 65 tensors")
+
+
 def test_a_mistake_is_one_sentence(folder):
     result = convert(
         f"--from={folder}/a.safetensors", f"--to={folder}/c", "--model=efficientnetv2-s"
@@ -52,5 +66,8 @@ def test_a_mistake_is_one_sentence(folder):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "tensor conv_stem.weight has shape (8, 3, 3, 3) there and" in result.stderr
-    assert result.stderr.endswith("it looks like efficientnetv2-tiny\n")
+    assert result.stderr.endswith(
+        "it looks like efficientnetv2-tiny: name that model (--model, or --config.model.name in "
+        "training)\n"
+    )
     assert not (folder / "c").exists()

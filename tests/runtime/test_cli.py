@@ -94,6 +94,13 @@ def test_a_launcher_passes_arguments_on_without_jax():
     assert result.stderr.endswith("'b'; the program's flags come after --\n")
 
 
+@pytest.mark.parametrize("flag", ["--help", "-helpshort"])
+def test_help_that_was_asked_for_is_no_failure(flag):
+    result = start(flag)
+    assert result.returncode == 0
+    assert "--config" in result.stdout
+
+
 def test_flags_that_are_needed_are_named():
     line = "flag --{0}=None: Flag --{0} must have a value other than None."
     error = flags.IllegalFlagValueError("\n".join(map(line.format, ("config", "workdir"))))

@@ -34,12 +34,13 @@ def test_mutated_files_do_no_harm(tmp_path):
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["files"] == FILES and not report["faults"], report["faults"]
     # Some changes are only in numbers.
-    assert report["read"] > 10 and report["refused"] > 150
+    assert report["read"] > 30 and report["refused"] > 100
 
 
 def main(folder: pathlib.Path) -> None:
     from effnetv2_jax.runtime.errors import UsageError
     from effnetv2_jax.weights import read_weights
+    from effnetv2_jax.weights.containers.files import open_tensors
 
     rng = random.Random(0)
     originals = make_originals(folder / "originals")
@@ -56,10 +57,14 @@ def main(folder: pathlib.Path) -> None:
         called.clear()
         start = time.monotonic()
         try:
-            read_weights(str(path))
+            with open_tensors(path) as tensors:
+                for name, shape in tensors.shapes.items():
+                    if np.prod(shape) < 1e6:
+                        tensors.read(name)
             counts["read"] += 1
+            read_weights(str(path))
         except UsageError as error:
-            counts["refused"] += 1
+            counts["refused"] += 1  # after it was read too, if it is no network
             if "\n" in str(error).strip():
                 faults.append(f"{number} {kind}: several lines: {error}")
         except Exception:
@@ -109,9 +114,8 @@ def make_originals(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     with zipfile.ZipFile(folder / "x.keras", "w") as archive:
         archive.write(folder / "x.h5", "model.weights.h5")
     (folder / "tf").mkdir()
-    checkpoint = tf.train.Checkpoint(
-        **{f"v{i}": tf.Variable(x) for i, x in enumerate(timm.values())}
-    )
+    variables = {f"v{i}": tf.Variable(array) for i, array in enumerate(timm.values())}
+    checkpoint = tf.train.Checkpoint(**variables)
     checkpoint.write(str(folder / "tf" / "model"))
     with tarfile.open(folder / "x.tgz", "w:gz") as archive:
         archive.add(folder / "tf", "tf")

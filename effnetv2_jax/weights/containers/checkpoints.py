@@ -108,8 +108,12 @@ def open_tar(path: pathlib.Path, ema: bool) -> Iterator[Tensors]:
             with tarfile.open(path) as archive:
                 for member in archive:
                     _unpack(archive, member, target)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UsageError(f"the archive {str(path)!r} cannot be unpacked: {error}") from error
+        except UsageError:
+            raise
+        except Exception as error:  # tarfile raises errors of many types for damaged bytes
+            # If nothing fits, it has a line for every kind of compression that it tried.
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
+            raise UsageError(f"the archive {str(path)!r} cannot be unpacked: {reason}") from error
         prefix = find_prefix(target)
         if prefix is None:
             raise UsageError(f"the archive {str(path)!r} holds no TensorFlow checkpoint")

@@ -79,16 +79,20 @@ def _open_folder(path: pathlib.Path, ema: bool) -> Opened:
 def _open_zip(path: pathlib.Path) -> Opened:
     try:
         with zipfile.ZipFile(path) as archive:
-            is_keras = "model.weights.h5" in archive.namelist()
-    except zipfile.BadZipFile as error:
+            names = archive.namelist()
+    except Exception as error:  # zipfile raises errors of many types for damaged bytes
         raise UsageError(f"the archive {str(path)!r} is damaged: {error}") from error
-    return hdf5.open_hdf5(path, archived=True) if is_keras else _open_pth(path)
+    if names and all(name.endswith(".npy") for name in names):
+        raise UsageError(
+            f"{str(path)!r} is an .npz of NumPy, which is not read: save its arrays as safetensors"
+        )
+    return hdf5.open_hdf5(path, True) if "model.weights.h5" in names else _open_pth(path)
 
 
 @contextlib.contextmanager
 def _open_pth(path: pathlib.Path) -> Iterator[Tensors]:
     with pth.open_pth(path) as tensors:
-        yield Tensors(path, tensors.shapes, tensors.read, _about(path) | tensors.about)
+        yield Tensors(path, tensors.shapes, tensors.read, {**_about(path), **tensors.about})
 
 
 @contextlib.contextmanager

@@ -281,7 +281,7 @@ def _run(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
-                empty = {"EMPTY_DICT": {}, "EMPTY_TUPLE": ()}
+                empty: dict[str, Any] = {"EMPTY_DICT": {}, "EMPTY_TUPLE": ()}
                 stack.append(empty.get(name, []))  # a set is kept as a list
             case "TUPLE" | "FROZENSET":
                 stack.append(tuple(pop_to_mark()))
