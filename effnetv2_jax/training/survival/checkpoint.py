@@ -343,8 +343,11 @@ def _open_arrays(folder: pathlib.Path) -> list[ts.TensorStore]:
         OSError: If there is no list of them.
     """
     metadata = json.loads((folder / "state" / "_METADATA").read_text(encoding="utf-8"))
-    trees = metadata["tree_metadata"].values()
-    names = [".".join(part["key"] for part in tree["key_metadata"]) for tree in trees]
+    names = [
+        ".".join(part["key"] for part in tree["key_metadata"])
+        for tree in metadata["tree_metadata"].values()
+        if not tree["value_metadata"]["skip_deserialize"]  # an empty dict
+    ]
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
     # Otherwise what is not there would be read as zeros.
     options = {"driver": "zarr", "fill_missing_data_reads": False}
