@@ -184,8 +184,10 @@ class Checkpoints:
         self.finish()
         self._saving = int(state.step)
         try:
-            if self._failed:
+            if self._failed or not self._plain.exists():
                 # Orbax has forgotten the checkpoints that it meant to delete after the failed one.
+                # Without its link, which systems delete as an old temporary file, it would write
+                # into a folder that nobody looks at.
                 self._manager, self._failed = self._open(), False
             if self._saving in self._manager.all_steps():
                 return
@@ -235,7 +237,8 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Reads all arrays back and writes ``checksums.json``; then the folder gets its name."""
         # Orbax calls this in process 0.
-        (folder,) = self._plain.glob(f"{self._saving}.*")
+        (name,) = [path.name for path in self._directory.glob(f"{self._saving}.*")]
+        folder = self._plain / name
         arrays = _open_arrays(folder)
         for start in range(0, len(arrays), _AT_ONCE):
             for future in [x.read() for x in arrays[start : start + _AT_ONCE]]:
