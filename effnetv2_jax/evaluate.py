@@ -9,7 +9,6 @@ extras.need_for_program("train")
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -17,6 +16,7 @@ from absl import flags
 from effnetv2_jax.runtime import cli, hosts
 from effnetv2_jax.runtime.config import agree, build, make_evaluations
 from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.runtime.files import local_path
 from effnetv2_jax.runtime.workdir import read_config
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
@@ -64,11 +64,12 @@ def main() -> None:
         checkpoint=CHECKPOINT.value,
     )
     run = build(config)
-    folder = pathlib.Path(WORKDIR.value).expanduser()
+    folder = local_path(WORKDIR.value)
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
     state = checkpoints.restore(run.training.shapes, run.training.mesh, step)
+    checkpoints.close()
     metrics = run.evaluate(evaluation, state)
     assert metrics is not None  # nothing can stop it
     split, image_size = evaluation.split, evaluation.image_size

@@ -5,6 +5,7 @@ that launchers can use the door on a machine without JAX.
 """
 
 import gc
+import io
 import pathlib
 import re
 import sys
@@ -46,6 +47,10 @@ def run(
         sys.path.append(root)
     if several_processes:
         _define_process_flags()
+    # Names of files and classes that the output's encoding does not have are escaped, as Python
+    # does on standard error. An output that is no stream of Python's needs no encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def parse_flags(argv: list[str]) -> list[str]:
         # Besides absl's own errors, ml_collections raises these: the first two for a field that

@@ -16,7 +16,7 @@ from absl import logging
 from effnetv2_jax import __version__
 from effnetv2_jax.runtime import hosts
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.files import write_atomically
+from effnetv2_jax.runtime.files import local_path, write_atomically
 from effnetv2_jax.runtime.recipe import flatten, upgraded
 from effnetv2_jax.training.survival.checkpoint import read_record
 
@@ -92,7 +92,7 @@ def claim(workdir: str, record: Mapping[str, Any]) -> pathlib.Path:
     Raises:
         UsageError: If the workdir cannot be written, or belongs to another run.
     """
-    path = pathlib.Path(workdir).expanduser().resolve()
+    path = local_path(workdir)
     with hosts.first_alone("workdir"):
         if hosts.is_first():
             try:
@@ -160,7 +160,7 @@ def _read_run(workdir: str | pathlib.Path) -> dict[str, Any]:
 
     The newest checkpoint remembers them as well, which replaces a file that got lost.
     """
-    path = pathlib.Path(workdir).expanduser().resolve()
+    path = local_path(workdir)
     config = names = None
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -115,7 +115,7 @@ def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
     Raises:
         UsageError: If there is neither, or the file is not the one that was published.
     """
-    path = pathlib.Path(path_or_name).expanduser()
+    path = pathlib.Path(os.path.expanduser(path_or_name))
     if path.exists() or path.with_name(f"{path.name}.index").exists():
         return path, None
     if path_or_name not in PUBLISHED:

@@ -18,6 +18,7 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.observing import report
 from launch import local_pod
 from tests import tiny_run
+from tests.odd_names import ODD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = [
@@ -99,7 +100,7 @@ def assert_same_losses(rows, expected):
 
 
 def test_two_processes_are_one_with_all_their_devices(data_dir, tmp_path):
-    together, alone = tmp_path / "together", tmp_path / "alone"
+    together, alone = tmp_path / ODD, tmp_path / "alone"
     output = run(data_dir, 2, 2, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={together}")
     run(data_dir, 1, 4, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={alone}")
     assert_same_losses(losses(together), losses(alone))

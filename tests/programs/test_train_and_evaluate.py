@@ -18,6 +18,7 @@ from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.survival.checkpoint import find_damage
 from tests import xla_flags
+from tests.odd_names import ODD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # A network that compiles in seconds, four stages of a few steps and of two image sizes.
@@ -70,7 +71,7 @@ def start(data_dir, program, *arguments, **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
     """A finished run: its workdir, and the finished process."""
-    workdir = tmp_path_factory.mktemp("runs") / "new" / "run"
+    workdir = tmp_path_factory.mktemp("runs") / "new" / ODD
     result = start(data_dir, "train", *SMALL, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir, result

@@ -1,5 +1,6 @@
 """The door of every program with a tiny program behind it: mistakes in flags and recipes."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -21,9 +22,11 @@ cli.run(main)
 """
 
 
-def start(*arguments, program=PROGRAM):
+def start(*arguments, program=PROGRAM, **changes):
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | changes, capture_output=True, text=True, check=False
+    )
 
 
 def test_fields_and_entries_with_free_names_reach_the_program():
@@ -41,6 +44,15 @@ def test_fields_and_entries_with_free_names_reach_the_program():
         "{'eval': {'every_steps': 10}, 'other': {'split': 'train[80%:]', 'weights': 'raw'}}\n"
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"caf\xe9 \udce9"), ("utf-8", r"café \udce9")]
+)
+def test_what_the_output_cannot_encode_is_escaped(encoding, shown):
+    program = "from effnetv2_jax.runtime import cli\n" + r"cli.run(lambda: print('caf\xe9 \udce9'))"
+    result = start(program=program, PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{shown}\n", "")
 
 
 MISTAKES = {

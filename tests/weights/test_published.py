@@ -69,6 +69,11 @@ def test_a_missing_file_says_where_to_fetch_and_where_to_put_it(folder):
     )
 
 
+def test_a_tilde_before_nobodys_name_is_a_name():
+    with pytest.raises(UsageError, match="'~nobody-has-this-name/x' are neither a file or folder"):
+        resolve("~nobody-has-this-name/x")
+
+
 def test_without_the_variable_the_users_cache_counts(tmp_path, monkeypatch):
     monkeypatch.delenv("EFFNETV2_JAX_WEIGHTS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
