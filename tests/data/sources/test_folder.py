@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from effnetv2_jax.data.sources.folder import ENDINGS, folder_source
+from effnetv2_jax.data.decoding import IMAGE_ENDINGS as ENDINGS
+from effnetv2_jax.data.sources.folder import folder_source
 from effnetv2_jax.runtime.errors import UsageError
 
 
