@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,34 +46,62 @@ EVAL_LEAST = {"image_size": 1, "batch_size": 1, "every_steps": 0}
 EVAL_FIELDS = {x.name: x.type for x in dataclasses.fields(Evaluation) if x.name != "name"}
 
 
-def build(config: ml_collections.ConfigDict) -> Run:
+def build(
+    config: ml_collections.ConfigDict,
+    *,
+    only: Evaluation | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Builds the run that a config describes.
+
+    Args:
+        config: The config of the run.
+        only: The evaluation that the run is built for. The run then opens no other data, and cannot
+            train. None means that it trains, and makes the evaluations of the config.
+        class_names: The classes that the run was trained on, if it was. None means those of the
+            data.
 
     Raises:
         UsageError: For the first value that cannot be used.
     """
     mesh = make_mesh(fsdp=config.fsdp)
-    evaluations = make_evaluations(config)
+    evaluations = (only,) if only else make_evaluations(config)
     _check(config, mesh, evaluations)
     spec = get_spec(config.model.name)
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
     # This may write: a data set that has to be prepared, an index of its records.
     with hosts.first_alone("data"):
-        sources = {
-            name: registry.get_source(name, config.data.dir or None, holdout=config.data.holdout)
-            for name in dict.fromkeys([config.data.name, *(x.data for x in evaluations)])
-        }
-        source = sources[config.data.name]
-        num_examples = source.split(config.data.train_split).size
+        sources = {}
+        names = [*([] if only else [config.data.name]), *(x.data for x in evaluations)]
+        for name in dict.fromkeys(names):
+            sources[name] = registry.get_source(
+                name, config.data.dir or None, holdout=config.data.holdout, class_names=class_names
+            )
+            # A folder for an evaluation has the labels of the training.
+            class_names = class_names or sources[name].class_names
+        source = next(iter(sources.values()))
+        # The state that a checkpoint is read into has the same shapes for any number of examples.
+        num_examples = 10_000 * config.batch_size
+        if not only:
+            num_examples = source.split(config.data.train_split).size
         for evaluation in evaluations:
-            sources[evaluation.data].split(evaluation.split)
+            try:
+                sources[evaluation.data].split(evaluation.split)
+            except UsageError as error:
+                raise UsageError(f"evals.{evaluation.name}: {error}") from error
+    num_classes = len(class_names or source.class_names)
     for evaluation in evaluations:
         other = sources[evaluation.data].num_classes
-        if other != source.num_classes:
+        if other != num_classes:
             raise UsageError(
-                f"evals.{evaluation.name}.data must have the {source.num_classes} classes of "
-                f"{source.name}, {evaluation.data} has {other}"
+                f"evals.{evaluation.name}.data must have the {num_classes} classes of "
+                f"{config.data.name}, {evaluation.data} has {other}"
             )
+    if num_classes < 2 and not only:
+        raise UsageError(
+            f"{source.name} has a single class, {source.class_names[0]!r}: there is nothing to "
+            "learn with fewer than two"
+        )
     stages = make_stages(config, num_examples)
     augmentation = images.Augmentation(
         name=config.data.augmentation,
@@ -99,7 +128,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         config.model.name,
         mesh=mesh,
         optimizer=optimizer,
-        num_classes=source.num_classes,
+        num_classes=num_classes,
         preprocessing=family,
         dtype=config.model.dtype,
         reduce_dtype=config.reduce_dtype,

@@ -101,8 +101,8 @@ def folder_source(
             )
         if is_flat:
             logging.info(
-                "%s has no train/: its %d folders are the classes, and %g %% of each class is held "
-                "out as val",
+                "%s has no train/: its %d folders are the classes, and about %g %% of their images "
+                "are held out as val",
                 *(root, len(class_names), 100 * holdout),
             )
 
@@ -287,7 +287,8 @@ def _few(names: Iterable[str]) -> str:
 
 def _counts(endings: collections.Counter[str]) -> str:
     """Lists endings with their numbers of files, the most frequent first."""
-    return ", ".join(f"{count} × {ending}" for ending, count in endings.most_common())
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} × {ending}" for ending, count in ordered)
 
 
 def _hold_out(
