@@ -1,6 +1,8 @@
 """Turns a ConfigDict into a ``Run``; ConfigDicts end here, and the library takes plain values."""
 
 import dataclasses
+import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -71,31 +73,33 @@ def build(
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
     # This may write: a data set that has to be prepared, an index of its records.
     with hosts.first_alone("data"):
+        open_source = functools.partial(
+            registry.get_source, data_dir=config.data.dir or None, holdout=config.data.holdout
+        )
         sources = {}
-        names = [*([] if only else [config.data.name]), *(x.data for x in evaluations)]
-        for name in dict.fromkeys(names):
-            sources[name] = registry.get_source(
-                name, config.data.dir or None, holdout=config.data.holdout, class_names=class_names
-            )
-            # A folder for an evaluation has the labels of the training.
-            class_names = class_names or sources[name].class_names
-        source = next(iter(sources.values()))
-        # The state that a checkpoint is read into has the same shapes for any number of examples.
-        num_examples = 10_000 * config.batch_size
+        # The state that a checkpoint is read into has the same shapes for any number of steps.
+        num_examples = math.ceil(10_000 * config.batch_size / config.epochs)
         if not only:
+            source = sources[config.data.name] = open_source(config.data.name)
             num_examples = source.split(config.data.train_split).size
+            class_names = source.class_names
         for evaluation in evaluations:
             try:
+                if evaluation.data not in sources:
+                    # A folder has the labels of the training.
+                    other = open_source(evaluation.data, class_names=class_names)
+                    sources[evaluation.data] = other
                 sources[evaluation.data].split(evaluation.split)
             except UsageError as error:
                 raise UsageError(f"evals.{evaluation.name}: {error}") from error
+        source = sources[only.data if only else config.data.name]
     num_classes = len(class_names or source.class_names)
     for evaluation in evaluations:
-        other = sources[evaluation.data].num_classes
-        if other != num_classes:
+        given = sources[evaluation.data].num_classes
+        if given != num_classes:
             raise UsageError(
                 f"evals.{evaluation.name}.data must have the {num_classes} classes of "
-                f"{config.data.name}, {evaluation.data} has {other}"
+                f"{config.data.name}, {evaluation.data} has {given}"
             )
     if num_classes < 2 and not only:
         raise UsageError(
