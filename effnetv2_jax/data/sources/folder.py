@@ -195,11 +195,16 @@ def _list_images(folder: str, expected: Sequence[str] | None) -> _Images:
     """
     entries = list(_entries(folder))
     found = sorted(name for name, is_folder in entries if is_folder)
+    outside = sum(_is_image(name) and not is_folder for name, is_folder in entries)
     if not found:
-        what = "images but " if any(_is_image(name) for name, _ in entries) else ""
+        what = "images but " if outside else ""
         raise UsageError(
             f"{folder} has {what}no class folders: put each image in {folder}/CLASS/, the folder "
             "of its class"
+        )
+    if outside:
+        logging.warning(
+            "%s has %d images outside of class folders, which are left out", folder, outside
         )
     below = [f"{folder}/{name}" for name in found]
     # Threads, for folders behind a network.

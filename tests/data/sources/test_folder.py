@@ -288,8 +288,12 @@ def test_files_that_are_left_out_are_counted_in_one_line(root, caplog):
     for name in ("cat/a.heic", "dog/b.HEIC", "dog/deep/c.heic", "cat/notes.txt", "cat/README"):
         (root / "train" / name).parent.mkdir(exist_ok=True)
         (root / "train" / name).write_text("no image")
+    make_class(root / "train", 2)
     folder_source(str(root))
-    (record,) = caplog.records
+    outside, record = caplog.records
+    assert outside.getMessage() == (
+        f"{root}/train has 2 images outside of class folders, which are left out"
+    )
     assert record.getMessage() == (
         f"{root}/train has 5 files that are left out: 3 × .heic, 1 × .txt, 1 × no ending; convert "
         "those that are images, such as HEIC, to JPEG or PNG"
