@@ -106,6 +106,10 @@ def folder_source(
                 *(root, len(class_names), 100 * holdout),
             )
 
+    @functools.cache
+    def divided() -> tuple[_Images, _Images]:
+        return _hold_out(images("train"), f"{folders['train']}/", holdout, is_flat)
+
     def split(name: str) -> Split:
         names = {*folders, "train", "val", "trainval"}
         if name not in names:
@@ -114,7 +118,7 @@ def folder_source(
             return _split(images("train"))
         if name == "test" or "val" in folders:
             return _split(images(name))
-        stay, held = _hold_out(images("train"), f"{folders['train']}/", holdout, is_flat)
+        stay, held = divided()
         if name == "val" and not any(held.values()):
             raise UsageError(
                 f"no image of {folders['train']} can be held out, as each class has just one: add "
@@ -281,7 +285,7 @@ def _is_image(name: str) -> bool:
 
 def _composed(name: str) -> str:
     """Returns a name in composed Unicode; file systems of macOS decompose it."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -308,22 +312,21 @@ def _hold_out(
         by_file: Decides about each file by itself if set. Otherwise each class has its exact share.
     """
 
-    def number(file: str) -> int:
+    def draw(file: str) -> bytes:
         # The 0 is there because it always was: a resumed run must hold out the same images.
         text = _composed(f"0/{file.removeprefix(folder)}")
-        digest = hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
-        return int.from_bytes(digest, "big")
+        return hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
+
+    below = int(holdout * 2**128).to_bytes(16)
 
     stay, held = {}, {}
     for name, files in images.items():
-        numbers = {file: number(file) for file in files}
-        share = round(holdout * len(files))
-        if by_file:
-            share = sum(x < holdout * 2**128 for x in numbers.values())
+        draws = [draw(file) for file in files]
+        share = sum(x < below for x in draws) if by_file else round(holdout * len(files))
         count = min(max(1, share), len(files) - 1)
-        drawn = set(sorted(files, key=numbers.__getitem__)[:count])
-        held[name] = [file for file in files if file in drawn]
-        stay[name] = [file for file in files if file not in drawn]
+        last = sorted(draws)[count - 1] if count else b""
+        held[name] = [file for file, x in zip(files, draws, strict=True) if x <= last]
+        stay[name] = [file for file, x in zip(files, draws, strict=True) if x > last]
     return stay, held
 
 
