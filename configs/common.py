@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Fraction of a folder's training images that become its split val, if it has no such split.
     config.data.holdout = 0.1
     # Largest fraction of undecodable examples in a split; above it, training stops with an error.
+    # Five, or half of a small split, are always allowed. 0 allows none.
     config.data.max_bad_fraction = 0.001
     # Splits for training and evaluation, such as train, train[:80%] or test.
     config.data.train_split = "train"

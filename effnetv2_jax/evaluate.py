@@ -17,7 +17,7 @@ from effnetv2_jax.runtime import cli, hosts
 from effnetv2_jax.runtime.config import agree, build, make_evaluations
 from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.runtime.files import local_path
-from effnetv2_jax.runtime.workdir import read_config
+from effnetv2_jax.runtime.workdir import read_class_names, read_config
 from effnetv2_jax.training.observing import report
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 
@@ -63,7 +63,7 @@ def main() -> None:
         evaluation=dataclasses.asdict(evaluation),
         checkpoint=CHECKPOINT.value,
     )
-    run = build(config)
+    run = build(config, only=evaluation, class_names=read_class_names(WORKDIR.value))
     folder = local_path(WORKDIR.value)
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)

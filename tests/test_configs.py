@@ -1,13 +1,17 @@
 """Every recipe builds: its stages, model, optimizer and evaluations; and S takes real steps."""
 
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from configs import common, digits, efficientnetv2
+from effnetv2_jax.data.sources import Source, registry
+from effnetv2_jax.data.sources.synthetic import synthetic_source
 from effnetv2_jax.models import abstract_model, count_parameters
 from effnetv2_jax.runtime.config import (
     build,
@@ -220,8 +224,8 @@ def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):
     ("evals", "message"),
     [
         ({"a": {"spilt": "test"}}, "unknown field of evals.a 'spilt': did you mean split"),
-        ({"a": {"data": "digit"}}, "unknown data set 'digit': did you mean digits"),
-        ({"a": {"split": "valid"}}, "'valid'"),
+        ({"a": {"data": "digit"}}, "evals.a: unknown data set 'digit': did you mean digits"),
+        ({"a": {"split": "valid"}}, "evals.a: unknown split of synthetic 'valid'"),
         ({"a": {"data": "digits"}}, "evals.a.data must have the 1000 classes of synthetic"),
         ({"a": {"image_size": 0}}, "evals.a.image_size must be at least 1, got 0"),
         ({"a": {"image_size": 16.0}}, "evals.a.image_size must be a whole number, got 16.0"),
@@ -239,6 +243,37 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_training(evals, mes
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
         build(config)
     assert "\n" not in str(raised.value)
+
+
+def test_folders_of_evaluations_have_the_labels_of_the_training(tmp_path):
+    """By their names, in training and when the run is built only for an evaluation."""
+    for folder in ("a/train/cat", "a/train/dog", "b/train/ant", "b/test/dog", "c/test/eel"):
+        for i in range(20):
+            path = tmp_path / folder / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (3, 2)).save(path)
+    config = small_config()
+    config.data.name, config.data.eval_split = f"folder:{tmp_path}/a", "val"
+    config.evals = {"eval": {}, "other": {"data": f"folder:{tmp_path}/b", "split": "test"}}
+    config.epochs = 4.0
+    run = build(config)
+    batches = run.eval_batches(run.evaluations[1])
+    assert [label for x in batches for label in x["label"][x["mask"] > 0]] == [1] * 20
+    (tmp_path / "a" / "train").rename(tmp_path / "away")
+    only = run.evaluations[1]
+    alone = build(config, only=only, class_names=run.source.class_names)
+    assert alone.evaluations == (only,) and list(alone.sources) == [only.data]
+    assert abstract(alone.training.shapes) == abstract(run.training.shapes)
+    only = dataclasses.replace(only, data=f"folder:{tmp_path}/c")
+    with pytest.raises(UsageError, match=r"evals.other: .* trained on, but it adds 'eel'"):
+        build(config, only=only, class_names=run.source.class_names)
+
+
+def test_a_single_class_is_refused(monkeypatch):
+    one = Source("one", ("a",), synthetic_source().split)
+    monkeypatch.setitem(registry.SOURCES, "one", lambda data_dir: one)
+    with pytest.raises(UsageError, match="one has a single class, 'a': there is nothing to learn"):
+        build(small_config(**{"data.name": "one"}))
 
 
 def test_a_network_of_one_size_refuses_an_evaluation_at_another():

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -23,7 +22,7 @@ from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
 from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 Batch = dict[str, np.ndarray]
 
@@ -38,6 +37,8 @@ _ROW_BYTES = 2**21
 _ROWS_BEGUN = 2
 # Chunks that an evaluation reads at the same time.
 _EVAL_READERS = 8
+# Bad examples that every split may have, unless they are more than half of it or none are allowed.
+_FEW = 5
 # Examples of which at least one must be good for a stage to begin.
 _PROBED = 8
 
@@ -85,7 +86,8 @@ def train_batches(
         seed: The seed of the run.
         preprocessing: The input family.
         augmentation: Crop, flip, and RandAugment or AutoAugment.
-        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
+        max_bad_fraction: The largest fraction of the split's examples that may be undecodable. If
+            it is above 0, five may be, up to half of the split.
         share: The part of every batch that this process reads.
 
     Yields:
@@ -220,7 +222,10 @@ class _BadExamples:
     def __init__(self, source: Source, split: str, max_fraction: float):
         self._split = source.split(split)
         self._name = f"split {split!r} of {source.name}"
-        self._limit = max_fraction * self._split.size
+        size = self._split.size
+        # A single image may be a large fraction of a small folder.
+        few = min(_FEW, size // 2) if max_fraction else 0
+        self._limit = max(few, int(max_fraction * size))
         self._max_fraction = max_fraction
         self._found: set[int] = set()
 
@@ -236,8 +241,8 @@ class _BadExamples:
             raise UsageError(
                 f"{len(self._found)} of the {self._split.size} examples of {self._name} cannot be "
                 f"decoded, the last {self._split.describe(max(self._found))!r}, but "
-                f"data.max_bad_fraction allows {self._max_fraction:g}: mend or delete them "
-                "(the log names them all), or allow more"
+                f"data.max_bad_fraction allows {self._max_fraction:g}, here {self._limit}: mend or "
+                "delete them (the log names them all), or allow more"
             )
 
     def refuse_if_all(self, numbers: Iterable[int | tf.Tensor]) -> None:
@@ -270,9 +275,7 @@ class _BadExamples:
             ):
                 decode_box(example["image"], whole_box)
         except tf.errors.OpError as error:
-            # Without the names of the nodes around the sentence.
-            text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", error.message.splitlines()[0])
-            return text.strip() or type(error).__name__
+            return reason(error)
         return None
 
 

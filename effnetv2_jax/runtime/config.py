@@ -1,7 +1,10 @@
 """Turns a ConfigDict into a ``Run``; ConfigDicts end here, and the library takes plain values."""
 
 import dataclasses
+import functools
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +13,7 @@ import optax
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import images
-from effnetv2_jax.data.sources import registry
+from effnetv2_jax.data.sources import Source, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.models.registry import family_of
@@ -45,33 +48,41 @@ EVAL_LEAST = {"image_size": 1, "batch_size": 1, "every_steps": 0}
 EVAL_FIELDS = {x.name: x.type for x in dataclasses.fields(Evaluation) if x.name != "name"}
 
 
-def build(config: ml_collections.ConfigDict) -> Run:
+def build(
+    config: ml_collections.ConfigDict,
+    *,
+    only: Evaluation | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Builds the run that a config describes.
+
+    Args:
+        config: The config of the run.
+        only: The evaluation that the run is built for. Such a run cannot train. None means that it
+            trains, and makes the evaluations of the config.
+        class_names: The classes that the run was trained on. None means those of its training data,
+            which are then opened.
 
     Raises:
         UsageError: For the first value that cannot be used.
     """
     mesh = make_mesh(fsdp=config.fsdp)
-    evaluations = make_evaluations(config)
+    evaluations = (only,) if only else make_evaluations(config)
     _check(config, mesh, evaluations)
     spec = get_spec(config.model.name)
     family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    # This may write: a data set that has to be prepared, an index of its records.
-    with hosts.first_alone("data"):
-        sources = {
-            name: registry.get_source(name, config.data.dir or None, holdout=config.data.holdout)
-            for name in dict.fromkeys([config.data.name, *(x.data for x in evaluations)])
-        }
+    sources = _open(config, evaluations, class_names)
+    if only:
+        source = sources[only.data]
+        # The state that a checkpoint is read into has the same shapes for any number of steps.
+        num_examples = math.ceil(10_000 * config.batch_size / config.epochs)
+    else:
         source = sources[config.data.name]
         num_examples = source.split(config.data.train_split).size
-        for evaluation in evaluations:
-            sources[evaluation.data].split(evaluation.split)
-    for evaluation in evaluations:
-        other = sources[evaluation.data].num_classes
-        if other != source.num_classes:
+        if source.num_classes < 2:
             raise UsageError(
-                f"evals.{evaluation.name}.data must have the {source.num_classes} classes of "
-                f"{source.name}, {evaluation.data} has {other}"
+                f"{source.name} has a single class, {source.class_names[0]!r}: there is nothing to "
+                "learn with fewer than two"
             )
     stages = make_stages(config, num_examples)
     augmentation = images.Augmentation(
@@ -139,6 +150,45 @@ def build(config: ml_collections.ConfigDict) -> Run:
         init_weights=config.init_weights,
         seed=config.seed,
     )
+
+
+def _open(
+    config: ml_collections.ConfigDict,
+    evaluations: Sequence[Evaluation],
+    class_names: Sequence[str] | None,
+) -> dict[str, Source]:
+    """Opens the data sets of evaluations by name, and that of the training if it is needed.
+
+    Args:
+        config: The config.
+        evaluations: The evaluations, whose data must have the classes of the training.
+        class_names: The classes of the training. None takes them from its data.
+    """
+    # This may write: a data set that has to be prepared, an index of its records.
+    with hosts.first_alone("data"):
+        open_source = functools.partial(
+            registry.get_source, data_dir=config.data.dir or None, holdout=config.data.holdout
+        )
+        sources = {}
+        if class_names is None:
+            source = sources[config.data.name] = open_source(config.data.name)
+            source.split(config.data.train_split)
+            class_names = source.class_names
+        for evaluation in evaluations:
+            name = evaluation.data
+            try:
+                if name not in sources:
+                    # A folder gets the labels of the training.
+                    sources[name] = open_source(name, class_names=class_names)
+                sources[name].split(evaluation.split)
+            except UsageError as error:
+                raise UsageError(f"evals.{evaluation.name}: {error}") from error
+            if sources[name].num_classes != len(class_names):
+                raise UsageError(
+                    f"evals.{evaluation.name}.data must have the {len(class_names)} classes of "
+                    f"{config.data.name}, {name} has {sources[name].num_classes}"
+                )
+    return sources
 
 
 def agree(config: ml_collections.ConfigDict, **others: object) -> None:

@@ -39,7 +39,8 @@ class Run:
         evaluations: The evaluations; the first one scores the checkpoints.
         preprocessing: The input family.
         augmentation: The changes to training images.
-        max_bad_fraction: The largest fraction of undecodable examples in a split.
+        max_bad_fraction: The largest fraction of undecodable examples in a split, see
+            ``pipeline.train_batches``.
         init_weights: The weights that training begins with; empty for random numbers.
         seed: The seed of the run.
     """

@@ -132,6 +132,12 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config)
 
 
+def read_class_names(workdir: str | pathlib.Path) -> tuple[str, ...] | None:
+    """Returns the classes of the run in a workdir; None if nothing there names them."""
+    names = _read_run(workdir)["class_names"]
+    return None if names is None else tuple(names)
+
+
 def _refuse_other_run(workdir: str, record: Mapping[str, Any]) -> None:
     there = {name: record[name] if x is None else x for name, x in _read_run(workdir).items()}
     ours, theirs = flatten(record["config"]), flatten(there["config"])

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from effnetv2_jax.runtime.errors import UsageError
+
 # TensorFlow refuses once the process has used it. Its settings then stay as they are.
 with contextlib.suppress(RuntimeError):
     # Accelerators belong to JAX.
@@ -87,12 +89,23 @@ class Source:
         class_names: One name per label.
         split: A function of a split's name. It raises UsageError for an unknown name.
         label_shape: The shape of an example's label, () or (MAX_LABELS,).
+
+    Raises:
+        UsageError: For a name of a class with a line break in it.
     """
 
     name: str
     class_names: tuple[str, ...]
     split: Callable[[str], Split]
     label_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if name and name.splitlines() != [name]:
+                raise UsageError(
+                    f"the class {name!r} of {self.name} has a line break in its name, but files "
+                    "of class names have one on each line: rename it"
+                )
 
     @property
     def num_classes(self) -> int:

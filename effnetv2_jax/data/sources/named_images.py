@@ -1,5 +1,6 @@
 """Images named on a command line: files, folders, and standard input."""
 
+import collections
 import dataclasses
 import os
 import re
@@ -7,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from effnetv2_jax.data.decoding import decode_box, switch, whole_box
+from effnetv2_jax.data.decoding import IMAGE_ENDINGS, decode_box, switch, whole_box
 from effnetv2_jax.data.sources import Example, Source, Split
-from effnetv2_jax.data.sources.folder import ENDINGS, images_below
+from effnetv2_jax.data.sources.folder import images_below, log_skipped
 from effnetv2_jax.runtime.errors import UsageError
 
 STDIN = "-"
@@ -36,8 +37,9 @@ def find_images(arguments: list[str], read_stdin: Callable[[], bytes]) -> list[N
 
     Args:
         arguments: Files, folders or ``-``. A folder stands for all images at any depth below it
-            whose names end in ``ENDINGS``, in the order of their paths. ``-`` stands for standard
-            input: one image, or else files and folders, one per line.
+            whose names end in ``IMAGE_ENDINGS``, in the order of their paths; the log counts its
+            other files. ``-`` stands for standard input: one image, or else files and folders, one
+            per line.
         read_stdin: A function that reads standard input. It is called if ``-`` is an argument.
 
     Raises:
@@ -93,10 +95,12 @@ def printable(name: str) -> str:
 def _at(path: str) -> Iterator[NamedImage]:
     name = os.fsencode(path)  # a file's name need not be text
     if tf.io.gfile.isdir(name):
-        paths = sorted(images_below(path.rstrip("/") or "/"))
+        skipped = collections.Counter[str]()
+        paths = sorted(images_below(path.rstrip("/") or "/", skipped))
+        log_skipped(path, skipped)
         if not paths:
             raise UsageError(
-                f"the folder {path!r} has no images, whose names end in {', '.join(ENDINGS)}"
+                f"the folder {path!r} has no images, whose names end in {', '.join(IMAGE_ENDINGS)}"
             )
         yield from map(NamedImage, paths)
     elif tf.io.gfile.exists(name):
@@ -112,8 +116,8 @@ def _in_stdin(content: bytes) -> Iterator[NamedImage]:
     if not content.strip() or b"\0" in content:
         what = "something else" if content.strip() else "nothing"
         raise UsageError(
-            f"standard input must be an image ({', '.join(ENDINGS)}) or names of files, one a "
-            f"line, but is {what}"
+            f"standard input must be an image ({', '.join(IMAGE_ENDINGS)}) or names of files, one "
+            f"a line, but is {what}"
         )
     for line in content.splitlines():
         if line.strip():
