@@ -41,6 +41,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights that training begins with: a file, a folder or a published name (docs/weights.md). A
     # classifier for other classes is left out. Empty means random weights.
     config.init_weights = ""
+    # timm's name of the network in init_weights, such as tf_efficientnetv2_s.in1k, if neither the
+    # file nor its name tells it.
+    config.init_architecture = config_dict.placeholder(str)
 
     config.data = ml_collections.ConfigDict()
     # Name of the data set; folder:PATH for your own images, tfds:NAME for any data set of TFDS.

@@ -137,6 +137,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         augmentation=augmentation,
         max_bad_fraction=config.data.max_bad_fraction,
         init_weights=config.init_weights,
+        init_architecture=config.get("init_architecture"),  # runs of before do not have it
         seed=config.seed,
     )
 
