@@ -57,7 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Splits for training and evaluation, such as train, train[:80%] or test.
     config.data.train_split = "train"
     config.data.eval_split = "test"
-    # Input family: a name in effnetv2_jax/preprocessing.py. Empty means the model's own.
+    # Input family: a name in effnetv2_jax/preprocessing.py, with changes such as torch,crop=1.0.
+    # Empty means the model's own.
     config.data.preprocessing = ""
     # Mirrors half of the training images.
     config.data.flip = True

@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> None:
                 preprocessing=PREPROCESSING.value,
             ),
             image_size=IMAGE_SIZE.value,
+            preprocessing=PREPROCESSING.value,
             batch_size=BATCH_SIZE.value,
             top=TOP.value,
             format=FORMAT.value,

@@ -61,6 +61,7 @@ def answer(
     *,
     load_model: Callable[[], tuple[Network, Loaded]],
     image_size: int | None = None,
+    preprocessing: str | None = None,
     batch_size: int = 32,
     top: int | None = None,
     format: str = "table",
@@ -74,6 +75,7 @@ def answer(
         stdout: The output for the predictions, and nothing else.
         load_model: A function that returns the network and a description of it.
         image_size: The side of the images in px. None means the network's evaluation size.
+        preprocessing: The name of an input family. None means the network's.
         batch_size: The number of images per batch.
         top: The number of classes per image. None means five, or all if there are fewer.
         format: A name in ``FORMATS``.
@@ -91,6 +93,8 @@ def answer(
             raise UsageError(f"{name} must be at least 1, got {value}")
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
+    if preprocessing:
+        get_preprocessing(preprocessing)
     if picture:
         check_picture(picture)
     images = find_images(arguments, stdin.read)
@@ -101,10 +105,14 @@ def answer(
         raise UsageError(
             f"top must be at most the number of classes, {loaded.num_classes}, got {top}"
         )
-    family = get_preprocessing(loaded.spec.preprocessing)
+    family = get_preprocessing(preprocessing or loaded.spec.preprocessing)
     image_size = image_size or loaded.spec.eval_size
     logging.info("%s", loaded)
-    logging.info("images: input family %s, %d px", family.name, image_size)
+    logging.info(
+        "images: input family %s, %d px (--preprocessing and --image_size change this)",
+        family.name,
+        image_size,
+    )
     predictions = predict(
         model,
         images,

@@ -47,8 +47,8 @@ class Loaded:
         taken = ", ".join(f"{name} {value}" for name, value in self.changes.items())
         left = f"{', '.join(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
-        images = f"images of {self.spec.preprocessing} {self.assumed}" if self.assumed else ""
-        parts = [start, taken and f"with {taken}", self.interpolated, left, images]
+        images = f"images as {self.spec.preprocessing} takes them, {self.assumed}"
+        parts = [start, taken and f"with {taken}", self.interpolated, left, self.assumed and images]
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
 
 

@@ -19,6 +19,9 @@ from effnetv2_jax.weights.dialects.dialect import DIALECTS, OURS, Dialect, Place
 
 Shape = tuple[int, ...]
 
+# The argument and the flags with which a user tells timm's name of a network.
+_ARCHITECTURE = "architecture (--architecture, in training --config.init_architecture)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -115,7 +118,7 @@ def read_weights(
             )
         if about is not None:
             trained = {field: getattr(about.spec, field) for field in dialect.family.adopted}
-            assumed = "as their description says"
+            assumed = "as their description says; preprocessing=NAME changes it"
         else:
             try:
                 trained, assumed = _trained(
@@ -127,6 +130,7 @@ def read_weights(
         trained |= known.changes if known else {}
         if preprocessing is not None:
             trained["preprocessing"] = preprocessing
+            assumed = "as you say"
         arrays = {
             name: place.to_ours(tensors.read(prefix + place.name))
             for name, place in bars.track(places.items(), "reading weights", len(places))
@@ -187,7 +191,7 @@ def _trained(
     if names.library != "timm":
         return dict(names.trained(spec.name, None)), f"as in {names.library}; {change}"
     known = [name for name in timm.networks() if names.our_model(name) == spec.name]
-    give = "give timm's name of it as architecture (--architecture)"
+    give = f"give timm's name of it as {_ARCHITECTURE}"
     give += f", such as {' or '.join(known)}" if known else ""
     try:
         trained = dict(names.trained(spec.name, told.architecture))
@@ -200,8 +204,8 @@ def _trained(
         tags = ", ".join(f"{told.architecture}.{x}" for x in timm.networks()[told.architecture])
         raise UsageError(
             f"timm has several networks {told.architecture}, which expect different images: give "
-            f"its full name as architecture (--architecture), one of {tags}, or the images as "
-            "preprocessing (--preprocessing)"
+            f"its full name as {_ARCHITECTURE}, one of {tags}, or the images as preprocessing "
+            "(--preprocessing)"
         )
     if not (told.architecture or preprocessing or named or "preprocessing" in trained):
         raise UsageError(

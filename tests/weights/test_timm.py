@@ -168,9 +168,10 @@ def test_then_the_user_is_asked(tmp_path, b0, file):
     with pytest.raises(UsageError) as error:
         load_model(path)
     assert str(error.value) == (
-        f"{path!r}: its tensors have timm's names, which do not say whether the network pads as in "
-        "TensorFlow or as in PyTorch: give timm's name of it as architecture (--architecture), such "
-        "as efficientnet_b0 or tf_efficientnet_b0"
+        f"{path!r}: its tensors have timm's names, which do not say whether the network pads as "
+        "in TensorFlow or as in PyTorch: give timm's name of it as architecture "
+        "(--architecture, in training --config.init_architecture), such as efficientnet_b0 or "
+        "tf_efficientnet_b0"
     )
     weights = read_weights(path, architecture="tf_efficientnet_b0.ap_in1k")
     assert (weights.spec.padding, weights.spec.bn_epsilon) == ("same", 1e-3)
