@@ -18,7 +18,9 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 _FILE = pathlib.Path(__file__).with_name("timm_networks.csv")
 _SUM = re.compile(r"-[0-9a-f]{8}$")
 # Arguments of timm's networks that do not change what their weights compute.
-_HARMLESS = {"img_size", "num_classes", "in_chans", "drop_rate", "drop_path_rate"}
+_HARMLESS = re.compile(r"(dynamic_|strict_)?img_size|num_classes|in_chans|.*drop(_path)?_rate")
+# The pooling of a family's networks here, by the beginning of its names.
+_POOLING = {"efficientnet": "avg", "tf_": "avg", "vit": "token", "deit": "token"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,42 +126,49 @@ def ask(about: Mapping[str, Any], architecture: str | None = None) -> Told:
     """
     named = [name for name in map(find, about.get("names", ())) if name]
     says = about.get("architecture")
+    of_file = find(str(says)) or find(str(says).partition(".")[0])
     if architecture is not None:
         name, by = _known(architecture), "as you say"
     elif says is not None:
-        name, by = find(str(says).partition(".")[0]), "as the file or its config.json says"
-        if name is None:
+        if of_file is None:
             raise UsageError(
                 f"the file or its config.json says that it is timm's {says!r}, which is none of "
-                "the networks here"
+                "the networks here; if it computes as one of them, give that as architecture "
+                "(--architecture)"
             )
+        name, by = of_file, "as the file or its config.json says"
     elif named:
         name, by = named[0], "as the name of the file or its folder says"
     else:
         return Told()
     bare, _, tag = name.partition(".")
-    others = {*(about.get("model_args") or {})} - _HARMLESS
+    pooling = next(x for start, x in _POOLING.items() if bare.startswith(start))
+    others = [
+        f"{key} {value!r}"
+        for key, value in (about.get("model_args") or {}).items()
+        if not (_HARMLESS.fullmatch(key) or (key == "global_pool" and value == pooling))
+    ]
     if others and architecture is None:
         raise UsageError(
-            f"its config.json makes timm's {bare} with other {', '.join(sorted(others))}, which no "
-            "network here has"
+            f"its config.json makes timm's {bare} with {', '.join(others)}, which no network here "
+            "has"
         )
     config: Mapping[str, Any] = {}
-    if says is not None and str(says).partition(".")[0] == bare and not (architecture and tag):
+    if of_file and of_file.partition(".")[0] == bare and not (architecture and tag):
         config = about.get("pretrained_cfg") or {}
         if images := _read(config):
             return Told(bare, images, f"timm's {bare} and images as its config.json says")
-    known = networks()[bare]
-    tags = [tag, config.get("tag"), str(says).partition(".")[2]]
+    choices = networks()[bare]
+    tags = [tag, config.get("tag")]
     tags += [x.removeprefix(f"{bare}.") for x in named]
     by_name = architecture is None and says is None
-    if found := next((x for x in tags if x in known), None):
-        return Told(bare, known[found], f"timm's {bare}.{found}, {by}", by_name)
-    if by_name and len(set(known.values())) > 1:
+    if found := next((x for x in tags if x in choices), None):
+        return Told(bare, choices[found], f"timm's {bare}.{found}, {by}", by_name)
+    if by_name and len(set(choices.values())) > 1:
         return Told(bare, None, f"timm's {bare}, {by}", by_name)
-    first = next(iter(known))
+    first = next(iter(choices))
     by = f"timm's {bare}, {by}, with timm's own tag {first}"
-    return Told(bare, known[first], by, by_name)
+    return Told(bare, choices[first], by, by_name)
 
 
 def _known(architecture: str) -> str:

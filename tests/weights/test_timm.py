@@ -207,6 +207,7 @@ def test_a_folder_named_after_another_network_says_nothing(tmp_path, b0):
 def test_config_json_comes_before_names_and_its_images_before_its_tag(tmp_path, b0):
     config = {
         "architecture": "tf_efficientnet_b0",
+        "model_args": {"num_classes": 3, "in_chans": 3, "global_pool": "avg"},
         "pretrained_cfg": {
             "tag": "in1k",
             "input_size": [3, 192, 192],
@@ -272,7 +273,8 @@ def test_what_a_config_json_leaves_out(tmp_path, folder, config, images):
         ({"pretrained_cfg": {"mean": "grey"}}, "cannot be used: could not convert"),
         ({"pretrained_cfg": {"input_size": [3, 224, 192]}}, "must be square and have 3 channels"),
         ({"pretrained_cfg": {"input_size": 7}}, "cannot be used: "),
-        ({"model_args": {"pad_type": "same"}}, "makes timm's efficientnet_b0 with other pad_type"),
+        ({"model_args": {"pad_type": "same"}}, "makes timm's efficientnet_b0 with pad_type 's"),
+        ({"model_args": {"global_pool": "max"}}, "with global_pool 'max', which no network here"),
     ],
 )
 def test_a_config_json_that_cannot_be_used_is_named(tmp_path, config, message):
