@@ -64,7 +64,8 @@ def main() -> None:
         f"{numbers:,} numbers, from {weights.origin}"
     )
     computes = (f"{x} {getattr(spec, x)}" for x in family.adopted if not x.endswith("_size"))
-    print(*computes, f"{spec.eval_size} px, {weights.assumed}", sep=", ")
+    print(*computes, f"{spec.eval_size} px, {weights.assumed}", sep=", ", end=" ")
+    print("(--architecture and --preprocessing change this)")
     if NAMING.value == OURS:
         print(f"written to {TO.value}")
         return

@@ -109,7 +109,8 @@ def answer(
     image_size = image_size or loaded.spec.eval_size
     logging.info("%s", loaded)
     logging.info(
-        "images: input family %s, %d px (--preprocessing and --image_size change this)",
+        "images: input family %s, %d px (--architecture, --preprocessing and --image_size change "
+        "this)",
         family.name,
         image_size,
     )

@@ -150,7 +150,8 @@ class Run:
             raise UsageError(
                 f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"
             )
-        logging.info("beginning with %s", put(weights, model))
+        loaded = put(weights, model)
+        logging.info("beginning with %s (--config.init_architecture changes this)", loaded)
         if weights.spec.preprocessing != self.preprocessing.name:
             logging.warning(
                 "the weights expect images of %s, this run prepares %s: "

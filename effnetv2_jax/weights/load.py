@@ -28,7 +28,7 @@ class Loaded:
         changes: The fields of the spec that the model took over and that it had otherwise.
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
-        assumed: The source of the spec's fields, and the arguments that change them.
+        assumed: The source of the spec's fields that weights bring along.
     """
 
     origin: str

@@ -34,7 +34,7 @@ class Weights:
         class_names: The names of the classes; None if unknown.
         origin: The weights' origin, for people.
         changes: The fields of the spec that the weights brought along.
-        assumed: The source of what is computed with them, and the arguments that change it.
+        assumed: The source of what is computed with them.
     """
 
     spec: Spec
@@ -118,7 +118,7 @@ def read_weights(
             )
         if about is not None:
             trained = {field: getattr(about.spec, field) for field in dialect.family.adopted}
-            assumed = "as their description says; preprocessing=NAME changes it"
+            assumed = "as their description says"
         else:
             try:
                 trained, assumed = _trained(
@@ -127,7 +127,9 @@ def read_weights(
             except UsageError as error:
                 raise UsageError(f"{path_or_name!r}: {error}") from error
         trained.setdefault("eval_size", spec.eval_size)
-        trained |= known.changes if known else {}
+        if known and known.changes:
+            trained |= known.changes
+            assumed = "as it was published"
         if preprocessing is not None:
             trained["preprocessing"] = preprocessing
             assumed = "as you say"
@@ -187,9 +189,8 @@ def _trained(
         UsageError: If nothing says how the network computes, or which images it expects.
     """
     names = dialect.names
-    change = "preprocessing=NAME changes it"
     if names.library != "timm":
-        return dict(names.trained(spec.name, None)), f"as in {names.library}; {change}"
+        return dict(names.trained(spec.name, None)), f"as in {names.library}"
     known = [name for name in timm.networks() if names.our_model(name) == spec.name]
     give = f"give timm's name of it as {_ARCHITECTURE}"
     give += f", such as {' or '.join(known)}" if known else ""
@@ -197,9 +198,8 @@ def _trained(
         trained = dict(names.trained(spec.name, told.architecture))
     except UsageError as error:
         raise UsageError(f"{error}: {give}") from error
-    change = f"architecture=NAME or {change}"
     if told.architecture and told.images:
-        return trained | told.images.fields(told.architecture), f"as {told.by}; {change}"
+        return trained | told.images.fields(told.architecture), f"as {told.by}"
     if told.architecture and preprocessing is None:
         tags = ", ".join(f"{told.architecture}.{x}" for x in timm.networks()[told.architecture])
         raise UsageError(
@@ -212,7 +212,7 @@ def _trained(
             f"nothing says which images it expects: {give}, or the images as preprocessing "
             "(--preprocessing)"
         )
-    return trained, f"as the model {spec.name} has it; {change}"
+    return trained, f"as the model {spec.name} has it"
 
 
 def _dialect_of(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:

@@ -159,7 +159,7 @@ def ask(about: Mapping[str, Any], architecture: str | None = None) -> Told:
         if images := _read(config):
             return Told(bare, images, f"timm's {bare} and images as its config.json says")
     choices = networks()[bare]
-    tags = [tag, config.get("tag")]
+    tags = [tag, config.get("tag"), *([of_file.partition(".")[2]] if of_file else [])]
     tags += [x.removeprefix(f"{bare}.") for x in named]
     by_name = architecture is None and says is None
     if found := next((x for x in tags if x in choices), None):

@@ -35,8 +35,8 @@ def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "efficientnetv2-tiny with 10 classes, 65 tensors, 18,220 numbers, from efficientnetv2-tiny",
-        "padding symmetric, bn_epsilon 0.001, preprocessing v2, 32 px, as their description says; "
-        "preprocessing=NAME changes it",
+        "padding symmetric, bn_epsilon 0.001, preprocessing v2, 32 px, as their description says "
+        "(--architecture and --preprocessing change this)",
         f"written to {folder}/orbax",
     ]
     back = convert(f"--from={folder}/orbax", f"--to={folder}/b.safetensors", "--naming=timm")
@@ -58,8 +58,8 @@ def test_what_was_assumed_is_said_and_what_is_not_known_is_asked(folder):
     result = convert(f"--from={path}", f"--to={folder}/asked.safetensors", flag)
     assert result.stdout.splitlines()[1] == (
         "padding same, bn_epsilon 0.001, preprocessing torch,mean=127.5,std=127.5, 224 px, as "
-        "timm's tf_efficientnet_b0.ap_in1k, as you say; architecture=NAME or preprocessing=NAME "
-        "changes it"
+        "timm's tf_efficientnet_b0.ap_in1k, as you say (--architecture and --preprocessing "
+        "change this)"
     )
 
 

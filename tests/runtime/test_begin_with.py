@@ -76,7 +76,10 @@ def test_weights_that_do_not_say_how_they_compute_need_a_word(tmp_path, caplog):
     config.init_architecture = "tf_efficientnet_b0.ap_in1k"
     with caplog.at_level("INFO"):
         build(config).first_state()
-    assert "as timm's tf_efficientnet_b0.ap_in1k, as you say; architecture=NAME" in caplog.text
+    assert (
+        "as timm's tf_efficientnet_b0.ap_in1k, as you say (--config.init_architecture changes"
+        in caplog.text
+    )
     assert (
         "the weights expect images of torch,mean=127.5,std=127.5, this run prepares v2: "
         "--config.data.preprocessing=torch,mean=127.5,std=127.5 changes it" in caplog.text
