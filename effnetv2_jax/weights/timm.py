@@ -19,6 +19,8 @@ _FILE = pathlib.Path(__file__).with_name("timm_networks.csv")
 _SUM = re.compile(r"-[0-9a-f]{8}$")
 # Arguments of timm's networks that do not change what their weights compute.
 _HARMLESS = re.compile(r"(dynamic_|strict_)?img_size|num_classes|in_chans|.*drop(_path)?_rate")
+# Another network of timm, which has the shapes of one of ours but blurs where it strides.
+_OTHER = re.compile(r"efficientnet_blur_b0([.-].*)?")
 # The pooling of a family's networks here, by the beginning of its names.
 _POOLING = {"efficientnet": "avg", "tf_": "avg", "vit": "token", "deit": "token"}
 
@@ -124,17 +126,17 @@ def ask(about: Mapping[str, Any], architecture: str | None = None) -> Told:
         UsageError: If the user's word or the file's is none of timm's names of these networks, or
             ``config.json`` has a value that cannot be used.
     """
+    says = about.get("architecture") or next(filter(_OTHER.fullmatch, about.get("names", ())), None)
     named = [name for name in map(find, about.get("names", ())) if name]
-    says = about.get("architecture")
     of_file = find(str(says)) or find(str(says).partition(".")[0])
     if architecture is not None:
         name, by = _known(architecture), "as you say"
     elif says is not None:
         if of_file is None:
             raise UsageError(
-                f"the file or its config.json says that it is timm's {says!r}, which is none of "
-                "the networks here; if it computes as one of them, give that as architecture "
-                "(--architecture)"
+                f"it is called {says!r}, which is none of timm's networks that are known to "
+                "compute the same as a model here; if it is one of those, give timm's name of it "
+                "as architecture (--architecture)"
             )
         name, by = of_file, "as the file or its config.json says"
     elif named:
@@ -144,15 +146,12 @@ def ask(about: Mapping[str, Any], architecture: str | None = None) -> Told:
     bare, _, tag = name.partition(".")
     pooling = next(x for start, x in _POOLING.items() if bare.startswith(start))
     others = [
-        f"{key} {value!r}"
+        f"{key}={value!r}"
         for key, value in (about.get("model_args") or {}).items()
         if not (_HARMLESS.fullmatch(key) or (key == "global_pool" and value == pooling))
     ]
     if others and architecture is None:
-        raise UsageError(
-            f"its config.json makes timm's {bare} with {', '.join(others)}, which no network here "
-            "has"
-        )
+        raise UsageError(f"it was made by timm with {', '.join(others)}, which no model here has")
     config: Mapping[str, Any] = {}
     if of_file and of_file.partition(".")[0] == bare and not (architecture and tag):
         config = about.get("pretrained_cfg") or {}

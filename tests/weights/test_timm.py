@@ -150,7 +150,6 @@ def test_an_exact_name_is_known(tmp_path, file, name):
         "efficientnet_best.pth",
         "efficientnet_project/model.safetensors",
         "tf_efficientnetv2_s_finetuned.pth",
-        "efficientnet_blur_b0.pth",
         "my_tf_efficientnet_b0.in1k.pth",
         "tf-efficientnet-b0.in1k.pth",
         "maxvit_tiny_tf_224.safetensors",
@@ -257,7 +256,7 @@ def test_what_a_config_json_leaves_out(tmp_path, folder, config, images):
     [
         (
             {"architecture": "efficientnet_blur_b0"},
-            "says that it is timm's 'efficientnet_blur_b0', w",
+            "it is called 'efficientnet_blur_b0', which is none",
         ),
         (
             {"pretrained_cfg": {"crop_mode": "round"}},
@@ -270,8 +269,11 @@ def test_what_a_config_json_leaves_out(tmp_path, folder, config, images):
         ({"pretrained_cfg": {"mean": "grey"}}, "cannot be used: could not convert"),
         ({"pretrained_cfg": {"input_size": [3, 224, 192]}}, "must be square and have 3 channels"),
         ({"pretrained_cfg": {"input_size": 7}}, "cannot be used: "),
-        ({"model_args": {"pad_type": "same"}}, "makes timm's efficientnet_b0 with pad_type 's"),
-        ({"model_args": {"global_pool": "max"}}, "with global_pool 'max', which no network here"),
+        ({"model_args": {"pad_type": "same"}}, "was made by timm with pad_type='same', which"),
+        ({"pretrained_cfg": ["x"]}, "pretrained_cfg in .*config.json' must be an object"),
+        ({"model_args": "x"}, "model_args in .*config.json' must be an object"),
+        ({"global_pool": "max"}, "with global_pool='max', which no model here"),
+        ({"model_args": {"global_pool": "max"}}, "with global_pool='max', which no model here"),
     ],
 )
 def test_a_config_json_that_cannot_be_used_is_named(tmp_path, config, message):
@@ -328,3 +330,11 @@ def test_families_names_do_not_meet():
     for name in timm.networks():
         assert (of(TIMM, name) is None) != (of(TIMM_VIT, name) is None)
     assert EFFICIENTNET is TIMM.family
+
+
+@pytest.mark.parametrize(
+    "file", ["efficientnet_blur_b0.pth", "efficientnet_blur_b0.x-01234567.bin"]
+)
+def test_another_network_of_the_same_shapes_is_named(tmp_path, file):
+    with pytest.raises(UsageError, match=r"it is called 'efficientnet_blur_b0.*, which is none"):
+        ask(tmp_path, file)

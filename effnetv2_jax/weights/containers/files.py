@@ -118,9 +118,14 @@ def _about(path: pathlib.Path) -> dict[str, Any]:
         raise UsageError(f"{str(beside)!r}, beside the weights, is no JSON: {error}") from error
     if isinstance(config, dict) and "architecture" in config:
         about["architecture"] = str(config["architecture"])
-        about["model_args"] = config.get("model_args")
-        # timm's first config.json had no part of its own for this.
-        about["pretrained_cfg"] = config.get("pretrained_cfg", config)
+        # timm's first config.json had no pretrained_cfg.
+        about["pretrained_cfg"] = config.get("pretrained_cfg") or config
+        about["model_args"] = config.get("model_args") or {}
+        for name in ("pretrained_cfg", "model_args"):
+            if not isinstance(about[name], dict):
+                raise UsageError(f"{name} in {str(beside)!r} must be an object")
+        if config.get("global_pool"):
+            about["model_args"] = {"global_pool": config["global_pool"]} | about["model_args"]
     return about
 
 
