@@ -41,6 +41,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights that training begins with: a file, a folder or a published name (docs/weights.md). A
     # classifier for other classes is left out. Empty means random weights.
     config.init_weights = ""
+    # timm's name of the network in init_weights, such as tf_efficientnetv2_s.in1k, if neither the
+    # file nor its name tells it.
+    config.init_architecture = config_dict.placeholder(str)
 
     config.data = ml_collections.ConfigDict()
     # Name of the data set; folder:PATH for your own images, tfds:NAME for any data set of TFDS.
@@ -55,7 +58,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Splits for training and evaluation, such as train, train[:80%] or test.
     config.data.train_split = "train"
     config.data.eval_split = "test"
-    # Input family: a name in effnetv2_jax/preprocessing.py. Empty means the model's own.
+    # Input family: a name in effnetv2_jax/preprocessing.py, with changes such as torch,crop=1.0.
+    # Empty means the model's own.
     config.data.preprocessing = ""
     # Mirrors half of the training images.
     config.data.flip = True

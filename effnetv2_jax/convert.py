@@ -33,13 +33,28 @@ NAMING = flags.DEFINE_enum(
 )
 EMA = flags.DEFINE_bool("ema", True, "Take the moving averages if the weights have both.")
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "timm's name of the network, if neither the file nor its folder tells it."
+    "architecture",
+    None,
+    "timm's name of the network, such as tf_efficientnetv2_s.in1k. By default what the file, its "
+    "config.json or its name says.",
+)
+PREPROCESSING = flags.DEFINE_string(
+    "preprocessing",
+    None,
+    "Images that the weights expect, a name in effnetv2_jax/preprocessing.py. By default those of "
+    "the weights' origin.",
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
 def main() -> None:
-    weights = read_weights(FROM.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value)
+    weights = read_weights(
+        FROM.value,
+        MODEL.value,
+        ema=EMA.value,
+        architecture=ARCHITECTURE.value,
+        preprocessing=PREPROCESSING.value,
+    )
     save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
     spec = weights.spec
     family = family_of(spec)
@@ -49,7 +64,8 @@ def main() -> None:
         f"{numbers:,} numbers, from {weights.origin}"
     )
     computes = (f"{x} {getattr(spec, x)}" for x in family.adopted if not x.endswith("_size"))
-    print(*computes, f"{spec.eval_size} px", sep=", ")
+    print(*computes, f"{spec.eval_size} px, {weights.assumed}", sep=", ", end=" ")
+    print("(--architecture and --preprocessing change this)")
     if NAMING.value == OURS:
         print(f"written to {TO.value}")
         return

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from effnetv2_jax.runtime import cli, hosts
 from effnetv2_jax.runtime.config import agree, build, make_evaluations
@@ -68,6 +68,11 @@ def main() -> None:
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
+    logging.info(
+        "images: input family %s of the run's config, %d px (--image_size changes it)",
+        run.preprocessing.name,
+        evaluation.image_size,
+    )
     state = checkpoints.restore(run.training.shapes, run.training.mesh, step)
     checkpoints.close()
     metrics = run.evaluate(evaluation, state)

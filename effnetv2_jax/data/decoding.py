@@ -125,37 +125,57 @@ _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
 
 def resize_as_pillow(
-    image: tf.Tensor, image_size: int, interpolation: str, margin: int | None
+    image: tf.Tensor,
+    image_size: int,
+    interpolation: str,
+    mode: str,
+    side: int,
+    fill: tuple[float, float, float],
 ) -> tf.Tensor:
-    """Resizes with antialiasing and cuts the centre, as torchvision does with a Pillow image.
+    """Resizes with antialiasing and cuts the centre, as torchvision and timm do with Pillow.
 
     Args:
         image: uint8 [height, width, 3].
         image_size: The side of the result in px.
         interpolation: ``bilinear`` or ``bicubic``.
-        margin: The number of px that are cut off. The image is resized to a short side of
-            image_size + margin, keeping its shape, and its centre is cut out. None resizes the
-            whole image to a square.
+        mode: ``center`` resizes the short side to ``side``, ``border`` the long one, both keeping
+            the image's shape; ``squash`` resizes both sides.
+        side: The side in px of the resized image, from which the centre is cut out.
+        fill: The colour 0 … 255 beside an image that is too small for the result.
 
     Returns:
         uint8 [image_size, image_size, 3]. Pillow, which rounds between rows and columns, differs by
         a level here and there.
     """
     shape = tf.shape(image)[:2]
-    target = tf.constant([image_size, image_size])
-    if margin is not None:
-        target = (image_size + margin) * shape // tf.reduce_min(shape)
-    begin = tf.round((tf.cast(target, tf.float32) - image_size) / 2)
+    if mode == "squash":
+        target = tf.constant([side, side])
+    elif mode == "center":
+        target = side * shape // tf.reduce_min(shape)
+    else:
+        target = tf.cast(tf.round(side * shape / tf.reduce_max(shape)), tf.int32)
+        target = tf.maximum(target, 1)
+    surplus = target - image_size
+    begin = tf.where(
+        surplus < 0, -(-surplus // 2), tf.cast(tf.round(tf.cast(surplus, tf.float32) / 2), tf.int32)
+    )
     # Only the part that is cut out is computed.
     image = tf.raw_ops.ScaleAndTranslate(
         images=image[tf.newaxis],
         size=(image_size, image_size),
         scale=tf.cast(target / shape, tf.float32),
-        translation=-begin,
+        translation=-tf.cast(begin, tf.float32),
         kernel_type=_KERNELS[interpolation],
         antialias=True,
     )[0]
     image = tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8)
+    if mode == "border":
+        rows, columns = (
+            (tf.range(image_size) >= -begin[i]) & (tf.range(image_size) < target[i] - begin[i])
+            for i in range(2)
+        )
+        inside = rows[:, tf.newaxis, tf.newaxis] & columns[:, tf.newaxis]
+        image = tf.where(inside, image, tf.constant([round(x) for x in fill], tf.uint8))
     return tf.ensure_shape(image, (image_size, image_size, 3))
 
 

@@ -145,14 +145,16 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
         image_size: The side of the result in px.
         preprocessing: The input family, which decides between the crop and the whole image.
     """
-    crops = image_size < preprocessing.center_crop_below
-    margin = preprocessing.crop_margin if crops else None
+    mode, side = preprocessing.evaluation(image_size)
     if preprocessing.antialias:
         image = decoding.decode_box(image, decoding.whole_box)
-        return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
+        return decoding.resize_as_pillow(
+            image, image_size, preprocessing.interpolation, mode, side, fill=preprocessing.mean
+        )
 
     box: Callable[[tf.Tensor], decoding.Box] = decoding.whole_box
-    if margin is not None:
+    if mode == "center":
+        margin = side - image_size
         box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
     image = decoding.decode_box(image, box)

@@ -72,26 +72,13 @@ def _as_published(model: str, architecture: str | None) -> dict[str, Any]:
     return _TENSORFLOW | ({"preprocessing": spec.preprocessing} if spec else {})
 
 
-# The preprocessing of timm's networks by a pattern of their names; the first match counts.
-_TIMM_PREPROCESSING = (
-    (r"tf_efficientnetv2_(s|m|l|xl)\b.*", "v2"),
-    (r"tf_efficientnet_lite.*", "lite"),
-    (r"tf_efficientnet_.*[._]ap([._].*)?", "advprop"),
-    (r"tf_.*", "v1"),
-    (r".*", "torch"),
-)
-
-
 def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
     if architecture is None:
         raise UsageError(
             "its tensors have timm's names, which do not say whether the network pads as in "
-            "TensorFlow or as in PyTorch: give timm's name of it as architecture, e.g. "
-            f"{_timm_name(model, 'same')!r} or {_timm_name(model, 'symmetric')!r}"
+            "TensorFlow or as in PyTorch"
         )
-    name = architecture.replace("-", "_")
-    family = next(x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, name))
-    return (_TENSORFLOW if name.startswith("tf_") else _PYTORCH) | {"preprocessing": family}
+    return _TENSORFLOW if architecture.startswith("tf_") else _PYTORCH
 
 
 def _timm_name(model: str, padding: str) -> str:
@@ -214,6 +201,7 @@ _NAMES = (
         ),
         territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
         trained=_timm_trained,
+        our_model=lambda architecture: architecture.removeprefix("tf_").replace("_", "-"),
         their_model=_in_timm,
     ),
     Names(
@@ -308,5 +296,4 @@ FAMILY = Family(
     also_adopted=("preprocessing", "train_size", "eval_size"),
     compared=("groups", "activation"),
     names=_NAMES,
-    timm_names=r"(?:tf_)?efficientnet(?:v2)?",
 )

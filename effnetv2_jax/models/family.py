@@ -153,8 +153,8 @@ class Names:
         territory: Matches the names of the tensors that belong to a network. Other tensors in the
             file are ignored.
         trained: A function from our model's name and timm's name of the architecture (or None) to
-            the fields of the spec that say how such networks compute. It raises UsageError if the
-            two names do not tell.
+            the fields of the spec that say how such networks compute, and in libraries other than
+            timm which images they expect. It raises UsageError if the two names do not tell.
         our_model: A function from timm's name of the architecture to our model's name, which tells
             networks of equal shapes apart; None for other architectures.
         their_model: A function from a spec to the name of the library's network that computes the
@@ -209,8 +209,6 @@ class Family:
         lacks: The arguments of ``create_model`` that the module does not take.
         names: The names of the layers in each library's files. The first one that a file matches
             counts.
-        timm_names: A pattern of the beginning of timm's names of its networks, by which they are
-            recognised in the names of files.
         positions: The position embedding; None if the family has none.
     """
 
@@ -224,7 +222,6 @@ class Family:
     also_adopted: tuple[str, ...]
     compared: tuple[str, ...]
     names: tuple[Names, ...]
-    timm_names: str
     lacks: frozenset[str] = frozenset()
     positions: Positions | None = None
 

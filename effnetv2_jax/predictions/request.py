@@ -108,7 +108,12 @@ def answer(
     family = get_preprocessing(preprocessing or loaded.spec.preprocessing)
     image_size = image_size or loaded.spec.eval_size
     logging.info("%s", loaded)
-    logging.info("images: input family %s, %d px", family.name, image_size)
+    logging.info(
+        "images: input family %s, %d px (--architecture, --preprocessing and --image_size change "
+        "this)",
+        family.name,
+        image_size,
+    )
     predictions = predict(
         model,
         images,

@@ -148,6 +148,7 @@ def build(
         augmentation=augmentation,
         max_bad_fraction=config.data.max_bad_fraction,
         init_weights=config.init_weights,
+        init_architecture=config.get("init_architecture"),  # runs of before do not have it
         seed=config.seed,
     )
 

@@ -42,6 +42,7 @@ class Run:
         max_bad_fraction: The largest fraction of undecodable examples in a split, see
             ``pipeline.train_batches``.
         init_weights: The weights that training begins with; empty for random numbers.
+        init_architecture: timm's name of their network; None if they say it.
         seed: The seed of the run.
     """
 
@@ -57,6 +58,7 @@ class Run:
     augmentation: images.Augmentation
     max_bad_fraction: float
     init_weights: str
+    init_architecture: str | None
     seed: int
 
     def first_state(self) -> TrainState:
@@ -138,7 +140,7 @@ class Run:
 
     def _initialize(self, model: Network) -> None:
         """Reads ``init_weights`` into a new model, and logs what was loaded."""
-        weights = read_weights(self.init_weights, model.spec)
+        weights = read_weights(self.init_weights, model.spec, architecture=self.init_architecture)
         others = [
             f"--config.model.{name}={getattr(weights.spec, name)}"
             for name in family_of(model.spec).as_trained
@@ -149,7 +151,16 @@ class Run:
             raise UsageError(
                 f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"
             )
-        logging.info("beginning with %s", put(weights, model))
+        loaded = put(weights, model)
+        logging.info("beginning with %s (--config.init_architecture changes this)", loaded)
+        if weights.spec.preprocessing != self.preprocessing.name:
+            logging.warning(
+                "the weights expect images of %s, this run prepares %s: "
+                "--config.data.preprocessing=%s changes it",
+                weights.spec.preprocessing,
+                self.preprocessing.name,
+                weights.spec.preprocessing,
+            )
 
 
 def _share() -> pipeline.Share:

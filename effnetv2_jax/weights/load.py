@@ -28,6 +28,7 @@ class Loaded:
         changes: The fields of the spec that the model took over and that it had otherwise.
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
+        assumed: The source of the spec's fields that weights bring along.
     """
 
     origin: str
@@ -39,13 +40,15 @@ class Loaded:
     changes: dict[str, Any]
     reason: str
     interpolated: str = ""
+    assumed: str = ""
 
     def __str__(self) -> str:
         """Returns a sentence or two for a log."""
         taken = ", ".join(f"{name} {value}" for name, value in self.changes.items())
         left = f"{', '.join(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
-        parts = [start, taken and f"with {taken}", self.interpolated, left]
+        images = f"images as {self.spec.preprocessing} takes them, {self.assumed}"
+        parts = [start, taken and f"with {taken}", self.interpolated, left, self.assumed and images]
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
 
 
@@ -56,6 +59,7 @@ def load_weights(
     strict: bool = False,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
 ) -> Loaded:
     """Puts weights of any origin into a model, which then computes what they were trained for.
 
@@ -75,16 +79,21 @@ def load_weights(
             ``efficientnetv2-s/imagenet21k-ft1k``.
         strict: Refuses weights whose classifier or position embedding does not fit.
         ema: Takes the moving averages if the weights have both.
-        architecture: timm's name of the network, for example ``tf_efficientnetv2_s``, if neither
-            the file nor its folder tells it.
+        architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
+            takes what the file, its ``config.json`` or its name say.
+        preprocessing: The preprocessing that the weights expect, as for ``get_preprocessing``. None
+            takes that of their origin.
 
     Returns:
         The record of what was loaded and what was not.
 
     Raises:
-        UsageError: If there are no weights, or they cannot be read, or do not fit.
+        UsageError: If there are no weights, or they cannot be read, or do not fit, or nothing says
+            how they compute.
     """
-    weights = read_weights(path_or_name, model.spec, ema=ema, architecture=architecture)
+    weights = read_weights(
+        path_or_name, model.spec, ema=ema, architecture=architecture, preprocessing=preprocessing
+    )
     return put(weights, model, strict=strict)
 
 
@@ -94,6 +103,7 @@ def load_model(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
     **arguments: Any,
 ) -> tuple[Network, Loaded]:
     """Builds the model that weights are for, with their number of classes, in evaluation mode.
@@ -107,7 +117,7 @@ def load_model(
         path_or_name: The weights, as for ``load_weights``.
         model: The model's name; None means the model that the weights look like.
         ema: Takes the moving averages if the weights have both.
-        architecture: timm's name of the network, as for ``load_weights``.
+        architecture, preprocessing: As for ``load_weights``.
         **arguments: Arguments of ``create_model`` such as ``dtype``, but no fields of the spec.
 
     Returns:
@@ -116,7 +126,9 @@ def load_model(
     Raises:
         UsageError: As ``load_weights``.
     """
-    weights = read_weights(path_or_name, model, ema=ema, architecture=architecture)
+    weights = read_weights(
+        path_or_name, model, ema=ema, architecture=architecture, preprocessing=preprocessing
+    )
     arguments = {"rngs": nnx.Rngs(0), **arguments}
     network = build(weights.spec, num_classes=weights.num_classes, **arguments)
     return network, put(weights, network)
@@ -176,4 +188,5 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         changes=changes,
         reason=reason,
         interpolated=interpolated,
+        assumed=weights.assumed,
     )

@@ -8,15 +8,19 @@ import numpy as np
 
 from effnetv2_jax.models.family import CLASSIFIER, Spec
 from effnetv2_jax.models.registry import FAMILIES, SPECS, family_of, get_spec
+from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import bars
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights import description, published
+from effnetv2_jax.weights import description, published, timm
 from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.containers.tensors import Tensors
 from effnetv2_jax.weights.description import Description
 from effnetv2_jax.weights.dialects.dialect import DIALECTS, OURS, Dialect, Place
 
 Shape = tuple[int, ...]
+
+# The argument and the flags with which a user tells timm's name of a network.
+_ARCHITECTURE = "architecture (--architecture, in training --config.init_architecture)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Weights:
         class_names: The names of the classes; None if unknown.
         origin: The weights' origin, for people.
         changes: The fields of the spec that the weights brought along.
+        assumed: The source of what is computed with them.
     """
 
     spec: Spec
@@ -38,6 +43,7 @@ class Weights:
     class_names: tuple[str, ...] | None
     origin: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    assumed: str = ""
 
     @property
     def description(self) -> Description:
@@ -51,6 +57,7 @@ def read_weights(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
 ) -> Weights:
     """Reads somebody's weights.
 
@@ -62,11 +69,17 @@ def read_weights(
         model: The network that they must fit, a name or a spec. None means the network that they
             look like.
         ema: Takes the moving averages if the file has both.
-        architecture: timm's name of the network, if neither the file nor its folder tells it.
+        architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
+            takes what the file, its ``config.json`` or their names say (``timm.ask``).
+        preprocessing: The preprocessing that they expect, as for ``get_preprocessing``. None takes
+            that of their origin.
 
     Raises:
-        UsageError: If there are no weights, or they cannot be read, or do not fit.
+        UsageError: If there are no weights, or they cannot be read, or do not fit, or nothing says
+            how they compute.
     """
+    if preprocessing is not None:
+        get_preprocessing(preprocessing)
     path, known = published.resolve(path_or_name)
     spec = get_spec(model) if isinstance(model, str) else model
     if spec is None and known is not None:
@@ -86,13 +99,13 @@ def read_weights(
 
         if spec is not None and family_of(spec) is not dialect.family:
             raise misfit("it is another kind of network")
-        told = architecture or tensors.about.get("architecture")
+        told = _told(tensors, dialect, found, architecture) if about is None else timm.Told()
         if spec is None and about is not None:
             # The model of this name, unless the description's network only has its name.
             known_as = SPECS.get(about.spec.name, about.spec)
             spec = about.spec if _different(about.spec, known_as) else known_as
         elif spec is None:
-            spec = _look_alike(dialect, found, told, path_or_name)
+            spec = _look_alike(dialect, found, told.architecture, path_or_name)
         asked, spec = spec, _sized(spec, dialect, found)
         num_classes = _classes(dialect, spec, found)
         places = dialect.places(spec, num_classes)
@@ -105,13 +118,21 @@ def read_weights(
             )
         if about is not None:
             trained = {field: getattr(about.spec, field) for field in dialect.family.adopted}
+            assumed = "as their description says"
         else:
             try:
-                trained = dict(dialect.names.trained(spec.name, told))
+                trained, assumed = _trained(
+                    dialect, spec, told, preprocessing, named=model is not None or known is not None
+                )
             except UsageError as error:
                 raise UsageError(f"{path_or_name!r}: {error}") from error
         trained.setdefault("eval_size", spec.eval_size)
-        trained |= known.changes if known else {}
+        if known and known.changes:
+            trained |= known.changes
+            assumed = "as it was published"
+        if preprocessing is not None:
+            trained["preprocessing"] = preprocessing
+            assumed = "as you say"
         arrays = {
             name: place.to_ours(tensors.read(prefix + place.name))
             for name, place in bars.track(places.items(), "reading weights", len(places))
@@ -124,7 +145,74 @@ def read_weights(
         class_names=about.class_names if about else None,
         origin=about.origin if about else f"{path_or_name} ({dialect.names.library})",
         changes=changes,
+        assumed=assumed,
     )
+
+
+def _told(
+    tensors: Tensors, dialect: Dialect, found: Mapping[str, Shape], architecture: str | None
+) -> timm.Told:
+    """Returns which network of timm a file holds, if it has timm's names of tensors."""
+    if dialect.names.library != "timm":
+        return timm.Told()
+    try:
+        told = timm.ask(tensors.about, architecture)
+    except UsageError as error:
+        raise UsageError(f"{str(tensors.path)!r}: {error}") from error
+    if told.architecture is None:
+        return told
+    spec = dialect.family.specs.get(dialect.names.our_model(told.architecture) or "")
+    if told.by_name:
+        # The name may be of the network that these weights were taught by, or of a whole project.
+        return told if spec and _fits(spec, dialect, found) else timm.Told()
+    if spec is None:
+        raise UsageError(
+            f"{str(tensors.path)!r}: timm's {told.architecture} is no {dialect.family.title}, as "
+            "the tensors' names are of one"
+        )
+    return told
+
+
+def _trained(
+    dialect: Dialect, spec: Spec, told: timm.Told, preprocessing: str | None, named: bool
+) -> tuple[dict[str, Any], str]:
+    """Returns the fields of a spec that weights without a description bring, and their source.
+
+    Args:
+        dialect: The weights' dialect.
+        spec: The network.
+        told: timm's network, if it is known.
+        preprocessing: The user's answer to which images it expects; None if there is none.
+        named: True if the user named the model, whose images are then taken if nothing else says.
+
+    Raises:
+        UsageError: If nothing says how the network computes, or which images it expects.
+    """
+    names = dialect.names
+    if names.library != "timm":
+        return dict(names.trained(spec.name, None)), f"as in {names.library}"
+    known = [name for name in timm.networks() if names.our_model(name) == spec.name]
+    give = f"give timm's name of it as {_ARCHITECTURE}"
+    give += f", such as {' or '.join(known)}" if known else ""
+    try:
+        trained = dict(names.trained(spec.name, told.architecture))
+    except UsageError as error:
+        raise UsageError(f"{error}: {give}") from error
+    if told.architecture and told.images:
+        return trained | told.images.fields(told.architecture), f"as {told.by}"
+    if told.architecture and preprocessing is None:
+        tags = ", ".join(f"{told.architecture}.{x}" for x in timm.networks()[told.architecture])
+        raise UsageError(
+            f"timm has several networks {told.architecture}, which expect different images: give "
+            f"its full name as {_ARCHITECTURE}, one of {tags}, or the images as preprocessing "
+            "(--preprocessing)"
+        )
+    if not (told.architecture or preprocessing or named or "preprocessing" in trained):
+        raise UsageError(
+            f"nothing says which images it expects: {give}, or the images as preprocessing "
+            "(--preprocessing)"
+        )
+    return trained, f"as the model {spec.name} has it"
 
 
 def _dialect_of(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:
@@ -200,13 +288,13 @@ def _fitting(
             for spec in SPECS.values()
             if family_of(spec) is dialect.family and dialect.may_hold(spec, found)
         ]
-    fitting = []
-    for spec in candidates:
-        sized = _sized(spec, dialect, found)
-        places = dialect.places(sized, _classes(dialect, sized, found))
-        if _difference(places, found) is None:
-            fitting.append(spec)
-    return fitting
+    return [spec for spec in candidates if _fits(spec, dialect, found)]
+
+
+def _fits(spec: Spec, dialect: Dialect, found: Mapping[str, Shape]) -> bool:
+    sized = _sized(spec, dialect, found)
+    places = dialect.places(sized, _classes(dialect, sized, found))
+    return _difference(places, found) is None
 
 
 def _look_alike(

@@ -82,7 +82,6 @@ TOY = Family(
             trained=lambda model, architecture: {"padding": "symmetric", "preprocessing": "torch"},
         ),
     ),
-    timm_names="toynet",
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
 )
 
