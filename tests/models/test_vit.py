@@ -183,7 +183,7 @@ def test_each_branch_of_a_block_is_dropped_on_its_own(images):
 
     @nnx.jit
     def outcomes(block, x):
-        y = block(x, training=True, rngs=nnx.Rngs(dropout=1))
+        y = block(x, train=True, rngs=nnx.Rngs(dropout=1))
         attended = x + 2 * block.attention(block.attention_norm(x))
         both = attended + 2 * block.mlp(block.mlp_norm(attended))
         mlp = x + 2 * block.mlp(block.mlp_norm(x))

@@ -24,6 +24,14 @@ def activated(x: jax.Array, activation: str | None) -> jax.Array:
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
+def per_channel(x: jax.Array, ndim: int) -> jax.Array:
+    """Returns [channels] as [1, …, 1, channels] with ndim axes, to compute with images.
+
+    NumPy's rules would add the axes too, but ``jax_numpy_rank_promotion="raise"`` forbids that.
+    """
+    return lax.broadcast_to_rank(x, ndim)
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["x", "scale", "shift", "gate", "array"],
@@ -170,7 +178,7 @@ def _scale_shift_backward(activation, dtype, residuals, dy):
     dz = lax.platform_dependent(x, scale, shift, dy, cpu=on_cpu, default=default)
     dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
     # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
-    return (dz * scale).astype(x.dtype), dscale, dshift
+    return (dz * per_channel(scale, x.ndim)).astype(x.dtype), dscale, dshift
 
 
 scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
@@ -195,13 +203,17 @@ _gated.defvjp(_gated_forward, _gated_backward)
 
 
 def _forward(x, scale, shift, *, activation: str | None, dtype):
-    return activated((x.astype(jnp.float32) * scale + shift).astype(dtype), activation)
+    return activated(_scaled_and_shifted(x, scale, shift).astype(dtype), activation)
+
+
+def _scaled_and_shifted(x, scale, shift):
+    return x.astype(jnp.float32) * per_channel(scale, x.ndim) + per_channel(shift, x.ndim)
 
 
 def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):
     """Returns the gradient by x · scale + shift, float32."""
     if activation is not None:
-        z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
+        z = _scaled_and_shifted(x, scale, shift).astype(dtype)
         (dy,) = jax.vjp(ACTIVATIONS[activation], z)[1](dy)
     return dy.astype(jnp.float32)
 

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
-from effnetv2_jax.models.kernels.activations import Value, activated, cotangent, recomputed
+from effnetv2_jax.models.kernels.activations import (
+    Value,
+    activated,
+    cotangent,
+    per_channel,
+    recomputed,
+)
 from effnetv2_jax.models.kernels.on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
@@ -146,7 +152,8 @@ def _biased(x, kernel, bias, stride: int, pads: Pads, activation: str | None) ->
 
 
 def _then_biased(x, kernel, bias, *, stride: int, pads: Pads, activation: str | None):
-    return activated(_convolved(x, kernel, _DEPTHWISE, stride, pads) + bias, activation)
+    y = _convolved(x, kernel, _DEPTHWISE, stride, pads)
+    return activated(y + per_channel(bias, y.ndim), activation)
 
 
 def _biased_forward(x, kernel, bias, stride, pads, activation):
