@@ -79,7 +79,7 @@ def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] 
     """
 
     def draw(number: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, number), shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
 
     return jax.vmap(draw)(index)
 

@@ -93,7 +93,7 @@ class Patches(nnx.Module):
     def __init__(self, patch_size: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         shape = (patch_size, patch_size, 3, width)
         self.kernel = nnx.Param(small_normal_init(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
