@@ -62,8 +62,8 @@ def _evaluate(*args, function, transpose, residuals):
 
 
 def _abstract(*args, function, transpose, residuals):
-    result = jax.eval_shape(function, *args)
-    return jax.core.ShapedArray(result.shape, result.dtype)
+    (result,) = jax.make_jaxpr(function)(*args).out_avals
+    return result
 
 
 def _differentiate(primals, tangents, *, function, transpose, residuals):
