@@ -39,11 +39,14 @@ def linear_call(
     count = len(flat_residuals)
 
     def flat_function(*args: jax.Array) -> jax.Array:
-        return function(residuals_tree.unflatten(args[:count]), linear_tree.unflatten(args[count:]))
+        return function(
+            jax.tree.unflatten(residuals_tree, args[:count]),
+            jax.tree.unflatten(linear_tree, args[count:]),
+        )
 
     def flat_transpose(*args: jax.Array) -> list[jax.Array]:
         *kept, dy = args
-        return jax.tree.leaves(transpose(residuals_tree.unflatten(kept), dy))
+        return jax.tree.leaves(transpose(jax.tree.unflatten(residuals_tree, kept), dy))
 
     return _linear_p.bind(
         *flat_residuals,
