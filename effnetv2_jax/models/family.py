@@ -81,17 +81,13 @@ class Network(nnx.Module):
         self.remat = remat
         self.deterministic = True
 
-    def is_training(self, train: bool | None) -> bool:
-        """Returns ``train``, or what ``.train()`` or ``.eval()`` said last if it is None."""
-        return not self.deterministic if train is None else train
-
     @abc.abstractmethod
     def pooled(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
         """Returns the features that the classifier sees, float32 [batch, features].
 
-        The arguments are those of ``__call__`` after its checks; only index may be None.
+        The arguments are those of ``__call__`` after its checks; rngs is not None.
         """
 
     def __call__(
@@ -108,8 +104,9 @@ class Network(nnx.Module):
         Args:
             images: Float [batch, height, width, 3], normalised as ``spec.preprocessing`` says. An
                 EfficientNet takes any height and width, a ViT only ``spec.eval_size``.
-            train: True uses the batch's statistics, stochastic depth and dropout. None does what
-                ``.train()`` or ``.eval()`` said last.
+            train: True uses the batch's statistics, stochastic depth and dropout in all layers, and
+                False in none. With None, each layer does what ``.train()`` or ``.eval()`` said last
+                of it or of a module around it, so that some can be frozen.
             rngs: Gives the ``dropout`` key in training. None takes the model's own.
             dropout_rate: The rate before the classifier; it may be traced. None takes the spec's.
             index: The number of each image, int32 [batch]. With the key, it decides what stochastic
@@ -124,12 +121,11 @@ class Network(nnx.Module):
             UsageError: If the images or index have another shape or dtype.
         """
         check_images(images, index)
-        training = self.is_training(train)
         rngs = self.rngs if rngs is None else rngs
-        x = self.pooled(images, training, rngs, index)
+        x = self.pooled(images, train=train, rngs=rngs, index=index)
         if self.classifier is None:
             return x
-        if training:
+        if (not self.deterministic) if train is None else train:
             rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
             x = dropout(x, rate, rngs.dropout(), index)
         return self.classifier(x).astype(jnp.float32)
