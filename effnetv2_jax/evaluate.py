@@ -10,16 +10,21 @@ extras.need_for_program("train")
 import dataclasses
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
+import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from effnetv2_jax.runtime import cli, hosts
-from effnetv2_jax.runtime.config import agree, build, make_evaluations
-from effnetv2_jax.runtime.errors import unknown_name
-from effnetv2_jax.runtime.workdir import read_config
+from effnetv2_jax.runtime.config import agree, build_scorer, make_evaluations
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.workdir import read_class_names, read_config
+from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.observing import report
-from effnetv2_jax.training.survival.checkpoint import Checkpoints
+from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.survival.checkpoint import Checkpoints, read_parts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 EVAL = flags.DEFINE_string(
@@ -63,13 +68,27 @@ def main() -> None:
         evaluation=dataclasses.asdict(evaluation),
         checkpoint=CHECKPOINT.value,
     )
-    run = build(config)
+    scorer = build_scorer(config, evaluation)
+    source, names = scorer.sources[evaluation.data], read_class_names(WORKDIR.value)
+    same = evaluation.data == config.data.name
+    if names is not None and (
+        source.num_classes != len(names) or (same and list(source.class_names) != names)
+    ):
+        raise UsageError(
+            f"{evaluation.data} has other classes than the run's, which class_names.txt in "
+            f"{WORKDIR.value!r} lists ({len(names)} there, {source.num_classes} now)"
+        )
+    mesh, shapes = scorer.training.mesh, scorer.training.shapes
+    # Padding does not count, so that any number of devices will do.
+    batch_size = -(-evaluation.batch_size // mesh.size) * mesh.size
+    evaluation = dataclasses.replace(evaluation, batch_size=batch_size)
     folder = pathlib.Path(WORKDIR.value).expanduser()
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
-    state = checkpoints.restore(run.training.shapes, run.training.mesh, step)
-    metrics = run.evaluate(evaluation, state)
+    # Nothing of the optimizer is read, and nothing is split over devices as training split it.
+    state = _restored(shapes, evaluation.parts, step, mesh)
+    metrics = scorer.evaluate(evaluation, state)
     assert metrics is not None  # nothing can stop it
     split, image_size = evaluation.split, evaluation.image_size
     if not hosts.is_first():
@@ -78,10 +97,20 @@ def main() -> None:
         print(json.dumps({**metrics, "step": step, "split": split, "image_size": image_size}))
     else:
         print(
-            f"{run.name} on {evaluation.data}/{split} at step {step}, {image_size} px, "
+            f"{scorer.name} on {evaluation.data}/{split} at step {step}, {image_size} px, "
             f"{metrics['count']} images: top-1 {100 * metrics['top1']:.2f} %, "
             f"top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.4f}"
         )
+
+
+def _restored(shapes: TrainState, parts: Collection[str], step: int, mesh: Mesh) -> TrainState:
+    """Returns a state of which some parts are a checkpoint's; the others stay shapes."""
+    arrays = read_parts(WORKDIR.value, step, parts)
+    trees = {name: getattr(shapes, name) for name in parts}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = jax.tree.unflatten(structure, [arrays[path] for path in paths])
+    return dataclasses.replace(shapes, **shard_state(found, mesh))
 
 
 if __name__ == "__main__":

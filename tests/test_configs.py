@@ -14,6 +14,7 @@ from effnetv2_jax.runtime.config import (
     make_evaluations,
     make_optimizer,
     make_stages,
+    training_arguments,
 )
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.recipe import flatten
@@ -36,7 +37,7 @@ def test_each_recipe_builds(argument):
     assert stages[-1].image_size == config.schedule.image_size[1]
     model = abstract_model(config.model.name, bn_momentum=config.model.bn_momentum)
     assert count_parameters(model) > 7e6
-    optimizer, learning_rate = make_optimizer(config, IMAGENET_TRAIN, stages[-1].end_step)
+    optimizer, learning_rate = make_optimizer(training_arguments(config, IMAGENET_TRAIN))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     jax.eval_shape(optimizer.init, params)
     # Section 5.1: up to 0.256 over 5 epochs (by then twice × 0.97), × 0.97 every 2.4 epochs.
@@ -262,7 +263,7 @@ def test_fields_that_an_evaluation_leaves_out_are_the_configs():
 def test_the_options_of_the_optimizer_reach_it():
     config = small_config(**{"optimizer.name": "adamw"})
     config.optimizer.options = {"b2": 0.9, "nesterov": True}
-    optimizer, _ = make_optimizer(config, 160, 10)
+    optimizer, _ = make_optimizer(training_arguments(config, 16_000))
     params = {"kernel": np.ones(2, np.float32)}
     _, state = optimizer.update({"kernel": np.ones(2, np.float32)}, optimizer.init(params), params)
     second = next(x.nu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu")))

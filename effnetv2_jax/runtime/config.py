@@ -1,7 +1,9 @@
 """Turns a ConfigDict into a ``Run``; ConfigDicts end here, and the library takes plain values."""
 
 import dataclasses
+import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import optax
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import images
-from effnetv2_jax.data.sources import registry
+from effnetv2_jax.data.sources import Source, digest, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.models.registry import family_of
@@ -18,7 +20,7 @@ from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import hosts
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.recipe import flatten
-from effnetv2_jax.runtime.run import Run
+from effnetv2_jax.runtime.run import Run, Scorer
 from effnetv2_jax.training import optimizers
 from effnetv2_jax.training.build import DTYPES, build_training
 from effnetv2_jax.training.evaluation import WEIGHTS, Evaluation
@@ -54,18 +56,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
     mesh = make_mesh(fsdp=config.fsdp)
     evaluations = make_evaluations(config)
     _check(config, mesh, evaluations)
-    spec = get_spec(config.model.name)
-    family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    # This may write: a data set that has to be prepared, an index of its records.
-    with hosts.first_alone("data"):
-        sources = {
-            name: registry.get_source(name, config.data.dir or None, holdout=config.data.holdout)
-            for name in dict.fromkeys([config.data.name, *(x.data for x in evaluations)])
-        }
-        source = sources[config.data.name]
-        num_examples = source.split(config.data.train_split).size
-        for evaluation in evaluations:
-            sources[evaluation.data].split(evaluation.split)
+    train_split = config.data.train_split
+    splits = [(config.data.name, train_split), *((x.data, x.split) for x in evaluations)]
+    sources = _open(config, splits)
+    source = sources[config.data.name]
     for evaluation in evaluations:
         other = sources[evaluation.data].num_classes
         if other != source.num_classes:
@@ -73,46 +67,15 @@ def build(config: ml_collections.ConfigDict) -> Run:
                 f"evals.{evaluation.name}.data must have the {source.num_classes} classes of "
                 f"{source.name}, {evaluation.data} has {other}"
             )
-    stages = make_stages(config, num_examples)
-    augmentation = images.Augmentation(
-        name=config.data.augmentation,
-        flip=config.data.flip,
-        num_layers=config.data.randaugment_layers,
-        translate_const=config.data.translate_const,
-        cutout_const=config.data.cutout_const,
-        area_range=tuple(config.data.area_range) or None,
-    )
-    optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
-    # A config has fields for all kinds of models; each model takes those that its spec has.
-    fields = {
-        "bn_momentum": config.model.bn_momentum,
-        "head_init_scale": config.model.head_init_scale,
-        "survival_prob": config.model.survival_prob,
-        # A ViT is made for one size, and takes only this field.
-        "eval_size": config.eval_image_size,
-    } | {
-        name: value
-        for name in family_of(spec).as_trained
-        if (value := config.model.get(name)) is not None
-    }
+    arguments = training_arguments(config, source.split(train_split).size)
+    optimizer, learning_rate = make_optimizer(arguments)
     training = build_training(
-        config.model.name,
         mesh=mesh,
         optimizer=optimizer,
         num_classes=source.num_classes,
-        preprocessing=family,
-        dtype=config.model.dtype,
-        reduce_dtype=config.reduce_dtype,
-        loss=config.loss,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        mixing=any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
-        accumulation_steps=config.accumulation_steps,
-        bn_group_size=config.model.bn_group_size or None,
         remat=config.model.remat,
         scan_blocks=config.model.scan_blocks,
-        seed=config.seed,
-        spec_fields={name: value for name, value in fields.items() if name in vars(spec)},
+        **arguments["training"],
     )
     for evaluation in evaluations:
         if evaluation.image_size != config.eval_image_size:
@@ -127,18 +90,158 @@ def build(config: ml_collections.ConfigDict) -> Run:
     return Run(
         name=config.model.name,
         training=training,
-        stages=stages,
         learning_rate=learning_rate,
         source=source,
-        train_split=config.data.train_split,
+        train_split=train_split,
         sources=sources,
         evaluations=evaluations,
-        preprocessing=family,
-        augmentation=augmentation,
+        preprocessing=arguments["training"]["preprocessing"],
         max_bad_fraction=config.data.max_bad_fraction,
-        init_weights=config.init_weights,
-        seed=config.seed,
+        **arguments["run"],
     )
+
+
+def training_arguments(
+    config: ml_collections.ConfigDict, num_examples: int
+) -> dict[str, dict[str, Any]]:
+    """Returns all that a run's numbers depend on, except the data and the devices.
+
+    Training gets these arguments and no field of the config, so two configs for which they are
+    equal train alike. Arguments that only change how fast it computes are not among them.
+
+    Args:
+        config: The config.
+        num_examples: The number of examples of the training split.
+
+    Returns:
+        Keyword arguments of ``make_learning_rate``, ``make_optimizer`` (without the learning rate),
+        ``build_training`` and ``Run``, under ``learning_rate``, ``optimizer``, ``training`` and
+        ``run``. They can be compared with ``==``.
+
+    Raises:
+        UsageError: For the first value that cannot be used.
+    """
+    spec = get_spec(config.model.name)
+    stages = make_stages(config, num_examples)
+    steps_per_epoch = num_examples / config.batch_size
+    optimizer = config.optimizer
+    # A config has fields for all kinds of models; each model takes those that its spec has.
+    fields = {
+        "bn_momentum": config.model.bn_momentum,
+        "head_init_scale": config.model.head_init_scale,
+        "survival_prob": config.model.survival_prob,
+    } | {
+        name: value
+        for name in family_of(spec).as_trained
+        if (value := config.model.get(name)) is not None
+    }
+    # A ViT is made for one size. Others take any, and evaluation's is none of theirs.
+    if family_of(spec).positions is not None:
+        fields["eval_size"] = config.eval_image_size
+    return {
+        "learning_rate": {
+            "schedule": optimizer.learning_rate_schedule,
+            "peak": optimizer.learning_rate,
+            "total_steps": stages[-1].end_step,
+            "warmup_steps": int(optimizer.warmup_epochs * steps_per_epoch),
+            "decay_steps": optimizer.decay_epochs * steps_per_epoch,
+            "decay_rate": optimizer.decay_rate,
+        },
+        "optimizer": {
+            "name": optimizer.name,
+            "weight_decay": optimizer.weight_decay,
+            "clip_norm": optimizer.clip_norm,
+            "options": optimizer.options.to_dict(),
+        },
+        "training": {
+            "model": config.model.name,
+            "preprocessing": get_preprocessing(config.data.preprocessing or spec.preprocessing),
+            "dtype": config.model.dtype,
+            "reduce_dtype": config.reduce_dtype,
+            "loss": config.loss,
+            "label_smoothing": config.label_smoothing,
+            "ema_decay": config.ema_decay,
+            "mixing": any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
+            "accumulation_steps": config.accumulation_steps,
+            "bn_group_size": config.model.bn_group_size or None,
+            "seed": config.seed,
+            "spec_fields": {name: value for name, value in fields.items() if name in vars(spec)},
+        },
+        "run": {
+            "stages": stages,
+            "augmentation": images.Augmentation(
+                name=config.data.augmentation,
+                flip=config.data.flip,
+                num_layers=config.data.randaugment_layers,
+                translate_const=config.data.translate_const,
+                cutout_const=config.data.cutout_const,
+                area_range=tuple(config.data.area_range) or None,
+            ),
+            "init_weights": config.init_weights,
+            "seed": config.seed,
+        },
+    }
+
+
+def make_optimizer(
+    arguments: Mapping[str, Mapping[str, Any]],
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer and the learning rate for ``training_arguments``."""
+    learning_rate = optimizers.make_learning_rate(**arguments["learning_rate"])
+    return optimizers.make_optimizer(
+        learning_rate=learning_rate, **arguments["optimizer"]
+    ), learning_rate
+
+
+def build_scorer(config: ml_collections.ConfigDict, evaluation: Evaluation) -> Scorer:
+    """Builds what one evaluation needs, on any number of devices; training data are not touched.
+
+    Raises:
+        UsageError: For the first value that cannot be used.
+    """
+    sources = _open(config, [(evaluation.data, evaluation.split)])
+    # As if an epoch were one step and a stage one epoch: nothing here depends on training's steps.
+    epochs = {"epochs": config.schedule.num_stages}
+    arguments = training_arguments(
+        ml_collections.ConfigDict(config.to_dict() | epochs), config.batch_size
+    )["training"]
+    training = build_training(
+        mesh=make_mesh(),
+        optimizer=optax.identity(),
+        num_classes=sources[evaluation.data].num_classes,
+        **{**arguments, "bn_group_size": None},
+    )
+    return Scorer(
+        name=config.model.name,
+        training=training,
+        sources=sources,
+        preprocessing=arguments["preprocessing"],
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def _open(
+    config: ml_collections.ConfigDict, splits: Iterable[tuple[str, str]]
+) -> dict[str, Source]:
+    """Opens the data sets of some splits; raises UsageError if processes see others."""
+    splits = list(dict.fromkeys(splits))
+    # This may write: a data set that has to be prepared, an index of its records.
+    with hosts.first_alone("data"):
+        sources = {
+            name: registry.get_source(name, config.data.dir or None, holdout=config.data.holdout)
+            for name in dict.fromkeys(name for name, _ in splits)
+        }
+        opened = {f"{split} of {name}": sources[name].split(split) for name, split in splits}
+    if jax.process_count() > 1:
+        # Otherwise they would make other numbers of steps, and wait for each other for ever.
+        facts: dict[str, object] = {}
+        for name, source in sources.items():
+            names = digest(map(os.fsencode, source.class_names))
+            facts[f"classes of {name}"] = f"{source.num_classes}, names {names}"
+        for name, split in opened.items():
+            facts |= {f"{fact} of split {name}": x for fact, x in split.identity().items()}
+        hosts.agree(facts, "the data")
+    return sources
 
 
 def agree(config: ml_collections.ConfigDict, **others: object) -> None:
@@ -164,30 +267,6 @@ def make_stages(
         seed=config.seed,
         **schedule,
     )
-
-
-def make_optimizer(
-    config: ml_collections.ConfigDict, num_examples: int, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer and the learning rate of a config; epochs become steps."""
-    steps_per_epoch = num_examples / config.batch_size
-    optimizer = config.optimizer
-    learning_rate = optimizers.make_learning_rate(
-        optimizer.learning_rate_schedule,
-        peak=optimizer.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=int(optimizer.warmup_epochs * steps_per_epoch),
-        decay_steps=optimizer.decay_epochs * steps_per_epoch,
-        decay_rate=optimizer.decay_rate,
-    )
-    transformation = optimizers.make_optimizer(
-        optimizer.name,
-        learning_rate,
-        weight_decay=optimizer.weight_decay,
-        clip_norm=optimizer.clip_norm,
-        options=optimizer.options.to_dict(),
-    )
-    return transformation, learning_rate
 
 
 def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...]:
