@@ -7,7 +7,6 @@ from effnetv2_jax.runtime import extras
 
 extras.need_for_program("train")
 
-import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -198,19 +197,14 @@ def _refuse_not_finite(
     run: Run, state: TrainState, history: report.History, saved: Sequence[int]
 ) -> None:
     """Raises UsageError if a run ends with numbers that are worth nothing."""
-    wrong = [] if is_finite(state) else ["weights or statistics"]
-    good = set(saved)
-    for evaluation in run.evaluations:
-        name = f"{evaluation.name}/loss"
-        losses = {int(row["step"]): row[name] for row in history if name in row}
-        good &= {step for step, loss in losses.items() if math.isfinite(loss)}
-        if losses and not math.isfinite(losses[max(losses)]):
-            wrong.append(f"{name} of step {max(losses)}")
+    wrong, good = report.find_not_finite(history, [x.name for x in run.evaluations])
+    wrong += [] if is_finite(state) else ["weights or statistics"]
     if wrong:
+        kept = good.intersection(saved)
         with_finite = "checkpoint with a finite evaluation"
         raise UsageError(
             f"the run ended with numbers that are not finite ({', '.join(wrong)}); "
-            + (f"the last {with_finite} is {max(good)}" if good else f"there is no {with_finite}")
+            + (f"the last {with_finite} is {max(kept)}" if kept else f"there is no {with_finite}")
             + ", and a smaller optimizer.learning_rate in another workdir may help"
         )
 

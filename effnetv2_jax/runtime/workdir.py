@@ -167,12 +167,13 @@ def _refuse_other_run(workdir: str, record: Mapping[str, Any], accept_changed_da
     unknown = moved and found["data"] is None
     accepted = change is not None and accept_changed_data
     place = () if not (change or unknown) or accepted else PLACE
-    if different := _different(ours, theirs, place, record["data"]["examples"]):
-        listed = ", ".join(
-            f"{name} (there {theirs.get(name, _NOT_SET)!r}, now {ours.get(name, _NOT_SET)!r})"
-            for name in different
-        )
-        also = f", and with other data: {change}" if change and not accepted else ""
+    different = _different(ours, theirs, place, record["data"]["examples"])
+    listed = ", ".join(
+        f"{name} (there {theirs.get(name, _NOT_SET)!r}, now {ours.get(name, _NOT_SET)!r})"
+        for name in different
+    )
+    also = f", and with other data: {change}" if change and not accepted else ""
+    if set(different).difference(PLACE if also else ()):
         raise UsageError(
             f"workdir {workdir!r} holds a run with another config: {listed}{also}; "
             "use the same config to resume it, or another workdir"
@@ -189,7 +190,8 @@ def _refuse_other_run(workdir: str, record: Mapping[str, Any], accept_changed_da
         logging.warning("going on with other data, as asked: %s", change)
     elif change:
         raise UsageError(
-            f"workdir {workdir!r} holds a run on other data: {change}; restore the data, use "
+            f"workdir {workdir!r} holds a run on other data: {change}"
+            f"{', with ' if listed else ''}{listed}; restore the data, use "
             "another workdir, or add --accept_changed_data to go on with what is there now, with "
             "the ends of stages and the order of examples that follow from it"
         )

@@ -214,8 +214,8 @@ def test_processes_with_other_data_name_what_differs(images, tmp_path):
         (images[1] / file).unlink()
     flags = (
         *(f"--config={ROOT}/configs/folder.py", "--config.data.name=folder:images"),
-        *("--config.model.name=efficientnetv2-tiny", "--config.batch_size=8"),
-        *("--config.eval_batch_size=4", f"--workdir={tmp_path / 'run'}"),
+        *("--config.model.name=efficientnetv2-tiny", "--config.batch_size=16"),
+        *("--config.eval_batch_size=16", f"--workdir={tmp_path / 'run'}"),
     )
     started = time.monotonic()
     processes = [

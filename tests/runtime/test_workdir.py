@@ -207,8 +207,10 @@ def test_data_that_were_moved_are_known_by_what_they_are(workdir, record):
     claim(str(workdir), with_data(record, "folder:elsewhere"))
     assert read_config(workdir).data.name == "folder:elsewhere"
     sentence = refused(workdir, with_data(record, "folder:third", sizes="13"))
-    assert "data.name (there 'folder:elsewhere', now 'folder:third'), and with other" in sentence
-    assert "other data: 1437 training examples of the same names, but with files of" in sentence
+    assert (
+        "other data: 1437 training examples of the same names, but with files of other sizes, with "
+        "data.name (there 'folder:elsewhere', now 'folder:third'); restore the data"
+    ) in sentence
 
 
 def test_files_may_be_mended_in_their_place(workdir, record):
