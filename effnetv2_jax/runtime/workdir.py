@@ -105,12 +105,12 @@ def claim(
     Raises:
         UsageError: If the workdir cannot be written, or belongs to another run.
     """
-    path = pathlib.Path(workdir).expanduser().resolve()
+    path, trained = pathlib.Path(workdir).expanduser().resolve(), False
     with hosts.first_alone("workdir"):
         if hosts.is_first():
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                if _has_trained(path):
+                if trained := _has_trained(path):
                     _refuse_other_run(workdir, record, accept_changed_data)
                 names = "".join(f"{name}\n" for name in record["class_names"])
                 _write(path / CLASS_NAMES_FILE, names, errors="surrogateescape")
@@ -118,9 +118,11 @@ def claim(
                 # Written last: if it exists, everything exists.
                 _write(path / CONFIG_FILE, json.dumps(record["config"], indent=2) + "\n")
             except OSError as error:
-                raise UsageError(
-                    f"workdir {workdir!r} cannot be written: {error.strerror}"
-                ) from error
+                sentence = f"workdir {workdir!r} cannot be written: {error.strerror}"
+                if not trained:
+                    raise UsageError(sentence) from error
+                # A run that goes on waits for space, and what it knows is in its checkpoints.
+                logging.warning("%s, so that it keeps the config of an earlier start", sentence)
         elif not (path / CONFIG_FILE).exists():
             raise UsageError(
                 f"workdir {workdir!r} must be a folder that all processes share: process "
@@ -235,9 +237,8 @@ def _different(
             config = ml_collections.ConfigDict(upgraded(unflatten(flat)))
             arguments: object = training_arguments(config, num_examples)
         except (UsageError, AttributeError, KeyError, TypeError, ValueError) as error:
-            arguments = repr(
-                error
-            )  # A config of another version, or fields that do not go together.
+            # A config of another version, or fields that do not go together.
+            arguments = repr(error)
         return arguments, [flat.get(name) for name in place]
 
     def with_one_of_ours(name: str) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def _read_run(workdir: str | pathlib.Path) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, text: str, errors: str = "strict") -> None:
-    """Writes a file unless it has this text already: a disk that is full is no reason to end."""
+    """Writes a file unless it has this text already."""
     with contextlib.suppress(OSError, ValueError):
         if path.read_text(encoding="utf-8", errors=errors) == text:
             return

@@ -77,7 +77,8 @@ def find_not_finite(history: History, names: Iterable[str]) -> tuple[list[str], 
         The evaluations that ended badly, as text; and the steps with evaluations that are all
         finite.
     """
-    wrong, by_step = [], {}
+    wrong: list[str] = []
+    by_step: dict[int, bool] = {}
     for name in names:
         key = f"{name}/loss"
         losses = {int(row["step"]): row[key] for row in history if key in row}

@@ -1,7 +1,6 @@
 """Rows of records equal what tf.data reads from the files' beginning, whatever the files are."""
 
 import os
-
 import shutil
 
 import numpy as np

@@ -149,9 +149,9 @@ def test_evaluations_that_are_not_finite_are_found():
         {"step": 15, "eval/loss": math.nan},
         {"step": 15, "raw/loss": 1.0},
     ]
-    assert find_not_finite(history, ["eval", "raw"]) == (["eval/loss of step 15"], {5})
-    assert find_not_finite(history, ["raw"]) == ([], {5, 15})
-    assert find_not_finite([], ["eval"]) == ([], set())
+    assert report.find_not_finite(history, ["eval", "raw"]) == (["eval/loss of step 15"], {5})
+    assert report.find_not_finite(history, ["raw"]) == ([], {5, 15})
+    assert report.find_not_finite([], ["eval"]) == ([], set())
 
 
 def test_second_report_replaces_the_first(tmp_path, small_picture):
