@@ -1,6 +1,7 @@
 """A workdir belongs to one run: lost files come back, and other runs are refused."""
 
 import copy
+import errno
 import json
 import shutil
 
@@ -262,3 +263,14 @@ def test_before_a_step_was_trained_a_workdir_takes_any_config(workdir, record, m
     assert (workdir / "class_names.txt").read_text() == "a\nb\n"
     (workdir / "metrics.jsonl").write_text('{"step": 4, "train/loss": 2.5}\n')
     assert "batch_size (there 16, now 32), seed (there 1, now 0); use" in refused(workdir, record)
+
+
+def test_a_full_disk_ends_only_a_run_that_begins(workdir, record, tmp_path_factory, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("effnetv2_jax.runtime.workdir.write_atomically", full)
+    claim(str(workdir), changed(record, log_every_steps=7))
+    assert read_config(workdir).log_every_steps == record["config"]["log_every_steps"]
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        claim(str(tmp_path_factory.mktemp("new")), record)
