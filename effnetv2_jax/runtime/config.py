@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import optax
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import images
-from effnetv2_jax.data.sources import Source, registry
+from effnetv2_jax.data.sources import Source, digest, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.models.registry import family_of
@@ -21,7 +21,7 @@ from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import hosts
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.recipe import flatten
-from effnetv2_jax.runtime.run import Run
+from effnetv2_jax.runtime.run import Run, Scorer
 from effnetv2_jax.training import optimizers
 from effnetv2_jax.training.build import DTYPES, build_training
 from effnetv2_jax.training.evaluation import WEIGHTS, Evaluation
@@ -48,82 +48,32 @@ EVAL_LEAST = {"image_size": 1, "batch_size": 1, "every_steps": 0}
 EVAL_FIELDS = {x.name: x.type for x in dataclasses.fields(Evaluation) if x.name != "name"}
 
 
-def build(
-    config: ml_collections.ConfigDict,
-    *,
-    only: Evaluation | None = None,
-    class_names: Sequence[str] | None = None,
-) -> Run:
+def build(config: ml_collections.ConfigDict) -> Run:
     """Builds the run that a config describes.
-
-    Args:
-        config: The config of the run.
-        only: The evaluation that the run is built for. Such a run cannot train. None means that it
-            trains, and makes the evaluations of the config.
-        class_names: The classes that the run was trained on. None means those of its training data,
-            which are then opened.
 
     Raises:
         UsageError: For the first value that cannot be used.
     """
     mesh = make_mesh(fsdp=config.fsdp)
-    evaluations = (only,) if only else make_evaluations(config)
+    evaluations = make_evaluations(config)
     _check(config, mesh, evaluations)
-    spec = get_spec(config.model.name)
-    family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
-    sources = _open(config, evaluations, class_names)
-    if only:
-        source = sources[only.data]
-        # The state that a checkpoint is read into has the same shapes for any number of steps.
-        num_examples = math.ceil(10_000 * config.batch_size / config.epochs)
-    else:
-        source = sources[config.data.name]
-        num_examples = source.split(config.data.train_split).size
-        if source.num_classes < 2:
-            raise UsageError(
-                f"{source.name} has a single class, {source.class_names[0]!r}: there is nothing to "
-                "learn with fewer than two"
-            )
-    stages = make_stages(config, num_examples)
-    augmentation = images.Augmentation(
-        name=config.data.augmentation,
-        flip=config.data.flip,
-        num_layers=config.data.randaugment_layers,
-        translate_const=config.data.translate_const,
-        cutout_const=config.data.cutout_const,
-        area_range=tuple(config.data.area_range) or None,
-    )
-    optimizer, learning_rate = make_optimizer(config, num_examples, stages[-1].end_step)
-    # A config has fields for all kinds of models; each model takes those that its spec has.
-    fields = {
-        "bn_momentum": config.model.bn_momentum,
-        "head_init_scale": config.model.head_init_scale,
-        "survival_prob": config.model.survival_prob,
-        # A ViT is made for one size, and takes only this field.
-        "eval_size": config.eval_image_size,
-    } | {
-        name: value
-        for name in family_of(spec).as_trained
-        if (value := config.model.get(name)) is not None
-    }
+    train_split = config.data.train_split
+    sources = _open(config, evaluations)
+    source = sources[config.data.name]
+    if source.num_classes < 2:
+        raise UsageError(
+            f"{source.name} has a single class, {source.class_names[0]!r}: there is nothing to "
+            "learn with fewer than two"
+        )
+    arguments = training_arguments(config, source.split(train_split).size)
+    optimizer, learning_rate = make_optimizer(arguments)
     training = build_training(
-        config.model.name,
         mesh=mesh,
         optimizer=optimizer,
         num_classes=source.num_classes,
-        preprocessing=family,
-        dtype=config.model.dtype,
-        reduce_dtype=config.reduce_dtype,
-        loss=config.loss,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        mixing=any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
-        accumulation_steps=config.accumulation_steps,
-        bn_group_size=config.model.bn_group_size or None,
         remat=config.model.remat,
         scan_blocks=config.model.scan_blocks,
-        seed=config.seed,
-        spec_fields={name: value for name, value in fields.items() if name in vars(spec)},
+        **arguments["training"],
     )
     for evaluation in evaluations:
         if evaluation.image_size != config.eval_image_size:
@@ -138,25 +88,151 @@ def build(
     return Run(
         name=config.model.name,
         training=training,
-        stages=stages,
         learning_rate=learning_rate,
         source=source,
-        train_split=config.data.train_split,
+        train_split=train_split,
         sources=sources,
         evaluations=evaluations,
-        preprocessing=family,
-        augmentation=augmentation,
+        preprocessing=arguments["training"]["preprocessing"],
         max_bad_fraction=config.data.max_bad_fraction,
-        init_weights=config.init_weights,
-        init_architecture=config.get("init_architecture"),  # runs of before do not have it
-        seed=config.seed,
+        **arguments["run"],
+    )
+
+
+def training_arguments(
+    config: ml_collections.ConfigDict, num_examples: int
+) -> dict[str, dict[str, Any]]:
+    """Returns all that a run's numbers depend on, except the data and the devices.
+
+    Training gets these arguments and no field of the config, so two configs for which they are
+    equal train alike. Arguments that only change how fast it computes are not among them.
+
+    Args:
+        config: The config.
+        num_examples: The number of examples of the training split.
+
+    Returns:
+        Keyword arguments of ``make_learning_rate``, ``make_optimizer`` (without the learning rate),
+        ``build_training`` and ``Run``, under ``learning_rate``, ``optimizer``, ``training`` and
+        ``run``. They can be compared with ``==``.
+
+    Raises:
+        UsageError: For the first value that cannot be used.
+    """
+    spec = get_spec(config.model.name)
+    stages = make_stages(config, num_examples)
+    steps_per_epoch = num_examples / config.batch_size
+    optimizer = config.optimizer
+    # A config has fields for all kinds of models; each model takes those that its spec has.
+    fields = {
+        "bn_momentum": config.model.bn_momentum,
+        "head_init_scale": config.model.head_init_scale,
+        "survival_prob": config.model.survival_prob,
+    } | {
+        name: value
+        for name in family_of(spec).as_trained
+        if (value := config.model.get(name)) is not None
+    }
+    # A ViT is made for one size. Others take any, and evaluation's is none of theirs.
+    if family_of(spec).positions is not None:
+        fields["eval_size"] = config.eval_image_size
+    return {
+        "learning_rate": {
+            "schedule": optimizer.learning_rate_schedule,
+            "peak": optimizer.learning_rate,
+            "total_steps": stages[-1].end_step,
+            "warmup_steps": int(optimizer.warmup_epochs * steps_per_epoch),
+            "decay_steps": optimizer.decay_epochs * steps_per_epoch,
+            "decay_rate": optimizer.decay_rate,
+        },
+        "optimizer": {
+            "name": optimizer.name,
+            "weight_decay": optimizer.weight_decay,
+            "clip_norm": optimizer.clip_norm,
+            "options": optimizer.options.to_dict(),
+        },
+        "training": {
+            "model": config.model.name,
+            "preprocessing": get_preprocessing(config.data.preprocessing or spec.preprocessing),
+            "dtype": config.model.dtype,
+            "reduce_dtype": config.reduce_dtype,
+            "loss": config.loss,
+            "label_smoothing": config.label_smoothing,
+            "ema_decay": config.ema_decay,
+            "mixing": any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
+            "accumulation_steps": config.accumulation_steps,
+            "bn_group_size": config.model.bn_group_size or None,
+            "seed": config.seed,
+            "spec_fields": {name: value for name, value in fields.items() if name in vars(spec)},
+        },
+        "run": {
+            "stages": stages,
+            "augmentation": images.Augmentation(
+                name=config.data.augmentation,
+                flip=config.data.flip,
+                num_layers=config.data.randaugment_layers,
+                translate_const=config.data.translate_const,
+                cutout_const=config.data.cutout_const,
+                area_range=tuple(config.data.area_range) or None,
+            ),
+            "init_weights": config.init_weights,
+            "init_architecture": config.get("init_architecture"),  # runs of before do not have it
+            "seed": config.seed,
+        },
+    }
+
+
+def make_optimizer(
+    arguments: Mapping[str, Mapping[str, Any]],
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer and the learning rate for ``training_arguments``."""
+    learning_rate = optimizers.make_learning_rate(**arguments["learning_rate"])
+    return optimizers.make_optimizer(
+        learning_rate=learning_rate, **arguments["optimizer"]
+    ), learning_rate
+
+
+def build_scorer(
+    config: ml_collections.ConfigDict,
+    evaluation: Evaluation,
+    class_names: Sequence[str] | None,
+) -> Scorer:
+    """Builds what one evaluation needs, on any number of devices; training data are not touched.
+
+    Args:
+        config: The config of the run.
+        evaluation: The evaluation.
+        class_names: The classes that the run was trained on. None means those of its training data,
+            which are then opened.
+
+    Raises:
+        UsageError: For the first value that cannot be used.
+    """
+    sources = _open(config, (evaluation,), class_names)
+    # As if an epoch were one step and a stage one epoch: nothing here depends on training's steps.
+    epochs = {"epochs": config.schedule.num_stages}
+    arguments = training_arguments(
+        ml_collections.ConfigDict(config.to_dict() | epochs), config.batch_size
+    )["training"]
+    training = build_training(
+        mesh=make_mesh(),
+        optimizer=optax.identity(),
+        num_classes=sources[evaluation.data].num_classes,
+        **{**arguments, "bn_group_size": None},
+    )
+    return Scorer(
+        name=config.model.name,
+        training=training,
+        sources=sources,
+        preprocessing=arguments["preprocessing"],
+        max_bad_fraction=config.data.max_bad_fraction,
     )
 
 
 def _open(
     config: ml_collections.ConfigDict,
     evaluations: Sequence[Evaluation],
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Source]:
     """Opens the data sets of evaluations by name, and that of the training if it is needed.
 
@@ -164,24 +240,29 @@ def _open(
         config: The config.
         evaluations: The evaluations, whose data must have the classes of the training.
         class_names: The classes of the training. None takes them from its data.
+
+    Raises:
+        UsageError: If one cannot be opened, has other classes, or differs between the processes.
     """
+    sources: dict[str, Source] = {}
+    opened = {}
     # This may write: a data set that has to be prepared, an index of its records.
     with hosts.first_alone("data"):
         open_source = functools.partial(
             registry.get_source, data_dir=config.data.dir or None, holdout=config.data.holdout
         )
-        sources = {}
         if class_names is None:
-            source = sources[config.data.name] = open_source(config.data.name)
-            source.split(config.data.train_split)
-            class_names = source.class_names
+            name, split = config.data.name, config.data.train_split
+            sources[name] = open_source(name)
+            opened[f"{split} of {name}"] = sources[name].split(split)
+            class_names = sources[name].class_names
         for evaluation in evaluations:
-            name = evaluation.data
+            name, split = evaluation.data, evaluation.split
             try:
                 if name not in sources:
                     # A folder gets the labels of the training.
                     sources[name] = open_source(name, class_names=class_names)
-                sources[name].split(evaluation.split)
+                opened[f"{split} of {name}"] = sources[name].split(split)
             except UsageError as error:
                 raise UsageError(f"evals.{evaluation.name}: {error}") from error
             if sources[name].num_classes != len(class_names):
@@ -189,6 +270,15 @@ def _open(
                     f"evals.{evaluation.name}.data must have the {len(class_names)} classes of "
                     f"{config.data.name}, {name} has {sources[name].num_classes}"
                 )
+    if jax.process_count() > 1:
+        # Otherwise they would make other numbers of steps, and wait for each other for ever.
+        facts: dict[str, object] = {}
+        for name, source in sources.items():
+            names = digest(map(os.fsencode, source.class_names))
+            facts[f"classes of {name}"] = f"{source.num_classes}, names {names}"
+        for name, split in opened.items():
+            facts |= {f"{fact} of split {name}": x for fact, x in split.identity().items()}
+        hosts.agree(facts, "the data")
     return sources
 
 
@@ -215,30 +305,6 @@ def make_stages(
         seed=config.seed,
         **schedule,
     )
-
-
-def make_optimizer(
-    config: ml_collections.ConfigDict, num_examples: int, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer and the learning rate of a config; epochs become steps."""
-    steps_per_epoch = num_examples / config.batch_size
-    optimizer = config.optimizer
-    learning_rate = optimizers.make_learning_rate(
-        optimizer.learning_rate_schedule,
-        peak=optimizer.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=int(optimizer.warmup_epochs * steps_per_epoch),
-        decay_steps=optimizer.decay_epochs * steps_per_epoch,
-        decay_rate=optimizer.decay_rate,
-    )
-    transformation = optimizers.make_optimizer(
-        optimizer.name,
-        learning_rate,
-        weight_decay=optimizer.weight_decay,
-        clip_norm=optimizer.clip_norm,
-        options=optimizer.options.to_dict(),
-    )
-    return transformation, learning_rate
 
 
 def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...]:

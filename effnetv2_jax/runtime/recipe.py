@@ -136,6 +136,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dictionary of a flat one; empty dictionaries are left out.
+
+    >>> unflatten({"a.b": [1, 2], "a.c": {}, "d": 3})
+    {'a': {'b': [1, 2]}, 'd': 3}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        if value != {}:
+            section, name = _section(tree, path)
+            section[name] = value
+    return tree
+
+
 def _section(config: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
     *sections, name = field.split(".")
     for section in sections:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -84,4 +85,14 @@ def create_state(
         # Copies, because the step donates each buffer.
         ema_params=jax.tree.map(jnp.copy, params),
         ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+    )
+
+
+def is_finite(state: TrainState) -> bool:
+    """Returns True if all weights and statistics on this process's devices are finite."""
+    trees = (state.params, state.batch_stats, state.ema_params, state.ema_batch_stats)
+    return all(
+        np.isfinite(shard.data).all()
+        for x in jax.tree.leaves(trees)
+        for shard in (x.addressable_shards[:1] if x.is_fully_replicated else x.addressable_shards)
     )

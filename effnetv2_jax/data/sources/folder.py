@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from effnetv2_jax.data.decoding import IMAGE_ENDINGS
-from effnetv2_jax.data.sources import Example, Source, Split
+from effnetv2_jax.data.sources import Example, Source, Split, digest
 from effnetv2_jax.runtime.errors import UsageError, reason, unknown_name
 
 SPLIT_FOLDERS = {
@@ -25,6 +25,9 @@ SPLIT_FOLDERS = {
 
 # What operating systems and servers leave in folders, in lower case. Hidden ones are not listed.
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
+
+# The largest number of files whose sizes tell a data set from another with the same names.
+_LOOKED_AT = 64
 
 # The paths of each class's files, both sorted.
 _Images = dict[str, list[str]]
@@ -115,16 +118,16 @@ def folder_source(
         if name not in names:
             raise unknown_name(f"split of folder:{path}", name, names)
         if name == "trainval":
-            return _split(images("train"))
+            return _split(images("train"), root)
         if name == "test" or "val" in folders:
-            return _split(images(name))
+            return _split(images(name), root)
         stay, held = divided()
         if name == "val" and not any(held.values()):
             raise UsageError(
                 f"no image of {folders['train']} can be held out, as each class has just one: add "
                 "images or make a folder val/"
             )
-        return _split(held if name == "val" else stay)
+        return _split(held if name == "val" else stay, root)
 
     return Source(name=f"folder:{path}", class_names=tuple(class_names), split=split)
 
@@ -330,7 +333,7 @@ def _hold_out(
     return stay, held
 
 
-def _split(images: _Images) -> Split:
+def _split(images: _Images, root: str) -> Split:
     # Bytes, because a file's name need not be text.
     paths = [os.fsencode(file) for files in images.values() for file in files]
     counts = [len(files) for files in images.values()]
@@ -341,4 +344,20 @@ def _split(images: _Images) -> Split:
         image = tf.io.read_file(tf.gather(path_of, index))
         return {"image": image, "label": tf.gather(label_of, index)}
 
-    return Split.of_examples(len(paths), get, lambda i: paths[i].decode(errors="replace"))
+    def fingerprint() -> tuple[str, str]:
+        names = digest(path.removeprefix(os.fsencode(root)) for path in paths)
+        # A look at every file would be a million requests to a bucket.
+        looked_at = paths[:: -(-len(paths) // _LOOKED_AT)]
+        with ThreadPoolExecutor(16) as pool:
+            return names, digest(b"%d" % size for size in pool.map(_size, looked_at))
+
+    return Split.of_examples(
+        len(paths), get, lambda i: paths[i].decode(errors="replace"), fingerprint
+    )
+
+
+def _size(path: bytes) -> int:
+    try:
+        return tf.io.gfile.stat(path).length
+    except tf.errors.OpError:
+        return -1  # the file has gone meanwhile

@@ -160,7 +160,8 @@ class TfdsSplits:
             return {key: tf.gather(column, index) for key, column in read.items()}
 
         describe = f"example {{}} of {spec} of {self.name}".format
-        return Split.of_examples(size, get, describe=describe)
+        whole = f"{spec} of {self.builder.info.full_name}", str(self.builder.info.dataset_size)
+        return Split.of_examples(size, get, describe, lambda: whole)
 
     def _read_all(self, spec: str, size: int) -> Example:
         """Reads ``image`` string [size] and ``label`` int64 [size] or [size, MAX_LABELS]."""

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import unicodedata
 
 import pytest
@@ -163,6 +164,24 @@ def test_a_val_folder_is_val_and_leaves_train_whole(root):
     assert paths(source, "val")[0] == str(root / "val" / "cat" / "000.png")
 
 
+def test_a_folder_is_known_by_its_names_and_sizes_wherever_it_lies(root, tmp_path_factory):
+    def identity(folder=root, split="train"):
+        return folder_source(str(folder)).split(split).identity()
+
+    first = identity()
+    assert first["examples"] == 22
+    moved = tmp_path_factory.mktemp("moved") / "images"
+    shutil.copytree(root, moved)
+    assert identity(moved) == first
+    # Mended files have the same names, and other sizes.
+    Image.new("RGB", (9, 9)).save(root / "train" / "dog" / "004.png")
+    mended = identity()
+    assert (mended["names"], mended["sizes"] != first["sizes"]) == (first["names"], True)
+    (moved / "train" / "dog" / "004.png").rename(moved / "train" / "cat" / "004b.png")
+    assert identity(moved, "trainval")["examples"] == 25
+    assert identity(moved, "trainval")["names"] != identity(root, "trainval")["names"]
+
+
 def test_a_remote_folder_reads_like_a_local_one(root):
     """TensorFlow's file system in memory stands in for a bucket."""
     remote = f"ram://{root.name}-images"
@@ -174,6 +193,7 @@ def test_a_remote_folder_reads_like_a_local_one(root):
         file.write("no image")
     source = folder_source(remote)
     assert source.class_names == ("cat", "dog")
+    assert source.split("val").identity()["sizes"]
     assert names(source, "val")[:2] == names(folder_source(str(root)), "val")[:2]
     split = source.split("trainval")
     assert split.size == 25
