@@ -6,6 +6,12 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp"),
+    *(".avif", ".tif", ".tiff", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""The endings, in lower case, of the files that are taken for images. Contents decide the rest."""
+
 MAX_PIXELS = 178_956_970
 """The largest number of pixels of an image. Larger ones are refused undecoded; Pillow's limit."""
 
