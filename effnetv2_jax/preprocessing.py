@@ -32,6 +32,7 @@ class Preprocessing:
         crop_margin: The margin of that crop in px. 0 means the whole central square.
         antialias: True if evaluation resizes with antialiasing, as Pillow does and as networks
             trained in PyTorch expect. Training never does.
+        exif_orientation: True if images are turned as their EXIF says before anything else.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Preprocessing:
     center_crop_below: float
     crop_margin: int = 32
     antialias: bool = False
+    exif_orientation: bool = False
 
 
 # Normalisations that several families share: ImageNet's own mean, and (x − 127.5) / 127.5.

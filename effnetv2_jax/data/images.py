@@ -108,7 +108,9 @@ def random_crop(
     box = functools.partial(
         crop_box, seed=seed, preprocessing=preprocessing, augmentation=augmentation
     )
-    return decoding.decode_box(image, box, min_size=stage.image_size)
+    return decoding.decode_box(
+        image, box, min_size=stage.image_size, exif_orientation=preprocessing.exif_orientation
+    )
 
 
 def crop_box(
@@ -147,13 +149,14 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
     """
     crops = image_size < preprocessing.center_crop_below
     margin = preprocessing.crop_margin if crops else None
+    turn = preprocessing.exif_orientation
     if preprocessing.antialias:
-        image = decoding.decode_box(image, decoding.whole_box)
+        image = decoding.decode_box(image, decoding.whole_box, exif_orientation=turn)
         return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
 
     box: Callable[[tf.Tensor], decoding.Box] = decoding.whole_box
     if margin is not None:
         box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
-    image = decoding.decode_box(image, box)
+    image = decoding.decode_box(image, box, exif_orientation=turn)
     return decoding.resize(image, image_size, preprocessing.interpolation)

@@ -7,7 +7,6 @@ seen, and so does a run with another number of processes or threads.
 """
 
 import dataclasses
-import functools
 import math
 import os
 import re
@@ -272,7 +271,7 @@ class _BadExamples:
         except tf.errors.OpError as error:
             # Without the names of the nodes around the sentence.
             text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", error.message.splitlines()[0])
-            return text.strip() or type(error).__name__
+            return text.strip().removeprefix("ValueError: ") or type(error).__name__
         return None
 
 
@@ -323,45 +322,49 @@ def _batches(
         "label": tf.TensorSpec(label_shape, tf.int32),
         "mask": tf.TensorSpec((), tf.float32),
     }
+    names = list(spec)
 
-    def prepare_one(element: Example) -> Example:
+    def prepare_one(element: Example) -> list[tf.Tensor]:
         example = prepare(element)
         label = tf.cast(example["label"], tf.int32)
-        return {"image": example["image"], "label": label, "mask": tf.ones([])}
+        return [example["image"], label, tf.ones([])]
 
-    # A function of its own, which is traced when the first bad example is met.
-    prepare_alone = tf.function(prepare_one, autograph=False)
-
-    def one_by_one(names: list[str], *columns: tf.Tensor) -> list[tf.Tensor]:
-        examples = []
-        for values in zip(*columns, strict=True):
-            try:
-                example = prepare_alone(dict(zip(names, values, strict=True)))
-            except tf.errors.OpError:
-                example = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
-            examples.append([example[name] for name in spec])
-        return [tf.stack(column) for column in zip(*examples, strict=True)]
-
-    prepare_all = functools.partial(
-        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
+    prepared = tf.function(prepare_one, autograph=False).get_concrete_function(
+        elements.element_spec
     )
 
+    def prepare_all(row: Example) -> list[tf.Tensor]:
+        return tf.raw_ops.MapDefun(
+            arguments=tf.nest.flatten(row),
+            captured_inputs=prepared.captured_inputs,
+            output_types=[x.dtype for x in spec.values()],
+            output_shapes=[x.shape for x in spec.values()],
+            f=prepared,
+            max_intra_op_parallelism=1,
+        )
+
     def prepare_each(row: Example) -> tf.data.Dataset:
-        # In Python, which can catch an exception.
-        function = functools.partial(one_by_one, list(row))
-        columns = tf.py_function(function, list(row.values()), [x.dtype for x in spec.values()])
-        return tf.data.Dataset.from_tensors(
-            {
-                name: tf.ensure_shape(column, (None, *x.shape))
-                for (name, x), column in zip(spec.items(), columns, strict=True)
-            }
+        good = (
+            tf.data.Dataset.from_tensor_slices(row)
+            .enumerate()
+            .map(lambda place, element: (place, *prepared(element)))
+            .ignore_errors()
+            .batch(row_length)
+        )
+        none = tf.data.Dataset.from_tensors(
+            (tf.zeros([0], tf.int64), *(tf.zeros([0, *x.shape], x.dtype) for x in spec.values()))
+        )
+        return (
+            good.concatenate(none)
+            .take(1)
+            .map(lambda places, *columns: _put_at(places, tf.size(row["position"]), *columns))
         )
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        examples = attempt(prepare_all, row, prepare_each).get_single_element()
-        return examples | {"position": row["position"]}
+        columns = attempt(prepare_all, row, prepare_each).get_single_element()
+        return dict(zip(names, columns, strict=True)) | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -375,4 +378,16 @@ def _batches(
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)
+    )
+
+
+def _put_at(places: tf.Tensor, length: tf.Tensor, *columns: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Puts the rows of columns at places, int64 [rows], among ``length`` rows of zeros."""
+    return tuple(
+        tf.scatter_nd(
+            places[:, tf.newaxis],
+            column,
+            tf.cast(tf.concat([[length], tf.shape(column)[1:]], axis=0), tf.int64),
+        )
+        for column in columns
     )

@@ -55,7 +55,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
     evaluations = make_evaluations(config)
     _check(config, mesh, evaluations)
     spec = get_spec(config.model.name)
-    family = get_preprocessing(config.data.preprocessing or spec.preprocessing)
+    family = dataclasses.replace(
+        get_preprocessing(config.data.preprocessing or spec.preprocessing),
+        exif_orientation=config.data.exif_orientation,
+    )
     # This may write: a data set that has to be prepared, an index of its records.
     with hosts.first_alone("data"):
         sources = {

@@ -28,6 +28,7 @@ class Loaded:
         changes: The fields of the spec that the model took over and that it had otherwise.
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     origin: str
@@ -39,6 +40,7 @@ class Loaded:
     changes: dict[str, Any]
     reason: str
     interpolated: str = ""
+    exif_orientation: bool = False
 
     def __str__(self) -> str:
         """Returns a sentence or two for a log."""
@@ -176,4 +178,5 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         changes=changes,
         reason=reason,
         interpolated=interpolated,
+        exif_orientation=weights.exif_orientation,
     )

@@ -30,6 +30,7 @@ class Weights:
         class_names: The names of the classes; None if unknown.
         origin: The weights' origin, for people.
         changes: The fields of the spec that the weights brought along.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     spec: Spec
@@ -38,11 +39,14 @@ class Weights:
     class_names: tuple[str, ...] | None
     origin: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    exif_orientation: bool = False
 
     @property
     def description(self) -> Description:
         """The description that is written beside the weights."""
-        return Description(self.spec, self.num_classes, self.class_names, self.origin)
+        return Description(
+            self.spec, self.num_classes, self.class_names, self.origin, self.exif_orientation
+        )
 
 
 def read_weights(
@@ -124,6 +128,7 @@ def read_weights(
         class_names=about.class_names if about else None,
         origin=about.origin if about else f"{path_or_name} ({dialect.names.library})",
         changes=changes,
+        exif_orientation=about.exif_orientation if about else False,
     )
 
 
