@@ -6,11 +6,15 @@ A pipeline can therefore start anywhere. A resumed run sees what the uninterrupt
 seen, and so does a run with another number of processes or threads.
 """
 
+import atexit
+import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -29,9 +33,9 @@ Batch = dict[str, np.ndarray]
 # Finished batches that wait for the device.
 _PREFETCH = 2
 # Examples that one thread prepares in a row, and the bytes that they may take. Masking costs about
-# 0.2 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
+# 1 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
 _ROW = 32
-_ROW_BYTES = 2**21
+_ROW_BYTES = 2**23
 # Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
 # should not wait for a hard one before it.
 _ROWS_BEGUN = 2
@@ -124,13 +128,13 @@ def train_batches(
     )
     index = np.arange(share.index, stage.batch_size, share.count, dtype=np.int32)
 
-    def checked() -> Iterator[Batch]:
+    def checked() -> Generator[Batch, None, None]:
         for batch in dataset.as_numpy_iterator():
             positions = batch.pop("position")[batch["mask"] == 0]
             bad.add([order.locate(position) for position in positions])
             yield batch | {"index": index}
 
-    return checked()
+    return _closed_at_exit(checked())
 
 
 def examples_at(
@@ -194,7 +198,7 @@ def eval_batches(
         share.threads,
     )
 
-    def padded() -> Iterator[Batch]:
+    def padded() -> Generator[Batch, None, None]:
         batches = dataset.as_numpy_iterator()
         nothing = {
             name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
@@ -210,7 +214,27 @@ def eval_batches(
                 }
             yield {name: array for name, array in batch.items() if name != "position"}
 
-    return padded()
+    return _closed_at_exit(padded())
+
+
+_open = weakref.WeakSet[Generator[Batch, None, None]]()
+
+
+def _closed_at_exit(batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+    """Returns batches that end before Python does.
+
+    The threads of tf.data call Pillow. When Python has begun to end, they would wait for it, and it
+    would wait for them to end.
+    """
+    _open.add(batches)
+    return batches
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        with contextlib.suppress(ValueError):  # A thread is reading it, and will be left alone.
+            batches.close()
 
 
 class _BadExamples:
@@ -322,49 +346,45 @@ def _batches(
         "label": tf.TensorSpec(label_shape, tf.int32),
         "mask": tf.TensorSpec((), tf.float32),
     }
-    names = list(spec)
 
-    def prepare_one(element: Example) -> list[tf.Tensor]:
+    def prepare_one(element: Example) -> Example:
         example = prepare(element)
         label = tf.cast(example["label"], tf.int32)
-        return [example["image"], label, tf.ones([])]
+        return {"image": example["image"], "label": label, "mask": tf.ones([])}
 
-    prepared = tf.function(prepare_one, autograph=False).get_concrete_function(
-        elements.element_spec
+    # A function of its own, which is traced when the first bad example is met.
+    prepare_alone = tf.function(prepare_one, autograph=False)
+
+    def one_by_one(names: list[str], *columns: tf.Tensor) -> list[tf.Tensor]:
+        examples = []
+        for values in zip(*columns, strict=True):
+            try:
+                example = prepare_alone(dict(zip(names, values, strict=True)))
+            except tf.errors.OpError:
+                example = {name: tf.zeros(x.shape, x.dtype) for name, x in spec.items()}
+            examples.append([example[name] for name in spec])
+        return [tf.stack(column) for column in zip(*examples, strict=True)]
+
+    prepare_all = functools.partial(
+        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
     )
 
-    def prepare_all(row: Example) -> list[tf.Tensor]:
-        return tf.raw_ops.MapDefun(
-            arguments=tf.nest.flatten(row),
-            captured_inputs=prepared.captured_inputs,
-            output_types=[x.dtype for x in spec.values()],
-            output_shapes=[x.shape for x in spec.values()],
-            f=prepared,
-            max_intra_op_parallelism=1,
-        )
-
     def prepare_each(row: Example) -> tf.data.Dataset:
-        good = (
-            tf.data.Dataset.from_tensor_slices(row)
-            .enumerate()
-            .map(lambda place, element: (place, *prepared(element)))
-            .ignore_errors()
-            .batch(row_length)
-        )
-        none = tf.data.Dataset.from_tensors(
-            (tf.zeros([0], tf.int64), *(tf.zeros([0, *x.shape], x.dtype) for x in spec.values()))
-        )
-        return (
-            good.concatenate(none)
-            .take(1)
-            .map(lambda places, *columns: _put_at(places, tf.size(row["position"]), *columns))
+        # In Python, which can catch an exception.
+        function = functools.partial(one_by_one, list(row))
+        columns = tf.py_function(function, list(row.values()), [x.dtype for x in spec.values()])
+        return tf.data.Dataset.from_tensors(
+            {
+                name: tf.ensure_shape(column, (None, *x.shape))
+                for (name, x), column in zip(spec.items(), columns, strict=True)
+            }
         )
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
     def prepare_row(row: Example) -> Example:
-        columns = attempt(prepare_all, row, prepare_each).get_single_element()
-        return dict(zip(names, columns, strict=True)) | {"position": row["position"]}
+        examples = attempt(prepare_all, row, prepare_each).get_single_element()
+        return examples | {"position": row["position"]}
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -378,16 +398,4 @@ def _batches(
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)
-    )
-
-
-def _put_at(places: tf.Tensor, length: tf.Tensor, *columns: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Puts the rows of columns at places, int64 [rows], among ``length`` rows of zeros."""
-    return tuple(
-        tf.scatter_nd(
-            places[:, tf.newaxis],
-            column,
-            tf.cast(tf.concat([[length], tf.shape(column)[1:]], axis=0), tf.int64),
-        )
-        for column in columns
     )
