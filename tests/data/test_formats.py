@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -232,3 +234,33 @@ def test_mutated_images_are_pillows_or_refused(seed, changes, cut, turn):
         expected = None
     if ours is not None and expected is not None:
         np.testing.assert_array_equal(ours, expected)
+
+
+PROGRAM = """
+import io
+import sys
+
+import tensorflow as tf
+from PIL import Image
+
+from effnetv2_jax.data import pipeline
+from effnetv2_jax.data.sources import Source, Split
+from effnetv2_jax.preprocessing import PREPROCESSING
+
+file = io.BytesIO()
+Image.new("RGB", (60, 40)).save(file, "WEBP")
+image = tf.constant(file.getvalue())
+split = Split.of_examples(10**5, lambda i: {"image": image, "label": i})
+source = Source("x", ("a",), lambda name: split)
+batches = pipeline.eval_batches(
+    source, "all", image_size=64, batch_size=32, preprocessing=PREPROCESSING["v2"]
+)
+next(batches)
+sys.exit(2)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_ends_while_pillow_decodes():
+    for _ in range(4):  # Without care, it hangs most times.
+        assert subprocess.run([sys.executable, "-c", PROGRAM], timeout=120).returncode == 2
