@@ -282,7 +282,7 @@ class _BadExamples:
             )
 
     def _why(self, number: int) -> str | None:
-        """Returns TensorFlow's reason not to decode an example, None if it can be decoded.
+        """Returns the decoder's reason not to decode an example, None if it can be decoded.
 
         The pipeline's graph says that decoding failed, but not why. Only bad examples and the first
         ones of a stage are decoded again.
@@ -293,9 +293,10 @@ class _BadExamples:
             ):
                 decode_box(example["image"], whole_box)
         except tf.errors.OpError as error:
-            # Without the names of the nodes around the sentence.
-            text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", error.message.splitlines()[0])
-            return text.strip().removeprefix("ValueError: ") or type(error).__name__
+            # From Pillow, or from TensorFlow without the names of the nodes around the sentence.
+            said = re.findall(r"ValueError: (.*)", error.message) or error.message.splitlines()
+            text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", said[0]).strip()
+            return text or type(error).__name__
         return None
 
 
