@@ -300,7 +300,7 @@ def _turn_back(box: Box, shape: tf.Tensor, orientation: tf.Tensor) -> Box:
     )
 
 
-def _exif_orientation(encoded: bytes) -> np.ndarray:
+def _exif_orientation(encoded: bytes) -> np.int32:
     """Returns the EXIF orientation of a JPEG or PNG, int32 []."""
     # Pillow decodes all of a PNG to find out that there is no EXIF.
     if encoded.startswith(b"\x89PNG") and not any(
