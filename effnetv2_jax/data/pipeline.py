@@ -32,8 +32,8 @@ Batch = dict[str, np.ndarray]
 
 # Finished batches that wait for the device.
 _PREFETCH = 2
-# Examples that one thread prepares in a row, and the bytes that they may take. Masking costs about
-# 1 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
+# Examples that one thread prepares in a row, and the bytes that they may take. A row costs
+# some time of its own, so longer rows save time. Large images take longer, and rows may be shorter.
 _ROW = 32
 _ROW_BYTES = 2**23
 # Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
@@ -366,9 +366,9 @@ def _batches(
             examples.append([example[name] for name in spec])
         return [tf.stack(column) for column in zip(*examples, strict=True)]
 
-    prepare_all = functools.partial(
-        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
-    )
+    def prepare_all(row: Example) -> Example:
+        examples = tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
+        return examples | {"position": row["position"]}
 
     def prepare_each(row: Example) -> tf.data.Dataset:
         # In Python, which can catch an exception.
@@ -379,13 +379,13 @@ def _batches(
                 name: tf.ensure_shape(column, (None, *x.shape))
                 for (name, x), column in zip(spec.items(), columns, strict=True)
             }
+            | {"position": row["position"]}
         )
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
-    def prepare_row(row: Example) -> Example:
-        examples = attempt(prepare_all, row, prepare_each).get_single_element()
-        return examples | {"position": row["position"]}
+    def prepare_row(row: Example) -> tf.data.Dataset:
+        return attempt(prepare_all, row, prepare_each)
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -395,7 +395,15 @@ def _batches(
     options.autotune.enabled = False
     return (
         elements.batch(row_length)
-        .map(prepare_row, num_parallel_calls=threads * _ROWS_BEGUN, deterministic=True)
+        # A row is a dataset of one element, and they stay in order. Within interleave, TensorFlow
+        # sets up the functions once; within map, for every row.
+        .interleave(
+            prepare_row,
+            cycle_length=threads * _ROWS_BEGUN,
+            block_length=1,
+            num_parallel_calls=threads * _ROWS_BEGUN,
+            deterministic=True,
+        )
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)
