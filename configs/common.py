@@ -61,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Input family: a name in effnetv2_jax/preprocessing.py, with changes such as torch,crop=1.0.
     # Empty means the model's own.
     config.data.preprocessing = ""
+    # Turns photographs as their EXIF says, in training, evaluation and prediction. Published
+    # networks were trained and measured without it.
+    config.data.exif_orientation = False
     # Mirrors half of the training images.
     config.data.flip = True
     # Augmentation of training images: randaugment, autoaugment, none, or cutout (a noisy square,

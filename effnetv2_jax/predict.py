@@ -42,6 +42,11 @@ PREPROCESSING = flags.DEFINE_string(
     "Images that the weights expect, a name in effnetv2_jax/preprocessing.py. By default those of "
     "the weights' origin.",
 )
+EXIF_ORIENTATION = flags.DEFINE_bool(
+    "exif_orientation",
+    None,
+    "Turn photographs as their EXIF says. As in training by default; off if that is unknown.",
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Number of images per batch.")
 TOP = flags.DEFINE_integer(
     "top", None, "Number of classes shown per image. 5 by default, or all if there are fewer."
@@ -71,6 +76,7 @@ def main(arguments: list[str]) -> None:
             ),
             image_size=IMAGE_SIZE.value,
             preprocessing=PREPROCESSING.value,
+            exif_orientation=EXIF_ORIENTATION.value,
             batch_size=BATCH_SIZE.value,
             top=TOP.value,
             format=FORMAT.value,

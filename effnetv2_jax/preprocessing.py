@@ -49,6 +49,7 @@ class Preprocessing:
         crop: The fraction of the resized image's side that evaluation keeps at every size, as
             timm's ``crop_pct``. None means that center_crop_below and crop_margin decide.
         crop_mode: The way to make images square, one of ``CROP_MODES``, where no margin is cut.
+        exif_orientation: True if images are turned as their EXIF says before anything else.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Preprocessing:
     antialias: bool = False
     crop: float | None = None
     crop_mode: str = "center"
+    exif_orientation: bool = False
 
     def evaluation(self, image_size: int) -> tuple[str, int]:
         """Returns the way that evaluation makes images square.

@@ -13,8 +13,9 @@ from configs import common, digits, efficientnetv2
 from effnetv2_jax.data.sources import Source, registry
 from effnetv2_jax.data.sources.synthetic import synthetic_source
 from effnetv2_jax.models import abstract_model, count_parameters
-from effnetv2_jax.runtime.config import (, build_scorer
+from effnetv2_jax.runtime.config import (
     build,
+    build_scorer,
     make_evaluations,
     make_optimizer,
     make_stages,

@@ -153,7 +153,10 @@ def training_arguments(
         },
         "training": {
             "model": config.model.name,
-            "preprocessing": get_preprocessing(config.data.preprocessing or spec.preprocessing),
+            "preprocessing": dataclasses.replace(
+                get_preprocessing(config.data.preprocessing or spec.preprocessing),
+                exif_orientation=config.data.exif_orientation,
+            ),
             "dtype": config.model.dtype,
             "reduce_dtype": config.reduce_dtype,
             "loss": config.loss,
@@ -176,7 +179,7 @@ def training_arguments(
                 area_range=tuple(config.data.area_range) or None,
             ),
             "init_weights": config.init_weights,
-            "init_architecture": config.get("init_architecture"),  # runs of before do not have it
+            "init_architecture": config.init_architecture,
             "seed": config.seed,
         },
     }

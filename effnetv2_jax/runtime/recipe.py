@@ -21,7 +21,12 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 # Old names of fields. A workdir may still have them; a recipe or the command line may not.
 RENAMED = {"optimizer.decay": "optimizer.learning_rate_schedule"}
 # Fields that old workdirs lack, with the value that means what their runs did.
-ADDED: dict[str, Any] = {"optimizer.options": {}, "evals": {"eval": {}}}
+ADDED: dict[str, Any] = {
+    "optimizer.options": {},
+    "evals": {"eval": {}},
+    "data.exif_orientation": False,
+    "init_architecture": None,
+}
 # Dictionaries whose entries ``config.build`` checks.
 FREE = ("optimizer.options", "evals")
 

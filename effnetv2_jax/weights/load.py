@@ -29,6 +29,7 @@ class Loaded:
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
         assumed: The source of the spec's fields that weights bring along.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     origin: str
@@ -41,6 +42,7 @@ class Loaded:
     reason: str
     interpolated: str = ""
     assumed: str = ""
+    exif_orientation: bool = False
 
     def __str__(self) -> str:
         """Returns a sentence or two for a log."""
@@ -189,4 +191,5 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         reason=reason,
         interpolated=interpolated,
         assumed=weights.assumed,
+        exif_orientation=weights.exif_orientation,
     )

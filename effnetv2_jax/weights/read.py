@@ -35,6 +35,7 @@ class Weights:
         origin: The weights' origin, for people.
         changes: The fields of the spec that the weights brought along.
         assumed: The source of what is computed with them.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     spec: Spec
@@ -44,11 +45,14 @@ class Weights:
     origin: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     assumed: str = ""
+    exif_orientation: bool = False
 
     @property
     def description(self) -> Description:
         """The description that is written beside the weights."""
-        return Description(self.spec, self.num_classes, self.class_names, self.origin)
+        return Description(
+            self.spec, self.num_classes, self.class_names, self.origin, self.exif_orientation
+        )
 
 
 def read_weights(
@@ -146,6 +150,7 @@ def read_weights(
         origin=about.origin if about else f"{path_or_name} ({dialect.names.library})",
         changes=changes,
         assumed=assumed,
+        exif_orientation=about.exif_orientation if about else False,
     )
 
 

@@ -375,7 +375,9 @@ def test_a_few_bad_examples_do_not_end_a_run_on_a_small_split(size, num_bad, fra
 def test_a_split_without_images_is_refused_at_once():
     split = Split.of_examples(10**9, lambda i: {"image": tf.constant(b"text"), "label": i})
     source = Source("letters", ("a",), lambda name: split)
-    with pytest.raises(UsageError, match=r"first 8 examples of .* letters .*'example \d+' \(Unkn"):
+    with pytest.raises(
+        UsageError, match=r"first 8 examples of .* letters .*'example \d+' \(Unknown image f"
+    ):
         train(source, stage_of(), max_bad_fraction=0.0)
 
 

@@ -14,6 +14,8 @@ def test_an_old_config_has_the_names_and_fields_of_today():
         "optimizer.name": "adamw",
         "optimizer.learning_rate_schedule": "cosine",
         "optimizer.options": {},
+        "data.exif_orientation": False,
+        "init_architecture": None,
         "evals.eval": {},
     }
     assert old["optimizer"] == {"name": "adamw", "decay": "cosine"}

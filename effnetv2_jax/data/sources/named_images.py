@@ -15,8 +15,13 @@ from effnetv2_jax.runtime.errors import UsageError
 
 STDIN = "-"
 
-# The first bytes of files that can be decoded. Names of files may begin with BM, GIF or RIFF, too.
-_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP", re.DOTALL)
+# The first bytes of images. Names of files may begin with BM, GIF, RIFF or P1, too. HEIC and JPEG
+# XL are among them, so that decoding can say what they are.
+_BEGINNING = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftyp|"
+    rb"P[1-6]\s+\d+\s+\d|\0\0\0\x0c|\xff[\x0a\x4f]",
+    re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +80,13 @@ def named_source(images: list[NamedImage]) -> Source:
 def small_copy(image: NamedImage, side: int) -> tf.Tensor:
     """Returns the whole image in its own shape, at most ``side`` px long: uint8 [height, width, 3].
 
+    It is turned as its EXIF says, because people look at it.
+
     Raises:
         tf.errors.OpError: If the image cannot be read or decoded.
     """
     content = image.content or tf.io.read_file(os.fsencode(image.name))
-    pixels = decode_box(tf.constant(content), whole_box, min_size=side)
+    pixels = decode_box(tf.constant(content), whole_box, min_size=side, exif_orientation=True)
     longest = max(pixels.shape[:2])
     if longest <= side:
         return pixels

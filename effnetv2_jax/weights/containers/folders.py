@@ -65,6 +65,7 @@ def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
         class_names=tuple(names),
         origin=f"a run of {spec.name} on {config['data']['name']}, step {step}"
         + (", moving average" if ema else ""),
+        exif_orientation=config["data"].get("exif_orientation", False),
     )
     yield _tensors(workdir, state, about.to_json())
 
