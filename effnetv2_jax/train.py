@@ -63,6 +63,7 @@ def main() -> None:
 def train(stop: StopRequest) -> None:
     config = recipe.checked(CONFIG.value)
     agree(config, workdir=WORKDIR.value)
+    config = workdir.settle_dtype(config, WORKDIR.value)
     run = build(config)
     record = workdir.make_record(config, run.source.class_names)
     folder = workdir.claim(WORKDIR.value, record)
