@@ -225,7 +225,7 @@ def test_what_devices_cannot_do_is_one_sentence(field, value, message):
         ("checkpoint.keep_newest", 0, "checkpoint.keep_newest must be at least 1, got 0"),
         ("checkpoint.keep_best", -1, "checkpoint.keep_best must be at least 0, got -1"),
         ("checkpoint.every_seconds", 0.0, "checkpoint.every_seconds must be above 0 and at most"),
-        ("stall_seconds", -1.0, "stall_seconds must be above 0 and at most 1000000000.0, got -1"),
+        ("stall_seconds", -1.0, "stall_seconds must be above 0 and at most 1000000000, got -1"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_one_sentence(field, value, message):

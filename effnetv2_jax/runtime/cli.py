@@ -4,6 +4,7 @@ This module needs only absl. JAX is imported when a program runs as one of sever
 that launchers can use the door on a machine without JAX.
 """
 
+import functools
 import gc
 import pathlib
 import re
@@ -55,27 +56,6 @@ def run(
     if several_processes:
         _define_process_flags()
 
-    def parse_flags(argv: list[str]) -> list[str]:
-        # Besides absl's own errors, ml_collections raises these: the first two for a field that
-        # does not exist, the others for a recipe that refuses its argument or does not load.
-        try:
-            rest = flags.FLAGS(argv)
-        except flags.UnrecognizedFlagError as error:
-            refuse(_unknown_flag(error.flagname) + unknown_flag_hint)
-        except (AttributeError, KeyError, OSError) as error:
-            if _is_raised_by_a_recipe(error):
-                raise
-            if isinstance(error, OSError):
-                refuse(unreadable_config(error))
-            refuse(f"unknown config field {one_line(error)}")
-        except (flags.Error, TypeError, ValueError, ImportError) as error:
-            refuse(one_line(error))
-        if rest[1:] and not takes_arguments:
-            refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().addFilter(_is_worth_logging)
-        return rest
-
     def guarded(argv: list[str]) -> int | None:
         try:
             if several_processes:
@@ -96,8 +76,44 @@ def run(
             traceback.print_exc()
             leave(1)
 
-    app.run(guarded, flags_parser=parse_flags)
+    parser = functools.partial(
+        parse_flags, takes_arguments=takes_arguments, unknown_flag_hint=unknown_flag_hint
+    )
+    app.run(guarded, flags_parser=parser)
     sys.exit()  # app.run does not return
+
+
+def parse_flags(
+    argv: list[str], *, takes_arguments: bool = False, unknown_flag_hint: str = ""
+) -> list[str]:
+    """Parses the flags; a mistake in one is printed as one sentence and ends with exit code 2.
+
+    Args:
+        argv: The name of the program and its arguments.
+        takes_arguments, unknown_flag_hint: See ``run``.
+
+    Returns:
+        The name of the program and the arguments that are not flags.
+    """
+    # Besides absl's own errors, ml_collections raises these: the first two for a field that
+    # does not exist, the others for a recipe that refuses its argument or does not load.
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        refuse(_unknown_flag(error.flagname) + unknown_flag_hint)
+    except (AttributeError, KeyError, OSError) as error:
+        if _is_raised_by_a_recipe(error):
+            raise
+        if isinstance(error, OSError):
+            refuse(unreadable_config(error))
+        refuse(f"unknown config field {one_line(error)}")
+    except (flags.Error, TypeError, ValueError, ImportError) as error:
+        refuse(one_line(error))
+    if rest[1:] and not takes_arguments:
+        refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_worth_logging)
+    return rest
 
 
 def refuse(sentence: str) -> NoReturn:

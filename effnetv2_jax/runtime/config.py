@@ -74,12 +74,12 @@ NUMBERS = {
     "log_every_steps": Number(least=1, whole=True),
     "checkpoint.every_steps": Number(least=1, whole=True),
     # The largest time that Python can wait for is about 292 years.
-    "checkpoint.every_seconds": Number(above=0, most=1e9),
+    "checkpoint.every_seconds": Number(above=0, most=10**9),
     "checkpoint.keep_newest": Number(least=1, whole=True),
     "checkpoint.keep_every_steps": Number(whole=True),
     "checkpoint.keep_best": Number(whole=True),
     "max_bad_steps": Number(least=1, whole=True),
-    "stall_seconds": Number(above=0, most=1e9),
+    "stall_seconds": Number(above=0, most=10**9),
 }
 """The fields of a config that are numbers, and which ones they may be."""
 

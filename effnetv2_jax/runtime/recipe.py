@@ -44,15 +44,14 @@ class _Parser(flags.ArgumentParser):
         config = self._parser.parse(path)
         if not isinstance(config, ml_collections.ConfigDict):
             return config
-        found = (re.match(r"--?config\.([\w.]+)(\[)?", argument) for argument in sys.argv)
-        matches = [match for match in found if match]
-        for match in matches:
-            if match[2]:
+        found = (re.match(r"--?config\.([^=]*)", argument) for argument in sys.argv)
+        names = [match[1] for match in found if match]
+        for name in names:
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
                 raise UsageError(
-                    f"config field {match[1]!r} must be set as a whole, as in "
-                    f"--config.{match[1]}=(1,2), got {match.string!r}"
+                    f"config field {name!r} must be words of letters, digits and underscores with "
+                    "dots between; a tuple is set as a whole, as in --config.a.b=(1,2)"
                 )
-        names = [match[1] for match in matches]
         fields = flatten(config.to_dict())
         sections = {x.rpartition(".")[0] for x in fields}
         refuse_unknown((x for x in names if x not in sections), fields)

@@ -52,8 +52,9 @@ MISTAKES = {
     "--config.epochs.x=3": "unknown section of the config 'epochs': allowed are checkpoint, data,",
     "--config.optimizer.decay=cosine": "config field 'optimizer.decay' is now called "
     "'optimizer.learning_rate_schedule'",
-    "--config.schedule.image_size[0]=32": "config field 'schedule.image_size' must be set as a "
-    "whole, as in --config.schedule.image_size=(1,2)",
+    "--config.schedule.image_size[0]=32": "config field 'schedule.image_size[0]' must be words of "
+    "letters, digits and underscores with dots between; a tuple is set as a whole, as in",
+    "--config.evals.a-b.split=test": "config field 'evals.a-b.split' must be words of letters,",
     "--config.epochs=many": "epochs must be a number, got 'many'",
     "--config.batch_size=1.5": "batch_size must be a whole number, got '1.5'",
     "--config.data.flip=maybe": "data.flip must be true or false, got 'maybe'",
