@@ -6,6 +6,7 @@ that launchers can use the door on a machine without JAX.
 
 import functools
 import gc
+import math
 import pathlib
 import re
 import sys
@@ -111,6 +112,11 @@ def parse_flags(
         refuse(one_line(error))
     if rest[1:] and not takes_arguments:
         refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        # The numbers of a config have rules of their own, see runtime/config.py.
+        if isinstance(value, float) and not math.isfinite(value) and "." not in name:
+            refuse(f"--{name} must be a finite number, got {value}")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_logging)
     return rest
@@ -152,10 +158,8 @@ def _needed(names: list[str]) -> str:
             first = first[:1].lower() + first[1:]
         return f"--{name}" + (f" ({first})" if first else "")
 
-    few = len(names) == 1
-    return (
-        f"{'this flag is' if few else 'these flags are'} needed: {', '.join(map(described, names))}"
-    )
+    subject = "this flag is" if len(names) == 1 else "these flags are"
+    return f"{subject} needed: {', '.join(map(described, names))}"
 
 
 def _unknown_flag(name: str) -> str:
