@@ -1,6 +1,7 @@
 """Every field of a recipe with its meaning and default; the defaults are the official code's.
 
 ``--config.FIELD=VALUE`` sets a field on the command line, as in ``--config.optimizer.name=adamw``.
+The values that numbers may have are in NUMBERS of effnetv2_jax/runtime/config.py.
 """
 
 import ml_collections
@@ -11,14 +12,15 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the base config, which recipes change."""
     config = ml_collections.ConfigDict()
 
-    # Seed of the first weights and of everything random in training; an integer from 0.
+    # Seed of the first weights and of everything random in training; from 0 to 2³² − 1.
     config.seed = 0
 
     config.model = ml_collections.ConfigDict()
     # Name of the model, as listed by effnetv2_jax.list_models().
     config.model.name = "efficientnetv2-s"
-    # Dtype of the computation: float32 or bfloat16. Parameters are always float32.
-    config.model.dtype = "bfloat16"
+    # Dtype of the computation: float32, bfloat16 or auto, which is bfloat16 on TPUs and GPUs and
+    # float32 on CPUs. A run keeps that of its first start. Parameters are always float32.
+    config.model.dtype = "auto"
     # Momentum of batch norm's moving statistics, in 0 … 1; closer to 1 averages over more steps.
     config.model.bn_momentum = 0.99
     # Padding of convolutions (same or symmetric) and epsilon of batch norm. None means the model's

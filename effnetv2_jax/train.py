@@ -70,6 +70,7 @@ def train(stop: StopRequest) -> None:
     config = recipe.checked(CONFIG.value)
     accept = ACCEPT_CHANGED_DATA.value
     agree(config, workdir=WORKDIR.value, accept_changed_data=accept)
+    config = workdir.settle_dtype(config, WORKDIR.value)
     run = build(config)
     data = run.source.split(run.train_split).identity()
     record = workdir.make_record(config, run.source.class_names, data)

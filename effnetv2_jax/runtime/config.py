@@ -13,17 +13,24 @@ import optax
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import images
-from effnetv2_jax.data.sources import Source, digest, registry
+from effnetv2_jax.data.sources import Source, Split, digest, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import hosts
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import (
+    LARGEST_SIDE,
+    LARGEST_WHOLE,
+    Number,
+    UsageError,
+    check_numbers,
+    unknown_name,
+)
 from effnetv2_jax.runtime.recipe import flatten
 from effnetv2_jax.runtime.run import Run, Scorer
 from effnetv2_jax.training import optimizers
-from effnetv2_jax.training.build import DTYPES, build_training
+from effnetv2_jax.training.build import AUTO, DTYPES, build_training
 from effnetv2_jax.training.evaluation import WEIGHTS, Evaluation
 from effnetv2_jax.training.losses import LOSSES
 from effnetv2_jax.training.mesh import (
@@ -33,19 +40,58 @@ from effnetv2_jax.training.mesh import (
     make_mesh,
 )
 
-# The least value of fields that no part of the library checks by itself.
-LEAST = {
-    "log_every_steps": 1,
-    "max_bad_steps": 1,
-    "accumulation_steps": 1,
-    "eval_image_size": 1,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep_newest": 1,
-    "checkpoint.keep_every_steps": 0,
-    "checkpoint.keep_best": 0,
+NUMBERS = {
+    # JAX takes a seed modulo 2³².
+    "seed": Number(most=2**32 - 1, whole=True),
+    "model.bn_momentum": Number(most=1),
+    "model.bn_epsilon": Number(above=0, optional=True),
+    "model.norm_epsilon": Number(above=0, optional=True),
+    "model.head_init_scale": Number(),
+    "model.survival_prob": Number(above=0, most=1),
+    "model.bn_group_size": Number(whole=True),
+    "data.holdout": Number(above=0, below=1),
+    "data.max_bad_fraction": Number(most=1),
+    "data.randaugment_layers": Number(most=100, whole=True),
+    "data.translate_const": Number(most=LARGEST_SIDE, optional=True),
+    "data.cutout_const": Number(most=LARGEST_SIDE, optional=True),
+    "data.area_range": Number(
+        above=0, most=1, names=("smallest", "largest"), rising=True, optional=True
+    ),
+    "epochs": Number(above=0),
+    "batch_size": progressive.NUMBERS["batch_size"],
+    "accumulation_steps": Number(least=1, whole=True),
+    "fsdp": Number(least=1, whole=True),
+    **{
+        f"schedule.{name}": rule
+        for name, rule in progressive.NUMBERS.items()
+        if name != "batch_size"
+    },
+    **{
+        f"optimizer.{name.replace('_steps', '_epochs')}": dataclasses.replace(rule, whole=False)
+        for name, rule in optimizers.NUMBERS.items()
+    },
+    "label_smoothing": Number(most=1),
+    "ema_decay": Number(most=1),
+    "eval_image_size": Number(least=1, most=LARGEST_SIDE, whole=True),
+    "eval_batch_size": progressive.NUMBERS["batch_size"],
+    "log_every_steps": Number(least=1, whole=True),
+    "checkpoint.every_steps": Number(least=1, whole=True),
+    # The largest time that Python can wait for is about 292 years.
+    "checkpoint.every_seconds": Number(above=0, most=10**9),
+    "checkpoint.keep_newest": Number(least=1, whole=True),
+    "checkpoint.keep_every_steps": Number(whole=True),
+    "checkpoint.keep_best": Number(whole=True),
+    "max_bad_steps": Number(least=1, whole=True),
+    "stall_seconds": Number(above=0, most=10**9),
 }
-EVAL_LEAST = {"image_size": 1, "batch_size": 1, "every_steps": 0}
-EVAL_FIELDS = {x.name: x.type for x in dataclasses.fields(Evaluation) if x.name != "name"}
+"""The fields of a config that are numbers, and which ones they may be."""
+
+EVAL_NUMBERS = {
+    "image_size": NUMBERS["eval_image_size"],
+    "batch_size": NUMBERS["eval_batch_size"],
+    "every_steps": Number(whole=True),
+}
+EVAL_FIELDS = tuple(x.name for x in dataclasses.fields(Evaluation) if x.name != "name")
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -54,6 +100,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
         UsageError: For the first value that cannot be used.
     """
+    check_numbers(NUMBERS, flatten(config.to_dict()))
     mesh = make_mesh(fsdp=config.fsdp)
     evaluations = make_evaluations(config)
     _check(config, mesh, evaluations)
@@ -123,6 +170,12 @@ def training_arguments(
     stages = make_stages(config, num_examples)
     steps_per_epoch = num_examples / config.batch_size
     optimizer = config.optimizer
+    warmup_steps = int(optimizer.warmup_epochs * steps_per_epoch)
+    if warmup_steps > LARGEST_WHOLE:
+        raise UsageError(
+            f"optimizer.warmup_epochs must be at most {LARGEST_WHOLE} steps long, got "
+            f"{optimizer.warmup_epochs:g}"
+        )
     # A config has fields for all kinds of models; each model takes those that its spec has.
     fields = {
         "bn_momentum": config.model.bn_momentum,
@@ -141,7 +194,7 @@ def training_arguments(
             "schedule": optimizer.learning_rate_schedule,
             "peak": optimizer.learning_rate,
             "total_steps": stages[-1].end_step,
-            "warmup_steps": int(optimizer.warmup_epochs * steps_per_epoch),
+            "warmup_steps": warmup_steps,
             "decay_steps": optimizer.decay_epochs * steps_per_epoch,
             "decay_rate": optimizer.decay_rate,
         },
@@ -257,7 +310,7 @@ def _open(
         if class_names is None:
             name, split = config.data.name, config.data.train_split
             sources[name] = open_source(name)
-            opened[f"{split} of {name}"] = sources[name].split(split)
+            opened[f"{split} of {name}"] = _split("data.train_split", sources[name], split)
             class_names = sources[name].class_names
         for evaluation in evaluations:
             name, split = evaluation.data, evaluation.split
@@ -265,9 +318,11 @@ def _open(
                 if name not in sources:
                     # A folder gets the labels of the training.
                     sources[name] = open_source(name, class_names=class_names)
-                opened[f"{split} of {name}"] = sources[name].split(split)
             except UsageError as error:
                 raise UsageError(f"evals.{evaluation.name}: {error}") from error
+            is_default = split == config.data.eval_split
+            field = "data.eval_split" if is_default else f"evals.{evaluation.name}.split"
+            opened[f"{split} of {name}"] = _split(field, sources[name], split)
             if sources[name].num_classes != len(class_names):
                 raise UsageError(
                     f"evals.{evaluation.name}.data must have the {len(class_names)} classes of "
@@ -285,6 +340,14 @@ def _open(
     return sources
 
 
+def _split(field: str, source: Source, split: str) -> Split:
+    """Returns a split; an error names the field that asks for it."""
+    try:
+        return source.split(split)
+    except UsageError as error:
+        raise UsageError(f"{field}: {error}") from error
+
+
 def agree(config: ml_collections.ConfigDict, **others: object) -> None:
     """Raises UsageError, in every process, if the processes of a run have different values."""
     hosts.agree(flatten(config.to_dict()) | others)
@@ -294,8 +357,21 @@ def make_stages(
     config: ml_collections.ConfigDict, num_examples: int
 ) -> tuple[progressive.Stage, ...]:
     """Returns the stages of a config, for a training split of ``num_examples``."""
-    if config.epochs <= 0:
-        raise UsageError(f"epochs must be above 0, got {config.epochs}")
+    num_stages = config.schedule.num_stages
+    total_steps = int(config.epochs * num_examples / config.batch_size)
+    run = f"{config.epochs:g} epochs of {num_examples} examples in batches of batch_size"
+    if total_steps > LARGEST_WHOLE:
+        raise UsageError(
+            f"{run} {config.batch_size} are {total_steps:.3g} steps, at most {LARGEST_WHOLE} are "
+            "allowed: choose fewer epochs"
+        )
+    if total_steps < num_stages:
+        largest = int(config.epochs * num_examples / num_stages)
+        raise UsageError(
+            f"{run} {config.batch_size} are {total_steps} steps, and each of the "
+            f"{num_stages} stages (schedule.num_stages) needs at least one: choose more epochs"
+            + (f", or a batch_size of at most {largest}" if largest else "")
+        )
     schedule: dict[str, Any] = {
         # A config that was read from JSON has lists.
         name: value if isinstance(value, str | int | float) else tuple(value)
@@ -303,7 +379,7 @@ def make_stages(
     }
     return progressive.make_stages(
         schedule.pop("name"),
-        total_steps=int(config.epochs * num_examples / config.batch_size),
+        total_steps=total_steps,
         batch_size=config.batch_size,
         seed=config.seed,
         **schedule,
@@ -334,11 +410,9 @@ def make_evaluations(config: ml_collections.ConfigDict) -> tuple[Evaluation, ...
         for field, value in fields.items():
             if field not in EVAL_FIELDS:
                 raise unknown_name(f"field of evals.{name}", field, EVAL_FIELDS)
-            if type(value) is not EVAL_FIELDS[field]:
-                expected = "a whole number" if field in EVAL_LEAST else "text"
-                raise UsageError(f"evals.{name}.{field} must be {expected}, got {value!r}")
-            if field in EVAL_LEAST and value < (least := EVAL_LEAST[field]):
-                raise UsageError(f"evals.{name}.{field} must be at least {least}, got {value}")
+            if field not in EVAL_NUMBERS and not isinstance(value, str):
+                raise UsageError(f"evals.{name}.{field} must be text, got {value!r}")
+        check_numbers(EVAL_NUMBERS, fields, f"evals.{name}.")
         evaluation = Evaluation(name, **(defaults | fields))
         if evaluation.weights not in WEIGHTS:
             raise unknown_name(f"evals.{name}.weights", evaluation.weights, WEIGHTS)
@@ -351,20 +425,14 @@ def _check(
 ) -> None:
     """Raises UsageError for values that no part of the library would notice by itself."""
     flat = flatten(config.to_dict())
-    tables: dict[str, Any] = {"model.dtype": DTYPES, "reduce_dtype": DTYPES, "loss": LOSSES}
+    tables: dict[str, Any] = {
+        "model.dtype": (AUTO, *DTYPES),
+        "reduce_dtype": DTYPES,
+        "loss": LOSSES,
+    }
     for name, table in tables.items():
         if flat[name] not in table:
             raise unknown_name(name, flat[name], table)
-    if not 0 <= config.data.max_bad_fraction <= 1:
-        raise UsageError(
-            f"data.max_bad_fraction must be in 0 … 1, got {config.data.max_bad_fraction}"
-        )
-    for name, least in LEAST.items():
-        if flat[name] < least:
-            raise UsageError(f"{name} must be at least {least}, got {flat[name]}")
-    for name in ("checkpoint.every_seconds", "stall_seconds"):
-        if flat[name] <= 0:
-            raise UsageError(f"{name} must be above 0, got {flat[name]}")
     check_batch_size("batch_size", config.batch_size, mesh, config.accumulation_steps)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     for evaluation in evaluations:

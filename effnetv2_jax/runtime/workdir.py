@@ -23,6 +23,7 @@ from effnetv2_jax.runtime.config import training_arguments
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.files import local_path, write_atomically
 from effnetv2_jax.runtime.recipe import flatten, unflatten, upgraded
+from effnetv2_jax.training.build import AUTO, resolve_dtype
 from effnetv2_jax.training.survival.checkpoint import read_record
 
 CONFIG_FILE = "config.json"
@@ -63,6 +64,24 @@ def make_record(
         "data": dict(data),
         "versions": versions | {"effnetv2_jax": __version__},
     }
+
+
+def settle_dtype(config: ml_collections.ConfigDict, workdir: str) -> ml_collections.ConfigDict:
+    """Returns the config with a dtype in place of ``auto``.
+
+    A run keeps the dtype of its first start, also if it is resumed on another kind of device: the
+    steps before and after would otherwise round differently.
+
+    Args:
+        config: The config of the run, which is not changed.
+        workdir: The folder of the run, which need not exist.
+    """
+    if config.model.dtype != AUTO:
+        return config
+    before = ((_read_run(workdir)["config"] or {}).get("model") or {}).get("dtype", AUTO)
+    config = config.copy_and_resolve_references()
+    config.model.dtype = resolve_dtype(before, jax.devices()[0].platform)
+    return config
 
 
 def resume_record(now: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,8 @@ REFUSED = [
     ("up --type=v3-8 --workdir=gs://bucket/../x", "workdir must be gs://bucket/path"),
     ("up --type=v3-8 --workdir=runs/x", "or an absolute path that all workers share"),
     ("up --type=v3-8 --workdir=/x --budget_hours=0", "budget_hours must be above 0"),
+    ("up --type=v3-8 --poll_seconds=nan", "--poll_seconds must be a finite number, got nan"),
+    ("up --type=v3-8 --zne=a", "unknown flag --zne: did you mean --zone"),
     ("up --type=v3-8 --workdir=/x --python=3", "python must be a version, as in 3.11"),
     ("up --type=v3-8 --workdir=/x --program=a;b", "program must be a module"),
     ("up --type=v3-8 --workdir=/x --git_url=https://a/b", "git_url needs --git_ref"),

@@ -98,6 +98,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(finished):
     text = (workdir / "report.md").read_text()
     assert "efficientnetv2-tiny" in text
     assert f"{100 * evaluations[-1]['eval/top1']:.2f} %" in text
+    # The recipe says auto.
+    assert json.loads((workdir / "config.json").read_text())["model"]["dtype"] == "float32"
     assert "stem/conv/kernel" in (workdir / "parameters.txt").read_text()
     assert list(workdir.glob("events.out.tfevents.*"))
     status = json.loads((workdir / "status.json").read_text())

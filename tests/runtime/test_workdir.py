@@ -14,7 +14,7 @@ from configs import digits
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.files import whole_file
 from effnetv2_jax.runtime.recipe import flatten
-from effnetv2_jax.runtime.workdir import claim, read_config
+from effnetv2_jax.runtime.workdir import claim, read_config, settle_dtype
 from effnetv2_jax.training import mesh as placement
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
@@ -65,6 +65,21 @@ def changed(record, **fields):
             place = place[part]
         place[last] = value
     return other
+
+
+def test_dtype_auto_is_the_devices_at_first_and_then_the_runs(tmp_path, record):
+    config = digits.get_config()
+    first = settle_dtype(config, str(tmp_path / "run"))
+    assert (config.model.dtype, first.model.dtype) == ("auto", "float32")
+    # A run that began on a TPU goes on here in its dtype; another one is refused.
+    there = changed(record, model__dtype="bfloat16")
+    claim(str(tmp_path), there)
+    save_checkpoint(tmp_path, there)
+    assert settle_dtype(config, str(tmp_path)).model.dtype == "bfloat16"
+    config.model.dtype = "float32"
+    config = settle_dtype(config, str(tmp_path))
+    with pytest.raises(UsageError, match=r"model.dtype \(there 'bfloat16', now 'float32'\)"):
+        claim(str(tmp_path), record | {"config": config.to_dict()})
 
 
 LOST = {
