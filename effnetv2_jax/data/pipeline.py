@@ -276,10 +276,10 @@ class _BadExamples:
         """
         reasons = {}
         for number in map(int, numbers):
-            reason = self._why(number)
-            if reason is None:
+            why = self._why(number)
+            if why is None:
                 return
-            reasons[number] = reason
+            reasons[number] = why
         if reasons and len(reasons) > self._limit:
             first = next(iter(reasons))
             raise UsageError(
