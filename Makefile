@@ -24,7 +24,7 @@ help:
 	@echo "make bench      our step, inference, input and start beside others', into docs/benchmarks.md"
 	@echo "                (TORCH_PYTHON=...: an interpreter that has torch and timm)"
 	@echo "make test       run the tests (COVERAGE=1: and print line coverage; test-slow: the slow ones)"
-	@echo "make faults     kill the program 50 times, damage its files, and compare (20 minutes)"
+	@echo "make faults     kill the program 60 times, damage its files, and compare (20 minutes)"
 	@echo "make lint       ruff; make types: mypy"
 
 train: $(VENV)/installed
@@ -55,7 +55,7 @@ test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
 
 faults: $(VENV)/installed-test
-	$(VENV)/bin/python -m tests.faults --kills=50 --seed=0 --jobs=2
+	$(VENV)/bin/python -m tests.faults --kills=60 --seed=0 --jobs=2
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

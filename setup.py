@@ -44,6 +44,7 @@ setuptools.setup(
     package_data={
         "effnetv2_jax": ["py.typed"],
         "effnetv2_jax.data.sources": ["imagenet_classes.txt"],
+        "effnetv2_jax.weights": ["timm_networks.csv"],
         "effnetv2_jax.benchmarks.tpu": ["compiled_steps.json"],
     },
     python_requires=">=3.11",

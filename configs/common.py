@@ -1,6 +1,7 @@
 """Every field of a recipe with its meaning and default; the defaults are the official code's.
 
 ``--config.FIELD=VALUE`` sets a field on the command line, as in ``--config.optimizer.name=adamw``.
+The values that numbers may have are in NUMBERS of effnetv2_jax/runtime/config.py.
 """
 
 import ml_collections
@@ -11,14 +12,15 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the base config, which recipes change."""
     config = ml_collections.ConfigDict()
 
-    # Seed of the first weights and of everything random in training; an integer from 0.
+    # Seed of the first weights and of everything random in training; from 0 to 2³² − 1.
     config.seed = 0
 
     config.model = ml_collections.ConfigDict()
     # Name of the model, as listed by effnetv2_jax.list_models().
     config.model.name = "efficientnetv2-s"
-    # Dtype of the computation: float32 or bfloat16. Parameters are always float32.
-    config.model.dtype = "bfloat16"
+    # Dtype of the computation: float32, bfloat16 or auto, which is bfloat16 on TPUs and GPUs and
+    # float32 on CPUs. A run keeps that of its first start. Parameters are always float32.
+    config.model.dtype = "auto"
     # Momentum of batch norm's moving statistics, in 0 … 1; closer to 1 averages over more steps.
     config.model.bn_momentum = 0.99
     # Padding of convolutions (same or symmetric) and epsilon of batch norm. None means the model's
@@ -41,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights that training begins with: a file, a folder or a published name (docs/weights.md). A
     # classifier for other classes is left out. Empty means random weights.
     config.init_weights = ""
+    # timm's name of the network in init_weights, such as tf_efficientnetv2_s.in1k, if neither the
+    # file nor its name tells it.
+    config.init_architecture = config_dict.placeholder(str)
 
     config.data = ml_collections.ConfigDict()
     # Name of the data set; folder:PATH for your own images, tfds:NAME for any data set of TFDS.
@@ -50,12 +55,17 @@ def get_config() -> ml_collections.ConfigDict:
     # Fraction of a folder's training images that become its split val, if it has no such split.
     config.data.holdout = 0.1
     # Largest fraction of undecodable examples in a split; above it, training stops with an error.
+    # Five, or half of a small split, are always allowed. 0 allows none.
     config.data.max_bad_fraction = 0.001
     # Splits for training and evaluation, such as train, train[:80%] or test.
     config.data.train_split = "train"
     config.data.eval_split = "test"
-    # Input family: a name in effnetv2_jax/preprocessing.py. Empty means the model's own.
+    # Input family: a name in effnetv2_jax/preprocessing.py, with changes such as torch,crop=1.0.
+    # Empty means the model's own.
     config.data.preprocessing = ""
+    # Turns photographs as their EXIF says, in training, evaluation and prediction. Published
+    # networks were trained and measured without it.
+    config.data.exif_orientation = False
     # Mirrors half of the training images.
     config.data.flip = True
     # Augmentation of training images: randaugment, autoaugment, none, or cutout (a noisy square,

@@ -16,7 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
     config = common.get_config()
     config.model.name = "efficientnetv2-b0"
-    config.model.dtype = "float32"
     # An epoch has 45 steps, and the moving statistics must follow within one.
     config.model.bn_momentum = 0.9
     config.model.head_init_scale = 0.1

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data.name = "folder:images"
     config.data.eval_split = "val"
+    config.data.max_bad_fraction = 0.01
 
     config.epochs = 40.0
     config.batch_size = 64

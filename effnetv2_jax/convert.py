@@ -33,7 +33,16 @@ NAMING = flags.DEFINE_enum(
 )
 EMA = flags.DEFINE_bool("ema", True, "Take the moving averages if the weights have both.")
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "timm's name of the network, if neither the file nor its folder tells it."
+    "architecture",
+    None,
+    "timm's name of the network, such as tf_efficientnetv2_s.in1k. By default what the file, its "
+    "config.json or its name says.",
+)
+PREPROCESSING = flags.DEFINE_string(
+    "preprocessing",
+    None,
+    "Images that the weights expect, a name in effnetv2_jax/preprocessing.py. By default those of "
+    "the weights' origin.",
 )
 CLASSIFIER = flags.DEFINE_string(
     "classifier",
@@ -49,6 +58,7 @@ def main() -> None:
         MODEL.value,
         ema=EMA.value,
         architecture=ARCHITECTURE.value,
+        preprocessing=PREPROCESSING.value,
         classifier=CLASSIFIER.value,
     )
     save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
@@ -60,7 +70,8 @@ def main() -> None:
         f"{numbers:,} numbers, from {weights.origin}"
     )
     computes = (f"{x} {getattr(spec, x)}" for x in family.adopted if not x.endswith("_size"))
-    print(*computes, f"{spec.eval_size} px", sep=", ")
+    print(*computes, f"{spec.eval_size} px, {weights.assumed}", sep=", ", end=" ")
+    print("(--architecture and --preprocessing change this)")
     if weights.beside:
         print(f"not converted: {', '.join(weights.beside)} ({weights.why_beside})")
     if NAMING.value == OURS:

@@ -9,17 +9,22 @@ extras.need_for_program("train")
 
 import dataclasses
 import json
-import pathlib
+from collections.abc import Collection
 from typing import Any
 
-from absl import flags
+import jax
+from absl import flags, logging
+from jax.sharding import Mesh
 
 from effnetv2_jax.runtime import cli, hosts
-from effnetv2_jax.runtime.config import agree, build, make_evaluations
+from effnetv2_jax.runtime.config import agree, build_scorer, make_evaluations
 from effnetv2_jax.runtime.errors import unknown_name
-from effnetv2_jax.runtime.workdir import read_config
+from effnetv2_jax.runtime.files import local_path
+from effnetv2_jax.runtime.workdir import read_class_names, read_config
+from effnetv2_jax.training.mesh import shard_state
 from effnetv2_jax.training.observing import report
-from effnetv2_jax.training.survival.checkpoint import Checkpoints
+from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.survival.checkpoint import Checkpoints, read_parts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 EVAL = flags.DEFINE_string(
@@ -63,13 +68,24 @@ def main() -> None:
         evaluation=dataclasses.asdict(evaluation),
         checkpoint=CHECKPOINT.value,
     )
-    run = build(config)
-    folder = pathlib.Path(WORKDIR.value).expanduser()
+    scorer = build_scorer(config, evaluation, read_class_names(WORKDIR.value))
+    mesh, shapes = scorer.training.mesh, scorer.training.shapes
+    # Padding does not count, so that any number of devices will do.
+    batch_size = -(-evaluation.batch_size // mesh.size) * mesh.size
+    evaluation = dataclasses.replace(evaluation, batch_size=batch_size)
+    folder = local_path(WORKDIR.value)
     scores = report.read_scores(folder / "metrics.jsonl", evaluation.name)
     checkpoints = Checkpoints(WORKDIR.value, scores=scores, read_only=True)
     step = checkpoints.choose(CHECKPOINT.value)
-    state = checkpoints.restore(run.training.shapes, run.training.mesh, step)
-    metrics = run.evaluate(evaluation, state)
+    checkpoints.close()
+    logging.info(
+        "images: input family %s of the run's config, %d px (--image_size changes it)",
+        scorer.preprocessing.name,
+        evaluation.image_size,
+    )
+    # Nothing of the optimizer is read, and nothing is split over devices as training split it.
+    state = _restored(shapes, evaluation.parts, step, mesh)
+    metrics = scorer.evaluate(evaluation, state)
     assert metrics is not None  # nothing can stop it
     split, image_size = evaluation.split, evaluation.image_size
     if not hosts.is_first():
@@ -78,10 +94,20 @@ def main() -> None:
         print(json.dumps({**metrics, "step": step, "split": split, "image_size": image_size}))
     else:
         print(
-            f"{run.name} on {evaluation.data}/{split} at step {step}, {image_size} px, "
+            f"{scorer.name} on {evaluation.data}/{split} at step {step}, {image_size} px, "
             f"{metrics['count']} images: top-1 {100 * metrics['top1']:.2f} %, "
             f"top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.4f}"
         )
+
+
+def _restored(shapes: TrainState, parts: Collection[str], step: int, mesh: Mesh) -> TrainState:
+    """Returns a state of which some parts are a checkpoint's; the others stay shapes."""
+    arrays = read_parts(WORKDIR.value, step, parts)
+    trees = {name: getattr(shapes, name) for name in parts}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = jax.tree.unflatten(structure, [arrays[path] for path in paths])
+    return dataclasses.replace(shapes, **shard_state(found, mesh))
 
 
 if __name__ == "__main__":

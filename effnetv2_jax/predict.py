@@ -27,7 +27,10 @@ MODEL = flags.DEFINE_string(
     "model", None, "Model, a name in list_models(). Inferred from the weights by default."
 )
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "Architecture of the weights. Inferred from the weights by default."
+    "architecture",
+    None,
+    "timm's name of the network, such as tf_efficientnetv2_s.in1k. By default what the file, its "
+    "config.json or its name says.",
 )
 EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights and batch statistics.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -36,7 +39,13 @@ IMAGE_SIZE = flags.DEFINE_integer(
 PREPROCESSING = flags.DEFINE_string(
     "preprocessing",
     None,
-    "Input family, a name in effnetv2_jax/preprocessing.py. The model's by default.",
+    "Images that the weights expect, a name in effnetv2_jax/preprocessing.py. By default those of "
+    "the weights' origin.",
+)
+EXIF_ORIENTATION = flags.DEFINE_bool(
+    "exif_orientation",
+    None,
+    "Turn photographs as their EXIF says. As in training by default; off if that is unknown.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Number of images per batch.")
 TOP = flags.DEFINE_integer(
@@ -59,10 +68,15 @@ def main(arguments: list[str]) -> None:
             sys.stdin.buffer,
             sys.stdout,
             load_model=lambda: load_model(
-                WEIGHTS.value, MODEL.value, ema=EMA.value, architecture=ARCHITECTURE.value
+                WEIGHTS.value,
+                MODEL.value,
+                ema=EMA.value,
+                architecture=ARCHITECTURE.value,
+                preprocessing=PREPROCESSING.value,
             ),
             image_size=IMAGE_SIZE.value,
             preprocessing=PREPROCESSING.value,
+            exif_orientation=EXIF_ORIENTATION.value,
             batch_size=BATCH_SIZE.value,
             top=TOP.value,
             format=FORMAT.value,

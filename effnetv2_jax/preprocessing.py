@@ -2,17 +2,30 @@
 
 Both ``data``, which reads and crops images, and ``training``, which normalises them inside the
 compiled step, take their numbers from here, so that they agree.
+
+A family may be changed in its name: ``torch,mean=127.5,std=127.5,crop=0.9`` is ``torch`` with
+another normalisation and another crop in evaluation.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 
 # The area_range that turns the random crop off.
 WHOLE_IMAGE = (1.0, 1.0)
+
+CROP_MODES = ("center", "squash", "border")
+"""The ways to make evaluation images square, with timm's names.
+
+``center`` resizes the short side and cuts the centre out, ``squash`` resizes both sides to the same
+length, ``border`` resizes the long side and fills what is missing with the mean.
+"""
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""The interpolations of resizing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +36,20 @@ class Preprocessing:
         name: The name, as in ``EfficientNetSpec.preprocessing``.
         mean: The mean of the pixel values 0 … 255, per channel RGB; it is subtracted.
         std: The standard deviation per channel, by which values are divided.
-        interpolation: The interpolation of resizing, ``bilinear`` or ``bicubic``.
+        interpolation: The interpolation of resizing, one of ``INTERPOLATIONS``.
         area_range: The range of the area of a random training crop, as fractions of the image.
             WHOLE_IMAGE means no crop.
         aspect_ratio_range: The range of width over height of a random training crop.
         min_object_covered: The fraction of the image that a random crop must cover.
-        center_crop_below: The evaluation size in px from which on the whole image is resized. Below
-            it, evaluation crops the central square of size / (size + crop_margin) of the short
-            side.
+        center_crop_below: The evaluation size in px below which evaluation crops the central square
+            of size / (size + crop_margin) of the short side. From there on crop_mode decides.
         crop_margin: The margin of that crop in px. 0 means the whole central square.
         antialias: True if evaluation resizes with antialiasing, as Pillow does and as networks
             trained in PyTorch expect. Training never does.
+        crop: The fraction of the resized image's side that evaluation keeps at every size, as
+            timm's ``crop_pct``. None means that center_crop_below and crop_margin decide.
+        crop_mode: The way to make images square, one of ``CROP_MODES``, where no margin is cut.
+        exif_orientation: True if images are turned as their EXIF says before anything else.
     """
 
     name: str
@@ -46,6 +62,25 @@ class Preprocessing:
     center_crop_below: float
     crop_margin: int = 32
     antialias: bool = False
+    crop: float | None = None
+    crop_mode: str = "center"
+    exif_orientation: bool = False
+
+    def evaluation(self, image_size: int) -> tuple[str, int]:
+        """Returns the way that evaluation makes images square.
+
+        Args:
+            image_size: The side of the evaluation images in px.
+
+        Returns:
+            A name in ``CROP_MODES``, and the side in px that the image is resized to before its
+            centre is cut out.
+        """
+        if self.crop is not None:
+            return self.crop_mode, math.floor(image_size / self.crop)
+        if image_size < self.center_crop_below:
+            return "center", image_size + self.crop_margin
+        return self.crop_mode, image_size
 
 
 # Normalisations that several families share: ImageNet's own mean, and (x − 127.5) / 127.5.
@@ -62,6 +97,7 @@ _V2: dict[str, Any] = {
     "interpolation": "bilinear",
     "aspect_ratio_range": (0.75, 1.33),
     "min_object_covered": 0.0,
+    "crop_mode": "squash",
 }
 _V1: dict[str, Any] = {
     "interpolation": "bicubic",
@@ -85,8 +121,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "v1": _IMAGENET | _V1,
     # The published code fine-tunes with the whole image, resized.
     "finetune": _V2 | _HALF | {"area_range": WHOLE_IMAGE, "center_crop_below": 0},
-    # ViT and DeiT train with the random crops of their authors. Evaluation is timm's: 90 % of the
-    # short side at 224 px, and the whole image, resized, at 384 px.
+    # ViT and DeiT train with the random crops of their authors. Evaluation is timm's: the central
+    # square of 90 % of the short side at 224 px, and of all of it at 384 px.
     "vit": _HALF | _VIT | {"area_range": (0.05, 1.0)},
     "deit": _IMAGENET | _VIT | {"area_range": (0.08, 1.0)},
     # V1's crops with (x − 127) / 128, as the Lite checkpoints are for quantised devices.
@@ -111,12 +147,14 @@ PREPROCESSING = {name: Preprocessing(name, **fields) for name, fields in _FAMILI
 def get_preprocessing(name: str) -> Preprocessing:
     """Returns an input family.
 
-    >>> get_preprocessing("v1,mean=0,std=255").std
-    (255.0, 255.0, 255.0)
+    >>> get_preprocessing("torch,mean=127.5,crop=0.9").evaluation(224)
+    ('center', 248)
 
     Args:
         name: A name in ``PREPROCESSING``, with changes after commas: ``mean`` and ``std`` of the
-            pixel values 0 … 255, one number or three with ``/`` between them.
+            pixel values 0 … 255, one number or three with ``/`` between them, and
+            ``interpolation``. Families that resize with antialiasing take ``crop`` and
+            ``crop_mode`` too.
 
     Raises:
         UsageError: If the name, a change or its value is not one of these.
@@ -124,40 +162,92 @@ def get_preprocessing(name: str) -> Preprocessing:
     base, *changes = name.split(",")
     if base not in PREPROCESSING:
         raise unknown_name("preprocessing", base, PREPROCESSING)
+    family = PREPROCESSING[base]
     fields: dict[str, Any] = {}
     for change in changes:
         field, _, value = change.partition("=")
-        if field not in ("mean", "std"):
-            raise unknown_name(f"change of preprocessing {name!r}:", field, ("mean", "std"))
+        if field not in _FIELDS:
+            raise unknown_name(f"change of preprocessing {name!r}:", field, _FIELDS)
+        if field.startswith("crop") and not family.antialias:
+            taking = ", ".join(x.name for x in PREPROCESSING.values() if x.antialias)
+            raise UsageError(f"preprocessing {base!r} takes no {field}: {taking} do")
+        read, allowed = _FIELDS[field]
         try:
-            numbers = tuple(map(float, value.split("/")))
+            fields[field] = read(value)
         except ValueError:
-            numbers = ()
-        fine = all(math.isfinite(x) and (field == "mean" or x > 0) for x in numbers)
-        if len(numbers) not in (1, 3) or not fine:
             raise UsageError(
-                f"{field} of preprocessing {name!r} must be one number, or three with / between "
-                f"them, got {value!r}"
-            )
-        fields[field] = numbers * (3 // len(numbers))
-    return dataclasses.replace(PREPROCESSING[base], name=name, **fields)
+                f"{field} of preprocessing {name!r} must be {allowed}, got {value!r}"
+            ) from None
+    return dataclasses.replace(family, name=name, **fields)
 
 
-def name_preprocessing(bases: Iterable[str], fields: Mapping[str, Any]) -> str:
+def name_preprocessing(
+    bases: Iterable[str], fields: Mapping[str, Any], image_size: int | None = None
+) -> str:
     """Returns the shortest name of the preprocessing with given fields.
 
     Args:
         bases: The names in ``PREPROCESSING`` to begin with; the one with the fewest changes is
             taken.
-        fields: ``mean`` and ``std``.
+        fields: The values of fields that a name may change; the others are the family's.
+        image_size: The side of the evaluation images in px. A crop that is the family's at this
+            size is not named. None names every crop.
     """
-    names = []
-    for base in bases:
-        changes = [name for name, x in fields.items() if getattr(PREPROCESSING[base], name) != x]
-        texts = (_text(fields[name]) for name in changes)
-        names.append(",".join([base, *map("=".join, zip(changes, texts, strict=True))]))
-    return min(names, key=lambda name: name.count(","))
+
+    def changes(base: str) -> list[str]:
+        family = PREPROCESSING[base]
+        changed = dataclasses.replace(family, **fields)
+        different = {name for name, x in fields.items() if getattr(family, name) != x}
+        if image_size and changed.evaluation(image_size) == family.evaluation(image_size):
+            different -= {"crop", "crop_mode"}
+        return [f"{x}={_text(fields[x])}" for x in _FIELDS if x in different]
+
+    return min((",".join([base, *changes(base)]) for base in bases), key=lambda x: x.count(","))
 
 
-def _text(values: tuple[float, ...]) -> str:
-    return "/".join(map(str, values if len(set(values)) > 1 else values[:1]))
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(str(float(x)) for x in (value if len(set(value)) > 1 else value[:1]))
+    return str(value)
+
+
+def _triple(text: str) -> tuple[float, ...]:
+    values = tuple(_number(x) for x in text.split("/"))
+    if len(values) not in (1, 3):
+        raise ValueError
+    return values * (3 // len(values))
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> tuple[float, ...]:
+    values = _triple(text)
+    if min(values) <= 0:
+        raise ValueError
+    return values
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[str], Any], str]:
+    return lambda text: allowed[allowed.index(text)], " or ".join(allowed)
+
+
+# The fields that a name may change: how a value is read, and which ones are allowed.
+_FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "mean": (_triple, "one number, or three with / between them"),
+    "std": (_positive, "one number above 0, or three with / between them"),
+    "interpolation": _one_of(INTERPOLATIONS),
+    "crop": (_fraction, "above 0 and at most 1"),
+    "crop_mode": _one_of(CROP_MODES),
+}

@@ -9,9 +9,30 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import (
+    LARGEST_SIDE,
+    Number,
+    UsageError,
+    check_numbers,
+    unknown_name,
+)
 
 Range = tuple[float, float]
+
+_ENDS = ("first", "last")
+NUMBERS = {
+    "num_stages": Number(least=1, most=1000, whole=True),
+    "batch_size": Number(least=1, most=1_000_000, whole=True),
+    "image_size": Number(
+        least=1, most=LARGEST_SIDE, whole=True, names=("smallest", "largest"), rising=True
+    ),
+    "randaugment_magnitude": Number(most=100, names=_ENDS),
+    "mixup_alpha": Number(most=1000, names=_ENDS),
+    "cutmix_alpha": Number(most=1000, names=_ENDS),
+    "dropout_rate": Number(below=1, names=_ENDS),
+    "size_step": Number(least=1, whole=True),
+}
+"""The arguments of ``make_stages`` that are numbers, and which ones they may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +174,23 @@ def make_stages(
     """
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
-    _check(total_steps, num_stages, batch_size, image_size, size_step)
     ranges = {
         "randaugment_magnitude": randaugment_magnitude,
         "mixup_alpha": mixup_alpha,
         "cutmix_alpha": cutmix_alpha,
         "dropout_rate": dropout_rate,
     }
-    for name, bounds in ranges.items():
-        high = 1.0 if name == "dropout_rate" else float("inf")
-        if len(bounds) != 2 or not all(0.0 <= value < high for value in bounds):
-            raise UsageError(f"{name} must be (first, last) in [0, {high:g}), got {tuple(bounds)}")
+    numbers = {
+        "num_stages": num_stages,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "size_step": size_step,
+    }
+    check_numbers(NUMBERS, numbers | ranges)
+    if total_steps < num_stages:
+        raise UsageError(
+            f"total_steps must be at least num_stages ({num_stages}), got {total_steps}"
+        )
     rule = SCHEDULES[schedule]
     sizes = rule.sizes(image_size, num_stages, seed, size_step)
     borders = [total_steps * i // num_stages for i in range(num_stages + 1)]
@@ -208,23 +235,3 @@ def examples_before(stages: Sequence[Stage], step: int) -> int:
         for stage in stages
         if stage.first_step < step
     )
-
-
-def _check(
-    total_steps: int, num_stages: int, batch_size: int, image_size: Sequence[int], size_step: int
-) -> None:
-    if num_stages < 1:
-        raise UsageError(f"num_stages must be at least 1, got {num_stages}")
-    if total_steps < num_stages:
-        raise UsageError(
-            f"total_steps must be at least num_stages ({num_stages}), got {total_steps}"
-        )
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-    if size_step < 1:
-        raise UsageError(f"size_step must be at least 1 px, got {size_step}")
-    if len(image_size) != 2 or not 1 <= image_size[0] <= image_size[1]:
-        raise UsageError(
-            f"image_size must be (smallest, largest) with 1 <= smallest <= largest px, "
-            f"got {tuple(image_size)}"
-        )

@@ -9,7 +9,7 @@ extras.need_for_program("train")
 
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from effnetv2_jax.runtime import cli, hosts, recipe, workdir
 from effnetv2_jax.runtime.config import agree, build
-from effnetv2_jax.runtime.errors import Stopped
+from effnetv2_jax.runtime.errors import Stopped, UsageError
 from effnetv2_jax.runtime.run import Run
 from effnetv2_jax.runtime.signals import StopRequest, leave, listening
 from effnetv2_jax.training.loop import Loop
@@ -32,7 +32,7 @@ from effnetv2_jax.training.observing.history import (
 from effnetv2_jax.training.observing.monitor import Monitor
 from effnetv2_jax.training.observing.progress import Progress
 from effnetv2_jax.training.observing.status import Status
-from effnetv2_jax.training.state import TrainState
+from effnetv2_jax.training.state import TrainState, is_finite
 from effnetv2_jax.training.survival.bad_steps import BadSteps
 from effnetv2_jax.training.survival.checkpoint import Checkpoints, Keep
 from effnetv2_jax.training.survival.stalls import Watch
@@ -40,6 +40,12 @@ from effnetv2_jax.training.survival.stalls import Watch
 CONFIG = recipe.define_flag()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and the report.", required=True
+)
+ACCEPT_CHANGED_DATA = flags.DEFINE_bool(
+    "accept_changed_data",
+    False,
+    "Resume although the training data have changed since the run began. The ends of stages and "
+    "the order of examples follow from the new ones.",
 )
 
 _PART_SECONDS = 10.0
@@ -62,18 +68,24 @@ def main() -> None:
 
 def train(stop: StopRequest) -> None:
     config = recipe.checked(CONFIG.value)
-    agree(config, workdir=WORKDIR.value)
+    accept = ACCEPT_CHANGED_DATA.value
+    agree(config, workdir=WORKDIR.value, accept_changed_data=accept)
+    config = workdir.settle_dtype(config, WORKDIR.value)
     run = build(config)
-    record = workdir.make_record(config, run.source.class_names)
-    folder = workdir.claim(WORKDIR.value, record)
+    data = run.source.split(run.train_split).identity()
+    record = workdir.make_record(config, run.source.class_names, data)
+    folder = workdir.claim(WORKDIR.value, record, accept_changed_data=accept)
     with Status(folder if hosts.is_first() else None, run.stages) as status:
         loop, state = _make_loop(config, run, record, folder, status, stop)
         since = " since the last resumption" if int(state.step) else ""
         started = time.perf_counter()
-        loop.run(state)
+        state = loop.run(state)
         times = {f"seconds in the loop{since}": f"{time.perf_counter() - started:.0f}"}
-    if hosts.is_first():
-        _report(config, run, folder, times)
+        with hosts.first_alone("report"):
+            history = report.read_history(folder / "metrics.jsonl")
+            if hosts.is_first():
+                _report(config, run, folder, history, times)
+            _refuse_not_finite(run, state, history, loop.checkpoints.steps())
 
 
 def _make_loop(
@@ -144,8 +156,13 @@ def _make_loop(
     return loop, state
 
 
-def _report(config: ConfigDict, run: Run, folder: pathlib.Path, times: dict[str, str]) -> None:
-    history = report.read_history(folder / "metrics.jsonl")
+def _report(
+    config: ConfigDict,
+    run: Run,
+    folder: pathlib.Path,
+    history: report.History,
+    times: dict[str, str],
+) -> None:
     train_size = run.source.split(run.train_split).size
     facts = {
         "model": f"{run.name}, {config.model.dtype}",
@@ -175,6 +192,22 @@ def _report(config: ConfigDict, run: Run, folder: pathlib.Path, times: dict[str,
         folder, history, title=f"{run.name} on {run.source.name}", facts=facts | times
     )
     print(f"report: {text} and {picture}")
+
+
+def _refuse_not_finite(
+    run: Run, state: TrainState, history: report.History, saved: Sequence[int]
+) -> None:
+    """Raises UsageError if a run ends with numbers that are worth nothing."""
+    wrong, good = report.find_not_finite(history, [x.name for x in run.evaluations])
+    wrong += [] if is_finite(state) else ["weights or statistics"]
+    if wrong:
+        kept = good.intersection(saved)
+        with_finite = "checkpoint with a finite evaluation"
+        raise UsageError(
+            f"the run ended with numbers that are not finite ({', '.join(wrong)}); "
+            + (f"the last {with_finite} is {max(kept)}" if kept else f"there is no {with_finite}")
+            + ", and a smaller optimizer.learning_rate in another workdir may help"
+        )
 
 
 if __name__ == "__main__":

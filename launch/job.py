@@ -15,7 +15,7 @@ PYTHON, BUCKETS = "../effnetv2_jax_venv/bin/python", "../gcs"
 """The interpreter and the folder of buckets, as seen from the code. They are relative, because all
 processes of a run must be given the same workdir."""
 
-_BUCKET = re.compile(r"gs://([a-z0-9][-_.a-z0-9]{1,220}[a-z0-9])((?:/[^/\s]+)+)/?")
+_BUCKET = re.compile(r"gs://([a-z0-9][-_.a-z0-9]{1,220}[a-z0-9])((?:/[^/\x00-\x1f\x7f]+)+)/?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PYTHON_VERSION = re.compile(r"3\.[0-9]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -84,7 +84,7 @@ class Job:
         if match is None or {".", ".."} & set(match[2].split("/")):
             raise UsageError(
                 "workdir must be gs://bucket/path, the bucket's name in lower case and the path "
-                f"without . and .., got {self.workdir!r}"
+                f"without ., .. and control characters, got {self.workdir!r}"
             )
         return match[1], f"{BUCKETS}/{match[1]}{match[2]}"
 

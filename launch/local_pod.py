@@ -3,7 +3,8 @@
   python -m launch.local_pod --processes=4 --devices_per_process=8 -- --config=… --workdir=…
 
 All arguments after ``--`` go to the program. Each printed line has the number of its process in
-front. If one process dies, the others are ended, and its last lines are shown again.
+front; an error of the user's that several processes find is printed once. If one process dies, the
+others are ended, and its last lines are shown again.
 """
 
 import collections
@@ -40,6 +41,8 @@ GRACE_SECONDS = 5.0
 STOP_SECONDS = 30.0
 """The time that processes get to save and end after a signal, before they are killed."""
 
+# Programs print the user's errors as such a line, see runtime/cli.py.
+_ERROR = b"error: "
 # Gloo prints such a line for every group of devices that it connects.
 _GLOO = b"Expected number of connected peer ranks is"
 # A bar's escape sequences but colours: after a prefix they would move the cursor elsewhere.
@@ -83,10 +86,12 @@ class Member:
     Args:
         number: Its number, from 0.
         process: The process, whose output is a pipe.
+        errors: The errors that the pod's processes have printed, which this one adds to.
     """
 
-    def __init__(self, number: int, process: subprocess.Popen):
+    def __init__(self, number: int, process: subprocess.Popen, errors: set[bytes]):
         self.number = number
+        self._errors = errors
         self.last_lines: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
         self._lines = Lines()
         self._process = process
@@ -106,10 +111,15 @@ class Member:
         return True
 
     def _show(self, lines: Sequence[bytes]) -> None:
-        shown = [b"[%d] %s" % (self.number, line) for line in lines if _GLOO not in line]
-        self.last_lines.extend(shown)
-        # Bytes, because the output need not be UTF-8.
-        sys.stdout.buffer.writelines(line + b"\n" for line in shown)
+        for line in lines:
+            if _GLOO in line:
+                continue
+            self.last_lines.append(b"[%d] %s" % (self.number, line))
+            if line not in self._errors:
+                # Bytes, because the output need not be UTF-8.
+                sys.stdout.buffer.write(self.last_lines[-1] + b"\n")
+            if line.startswith(_ERROR):
+                self._errors.add(line)
         sys.stdout.buffer.flush()
 
     def exit_code(self, timeout: float = 0.0) -> int | None:
@@ -133,6 +143,7 @@ class Pod:
 
     def __init__(self) -> None:
         self._members: list[Member] = []
+        self._errors: set[bytes] = set()
         self._signals: list[int] = []
         self._selector = selectors.DefaultSelector()
         # The members whose outputs have ended, in this order.
@@ -162,7 +173,7 @@ class Pod:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                 )
-                member = Member(number, stack.enter_context(group))
+                member = Member(number, stack.enter_context(group), self._errors)
                 self._members.append(member)
                 self._selector.register(member.output, selectors.EVENT_READ, member)
             while True:
@@ -223,8 +234,14 @@ def _report(failed: Member) -> int:
         if code < 0
         else f"ended with exit code {code}"
     )
-    text = f"local_pod: process {failed.number} {how}, so the others were ended; its last lines:\n"
-    sys.stderr.buffer.writelines([text.encode(), *(line + b"\n" for line in failed.last_lines)])
+    text = f"local_pod: process {failed.number} {how}, so the others were ended"
+    lines = [*failed.last_lines]
+    if code == 2 and lines and lines[-1].partition(b" ")[2].startswith(_ERROR):
+        lines = []  # the sentence has just been printed, and says all
+    sys.stderr.buffer.write(
+        f"{text}; its last lines:\n".encode() if lines else f"{text}\n".encode()
+    )
+    sys.stderr.buffer.writelines(line + b"\n" for line in lines)
     sys.stderr.buffer.flush()
     return 128 - code if code < 0 else code
 

@@ -31,7 +31,10 @@ ABOVE = {f"{PACKAGE}.runtime.{name}" for name in ("config", "run")}
 # The libraries that a room may import at the top of a module.
 LIBRARIES = {
     "models": {"jax", "flax", "numpy"},
-    "training": {"jax", "flax", "numpy", "optax", "orbax", "clu", "absl", "etils", "matplotlib"},
+    "training": {
+        *("jax", "flax", "numpy", "optax", "orbax", "tensorstore", "clu", "absl", "etils"),
+        "matplotlib",
+    },
 }
 LARGEST_ROOM = 13
 

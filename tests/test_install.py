@@ -20,7 +20,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), 
 def python(tmp_path_factory) -> pathlib.Path:
     """The interpreter of an environment that holds the wheel and what it asks for."""
     folder = tmp_path_factory.mktemp("install")
-    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    # Isolated: what PYTHONPATH has would count as installed.
+    pip = ["-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = ["wheel", "--no-deps", f"--wheel-dir={folder}", str(ROOT)]
     subprocess.run([sys.executable, *pip, *wheel], check=True)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

@@ -142,15 +142,18 @@ def test_examples_before_counts_whole_batches():
     ("change", "message"),
     [
         ({"schedule": "papr"}, "unknown schedule 'papr': did you mean paper"),
-        ({"image_size": (0, 300)}, r"1 <= smallest .* got \(0, 300\)"),
+        (
+            {"image_size": (0, 300)},
+            r"\(smallest, largest\) with smallest <= .* at least 1 .* got \(0, 300\)",
+        ),
         ({"image_size": (300, 128)}, r"got \(300, 128\)"),
-        ({"num_stages": 0}, "num_stages must be at least 1, got 0"),
+        ({"num_stages": 0}, "num_stages must be at least 1 and at most 1000, got 0"),
         ({"total_steps": 3}, r"at least num_stages \(4\), got 3"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1 and at most 1000000, got 0"),
         ({"dropout_rate": (0.1, 1.0)}, r"dropout_rate .* got \(0.1, 1.0\)"),
         ({"mixup_alpha": (-0.1, 0)}, "mixup_alpha"),
         ({"randaugment_magnitude": (float("nan"), 1.0)}, "randaugment_magnitude"),
-        ({"size_step": 0}, "size_step must be at least 1 px, got 0"),
+        ({"size_step": 0}, "size_step must be at least 1, got 0"),
     ],
 )
 def test_bad_values_are_named(change, message):

@@ -1,10 +1,26 @@
-"""From the bytes of an image to uint8 pixels of the right size: decode a box, resize, flip."""
+"""From the bytes of an image to uint8 pixels of the right size: decode a box, resize, flip.
 
+TensorFlow decodes JPEG and PNG. Pillow decodes everything else, because TensorFlow has only some of
+the formats and misreads some of their variants.
+"""
+
+import collections
 import functools
+import io
+import threading
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
+from absl import logging
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp"),
+    *(".avif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""The endings, in lower case, of the files that are taken for images. Contents decide the rest."""
 
 MAX_PIXELS = 178_956_970
 """The largest number of pixels of an image. Larger ones are refused undecoded; Pillow's limit."""
@@ -14,17 +30,28 @@ Box: TypeAlias = tf.Tensor
 
 _SCALES = (1, 2, 4, 8)
 
+# The formats that Pillow may decode. It has more, and starts other programs for some of those.
+_PILLOW_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"),
+)
+# Formats of which people have files, and which are not decoded: bytes among the first 12.
+_OTHER_FORMATS = {b"\xff\x0a": "JPEG XL", b"JXL ": "JPEG XL", b"ftyphe": "HEIC", b"ftypmi": "HEIC"}
+_ORIENTATION = 0x0112  # the tag in EXIF
+
 
 def decode_box(
     encoded: tf.Tensor,
     choose_box: Callable[[tf.Tensor], Box],
     *,
     min_size: int | None = None,
+    exif_orientation: bool = False,
 ) -> tf.Tensor:
-    """Decodes a box of an image: JPEG, PNG, WebP, BMP or GIF (its first frame).
+    """Decodes a box of an image of a format in ``IMAGE_ENDINGS``, or of the first of its frames.
 
-    The format is recognised by the content, not by the name of the file. Grey, CMYK, palette and
-    16-bit images become RGB of 8 bits. Transparency is dropped.
+    The format is recognised by the content, not by the name of the file. The pixels are those of
+    Pillow's ``convert("RGB")``: grey, CMYK and palette images become RGB, and transparency is
+    dropped. The exception is grey with 16 bits, where Pillow clips at 255: its upper eight bits are
+    taken, as Pillow does for colour with 16 bits.
 
     Args:
         encoded: A string, or uint8 [height, width, 3], from which the box is only cut.
@@ -32,6 +59,8 @@ def decode_box(
         min_size: The number of px that both sides of the box must keep if a JPEG is decoded at a
             half, a quarter or an eighth of its size, in the domain of its cosine transform. None
             decodes at full size.
+        exif_orientation: Turns the image as its EXIF says, as Pillow's ``exif_transpose`` does. The
+            box is one of the turned image.
 
     Returns:
         uint8 [height, width, 3].
@@ -42,26 +71,26 @@ def decode_box(
     """
     if encoded.dtype != tf.string:
         return _cut(encoded, choose_box(tf.shape(encoded)[:2]))
-    is_jpeg = tf.cast(tf.io.is_jpeg(encoded), tf.int32)
-    shapes = (_shape_in_other, lambda jpeg: tf.io.extract_jpeg_shape(jpeg, tf.int64)[:2])
-    shape = switch(is_jpeg, shapes, encoded)
-    # float64, because the product may overflow an integer.
-    is_small = tf.reduce_prod(tf.cast(shape, tf.float64)) <= MAX_PIXELS
-    # tf.debugging.Assert would put a conditional around it.
-    check = tf.raw_ops.Assert(
-        condition=is_small, data=["height and width are too large:", shape], summarize=2
+    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    kind = tf.where(tf.io.is_jpeg(encoded), 2, tf.cast(is_png, tf.int32))
+    read = [functools.partial(f, turn=exif_orientation) for f in (_read_other, _read_png)]
+    shape, orientation, decoder, pixels = switch(
+        kind, [*read, functools.partial(_read_jpeg, turn=exif_orientation)], encoded
     )
-    with tf.control_dependencies([check]):
-        box = choose_box(tf.cast(shape, tf.int32))
+    if exif_orientation:
+        turned_shape = tf.where(orientation >= 5, shape[::-1], shape)
+        box = _turn_back(choose_box(turned_shape), turned_shape, orientation)
+    else:
+        box = choose_box(shape)
     scales: tuple[int, ...] = _SCALES[:1]
-    decoder = is_jpeg
     if min_size is not None:
         scales = _SCALES
         fits = tf.reduce_min(box[2:]) // min_size
         halvings = tf.reduce_sum(tf.cast(fits >= tf.constant(_SCALES[1:]), tf.int32))
-        decoder = is_jpeg * (1 + halvings)
+        decoder += tf.where(decoder == _JPEG, halvings, 0)
     decoders = [functools.partial(_decode_jpeg, scale=scale) for scale in scales]
-    return switch(decoder, [_decode_other, *decoders], encoded, box)
+    image = switch(decoder, [_cut_other, _cut_decoded, *decoders], encoded, pixels, box)
+    return _turn(image, orientation) if exif_orientation else image
 
 
 def random_box(
@@ -119,37 +148,57 @@ _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
 
 def resize_as_pillow(
-    image: tf.Tensor, image_size: int, interpolation: str, margin: int | None
+    image: tf.Tensor,
+    image_size: int,
+    interpolation: str,
+    mode: str,
+    side: int,
+    fill: tuple[float, float, float],
 ) -> tf.Tensor:
-    """Resizes with antialiasing and cuts the centre, as torchvision does with a Pillow image.
+    """Resizes with antialiasing and cuts the centre, as torchvision and timm do with Pillow.
 
     Args:
         image: uint8 [height, width, 3].
         image_size: The side of the result in px.
         interpolation: ``bilinear`` or ``bicubic``.
-        margin: The number of px that are cut off. The image is resized to a short side of
-            image_size + margin, keeping its shape, and its centre is cut out. None resizes the
-            whole image to a square.
+        mode: ``center`` resizes the short side to ``side``, ``border`` the long one, both keeping
+            the image's shape; ``squash`` resizes both sides.
+        side: The side in px of the resized image, from which the centre is cut out.
+        fill: The colour 0 … 255 beside an image that is too small for the result.
 
     Returns:
         uint8 [image_size, image_size, 3]. Pillow, which rounds between rows and columns, differs by
         a level here and there.
     """
     shape = tf.shape(image)[:2]
-    target = tf.constant([image_size, image_size])
-    if margin is not None:
-        target = (image_size + margin) * shape // tf.reduce_min(shape)
-    begin = tf.round((tf.cast(target, tf.float32) - image_size) / 2)
+    if mode == "squash":
+        target = tf.constant([side, side])
+    elif mode == "center":
+        target = side * shape // tf.reduce_min(shape)
+    else:
+        target = tf.cast(tf.round(side * shape / tf.reduce_max(shape)), tf.int32)
+        target = tf.maximum(target, 1)
+    surplus = target - image_size
+    begin = tf.where(
+        surplus < 0, -(-surplus // 2), tf.cast(tf.round(tf.cast(surplus, tf.float32) / 2), tf.int32)
+    )
     # Only the part that is cut out is computed.
     image = tf.raw_ops.ScaleAndTranslate(
         images=image[tf.newaxis],
         size=(image_size, image_size),
         scale=tf.cast(target / shape, tf.float32),
-        translation=-begin,
+        translation=-tf.cast(begin, tf.float32),
         kernel_type=_KERNELS[interpolation],
         antialias=True,
     )[0]
     image = tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8)
+    if mode == "border":
+        rows, columns = (
+            (tf.range(image_size) >= -begin[i]) & (tf.range(image_size) < target[i] - begin[i])
+            for i in range(2)
+        )
+        inside = rows[:, tf.newaxis, tf.newaxis] & columns[:, tf.newaxis]
+        image = tf.where(inside, image, tf.constant([round(x) for x in fill], tf.uint8))
     return tf.ensure_shape(image, (image_size, image_size, 3))
 
 
@@ -159,7 +208,68 @@ def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flip, False]))
 
 
-def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
+# The second half of decoding, when the box is known. JPEGs are decoded at a scale from there on.
+_OTHER, _DECODED, _JPEG = range(3)
+
+_PIXELS = tf.TensorSpec((None, None, 3), tf.uint8)
+
+# An image's shape in px, int32 [2], its EXIF orientation, which is 1 if it need not be turned, the
+# number of what is still to be done, and the pixels if they are decoded, uint8 [height, width, 3].
+_Opened: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+def _read_jpeg(encoded: tf.Tensor, turn: bool) -> _Opened:
+    shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
+    # TensorFlow rounds CMYK down, and inverts it if Adobe's name is not there, unlike others.
+    decoder = tf.where(shape[2] == 4, _OTHER, _JPEG)
+    pixels = tf.zeros([0, 0, 3], tf.uint8)
+    return _checked(shape[:2]), _orientation(encoded, turn), decoder, pixels
+
+
+def _read_png(encoded: tf.Tensor, turn: bool) -> _Opened:
+    header = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+    with tf.control_dependencies([_checked(header)]):
+        pixels = tf.io.decode_png(encoded, channels=3)
+    return tf.shape(pixels)[:2], _orientation(encoded, turn), tf.constant(_DECODED), pixels
+
+
+def _read_other(encoded: tf.Tensor, turn: bool) -> _Opened:
+    pixels = _in_python(_decode_by_pillow, _PIXELS)(encoded, tf.constant(turn))
+    return tf.shape(pixels)[:2], tf.constant(1), tf.constant(_DECODED), pixels
+
+
+def _checked(shape: tf.Tensor) -> tf.Tensor:
+    """Returns a shape as int32 [2] if an image may have it."""
+    # float64, because the product may overflow an integer.
+    is_small = tf.reduce_prod(tf.cast(shape, tf.float64)) <= MAX_PIXELS
+    # tf.debugging.Assert would put a conditional around it.
+    check = tf.raw_ops.Assert(
+        condition=is_small, data=["height and width are too large:", shape], summarize=2
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(tf.cast(shape, tf.int32))
+
+
+def _orientation(encoded: tf.Tensor, turn: bool) -> tf.Tensor:
+    if not turn:
+        return tf.constant(1)
+    return _in_python(_exif_orientation, tf.TensorSpec((), tf.int32))(encoded)
+
+
+@functools.cache
+def _in_python(function: Callable, spec: tf.TensorSpec) -> Callable[..., tf.Tensor]:
+    """Makes a TensorFlow function of one without state that takes ``bytes`` and NumPy values."""
+
+    # Called eagerly, tf.numpy_function would pass other types and raise other errors.
+    @tf.function(autograph=False)
+    def call(*arguments: tf.Tensor) -> tf.Tensor:
+        result = tf.numpy_function(function, arguments, spec.dtype, stateful=False)
+        return tf.ensure_shape(result, spec.shape)
+
+    return call
+
+
+def _decode_jpeg(encoded: tf.Tensor, pixels: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
     if scale > 1:
         # Both borders are rounded, so the box moves by at most half a pixel of the scaled image.
         begin = (box[:2] + scale // 2) // scale
@@ -174,9 +284,12 @@ def _decode_jpeg(encoded: tf.Tensor, box: Box, scale: int) -> tf.Tensor:
     )
 
 
-def _decode_other(encoded: tf.Tensor, box: Box) -> tf.Tensor:
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return _cut(tf.ensure_shape(image, (None, None, 3)), box)
+def _cut_decoded(encoded: tf.Tensor, pixels: tf.Tensor, box: Box) -> tf.Tensor:
+    return _cut(pixels, box)
+
+
+def _cut_other(encoded: tf.Tensor, pixels: tf.Tensor, box: Box) -> tf.Tensor:
+    return _cut(_read_other(encoded, turn=False)[-1], box)
 
 
 def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
@@ -184,39 +297,91 @@ def _cut(image: tf.Tensor, box: Box) -> tf.Tensor:
     return image[top : top + height, left : left + width]
 
 
-def _shape_in_other(encoded: tf.Tensor) -> tf.Tensor:
-    """Height and width in the header of a PNG, GIF, BMP or WebP, int64 [2]. Others are 1 × 1."""
-    length = 30
-    start = tf.strings.substr(encoded, 0, length) + tf.constant(b"\0" * length)
-    values = tf.cast(tf.io.decode_raw(start, tf.uint8)[:length], tf.int64)
+def _flips(orientation: tf.Tensor) -> tf.Tensor:
+    """Tells if an orientation of EXIF mirrors rows and columns, after it transposes from 5 on."""
+    rows, columns = [3, 4, 7, 8], [2, 3, 6, 7]
+    return tf.stack([tf.reduce_any(orientation == tf.constant(x)) for x in (rows, columns)])
 
-    def starts_with(text: bytes, at: int = 0) -> tf.Tensor:
-        return tf.reduce_all(values[at : at + len(text)] == list(text))
 
-    def number(at: int, num_bytes: int, step: int) -> tf.Tensor:
-        powers = [256**i for i in range(num_bytes)][::step]
-        return tf.reduce_sum(values[at : at + num_bytes] * powers)
+def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns pixels [height, width, 3] as an orientation of EXIF, 1 … 8, says."""
+    image = tf.transpose(image, tf.where(orientation >= 5, [1, 0, 2], [0, 1, 2]))
+    return tf.raw_ops.Reverse(tensor=image, dims=tf.pad(_flips(orientation), [[0, 1]]))
 
-    little, big = functools.partial(number, step=1), functools.partial(number, step=-1)
-    lossless = little(21, 4)
-    shapes = (
-        (starts_with(b"\x89PNG"), big(20, 4), big(16, 4)),
-        (starts_with(b"GIF8"), little(8, 2), little(6, 2)),
-        # The height of a BMP is negative if its first row is the top one.
-        (starts_with(b"BM"), tf.minimum(little(22, 4), 2**32 - little(22, 4)), little(18, 4)),
-        (starts_with(b"VP8 ", 12), little(28, 2) % 2**14, little(26, 2) % 2**14),
-        (starts_with(b"VP8L", 12), 1 + lossless // 2**14 % 2**14, 1 + lossless % 2**14),
-        (starts_with(b"VP8X", 12), 1 + little(27, 3), 1 + little(24, 3)),
+
+def _turn_back(box: Box, shape: tf.Tensor, orientation: tf.Tensor) -> Box:
+    """Finds a box of a turned image, which has this shape, in the image as it is stored."""
+    begin, size = box[:2], box[2:]
+    begin = tf.where(_flips(orientation), shape - begin - size, begin)
+    return tf.where(
+        orientation >= 5,
+        tf.concat([begin[::-1], size[::-1]], axis=0),
+        tf.concat([begin, size], axis=0),
     )
-    shape = tf.ones([2], tf.int64)
-    for matches, height, width in shapes:
-        shape = tf.where(matches, tf.stack([height, width]), shape)
-    return shape
 
 
-def switch(
-    index: tf.Tensor, branches: Sequence[Callable[..., tf.Tensor]], *operands: tf.Tensor
-) -> tf.Tensor:
+def _exif_orientation(encoded: bytes) -> np.int32:
+    """Returns the EXIF orientation of a JPEG or PNG, int32 []."""
+    # Pillow decodes all of a PNG to find out that there is no EXIF.
+    if encoded.startswith(b"\x89PNG") and not any(
+        key in encoded for key in (b"eXIf", b"exif", b"XML:com.adobe.xmp")
+    ):
+        return np.int32(1)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_PILLOW_FORMATS) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Decoding will say what is wrong.
+        return np.int32(1)
+    return np.int32(orientation if orientation in range(1, 9) else 1)
+
+
+class _Counts:
+    """Counts the images that Pillow decodes, by format, and logs it at 1, 10, 100, …."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._counts = collections.Counter[str]()
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            count = self._counts[name]
+        if str(count).strip("0") == "1":
+            what = "image" if count == 1 else "images"
+            logging.info("%d %s %s so far, decoded by Pillow", count, name, what)
+
+
+_counts = _Counts()
+
+
+def _decode_by_pillow(encoded: bytes, turn: bool) -> np.ndarray:
+    """Decodes an image, or the first of its frames, to uint8 [height, width, 3].
+
+    Raises:
+        ValueError: If it cannot be decoded, which TensorFlow turns into InvalidArgumentError.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_PILLOW_FORMATS) as image:
+            name = image.format
+            if turn:
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I;16"):
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                pixels = np.repeat(grey[..., np.newaxis], 3, axis=-1)
+            else:
+                pixels = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        start = encoded[:12]
+        found = [name for key, name in _OTHER_FORMATS.items() if key in start]
+        what = f"{found[0]} cannot be read" if found else "Unknown image format"
+        raise ValueError(f"{what}: convert it to JPEG or PNG") from None
+    except Exception as error:  # Pillow's decoders raise nearly everything.
+        raise ValueError(str(error) or type(error).__name__) from None
+    _counts.add(str(name))
+    return pixels
+
+
+def switch(index: tf.Tensor, branches: Sequence[Callable[..., Any]], *operands: tf.Tensor) -> Any:
     """Calls ``branches[index]`` with the operands, and computes nothing else.
 
     ``tf.switch_case`` inlines the branches into the graph around them. The executor then visits
@@ -224,11 +389,12 @@ def switch(
 
     Args:
         index: The number of the branch, int32 []. The last one is taken if it is out of range.
-        branches: Stateless functions of the operands only, with results of one dtype and rank.
+        branches: Stateless functions of the operands only. Each returns a tensor, or a tuple of
+            tensors, with the same dtypes and ranks as the others.
         operands: The arguments of the branch.
 
     Returns:
-        The result of the branch. Its static shape is the most specific one that fits all branches.
+        The result of the branch. Static shapes are the most specific ones that fit all branches.
     """
     if tf.executing_eagerly():
         number = int(index)
@@ -238,14 +404,16 @@ def switch(
         tf.function(branch, autograph=False).get_concrete_function(*signature)
         for branch in branches
     ]
-    shape = functions[0].outputs[0].shape
-    for function in functions[1:]:
-        shape = shape.most_specific_compatible_shape(function.outputs[0].shape)
-    (result,) = tf.raw_ops.StatelessCase(
+    shapes = [
+        functools.reduce(tf.TensorShape.most_specific_compatible_shape, alternatives)
+        for alternatives in zip(*([x.shape for x in f.outputs] for f in functions), strict=True)
+    ]
+    results = tf.raw_ops.StatelessCase(
         branch_index=index,
         input=list(operands),
-        Tout=[functions[0].outputs[0].dtype],
+        Tout=[x.dtype for x in functions[0].outputs],
         branches=functions,
-        output_shapes=[shape],
+        output_shapes=shapes,
     )
-    return tf.ensure_shape(result, shape)
+    results = [tf.ensure_shape(x, shape) for x, shape in zip(results, shapes, strict=True)]
+    return tf.nest.pack_sequence_as(functions[0].structured_outputs, results)

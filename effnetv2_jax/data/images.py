@@ -108,7 +108,9 @@ def random_crop(
     box = functools.partial(
         crop_box, seed=seed, preprocessing=preprocessing, augmentation=augmentation
     )
-    return decoding.decode_box(image, box, min_size=stage.image_size)
+    return decoding.decode_box(
+        image, box, min_size=stage.image_size, exif_orientation=preprocessing.exif_orientation
+    )
 
 
 def crop_box(
@@ -145,15 +147,18 @@ def eval_image(image: tf.Tensor, image_size: int, preprocessing: Preprocessing) 
         image_size: The side of the result in px.
         preprocessing: The input family, which decides between the crop and the whole image.
     """
-    crops = image_size < preprocessing.center_crop_below
-    margin = preprocessing.crop_margin if crops else None
+    mode, side = preprocessing.evaluation(image_size)
+    turn = preprocessing.exif_orientation
     if preprocessing.antialias:
-        image = decoding.decode_box(image, decoding.whole_box)
-        return decoding.resize_as_pillow(image, image_size, preprocessing.interpolation, margin)
+        image = decoding.decode_box(image, decoding.whole_box, exif_orientation=turn)
+        return decoding.resize_as_pillow(
+            image, image_size, preprocessing.interpolation, mode, side, fill=preprocessing.mean
+        )
 
     box: Callable[[tf.Tensor], decoding.Box] = decoding.whole_box
-    if margin is not None:
+    if mode == "center":
+        margin = side - image_size
         box = functools.partial(decoding.central_box, image_size=image_size, margin=margin)
     # Decoded at full size, as published accuracies were measured.
-    image = decoding.decode_box(image, box)
+    image = decoding.decode_box(image, box, exif_orientation=turn)
     return decoding.resize(image, image_size, preprocessing.interpolation)

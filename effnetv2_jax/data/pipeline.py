@@ -6,12 +6,15 @@ A pipeline can therefore start anywhere. A resumed run sees what the uninterrupt
 seen, and so does a run with another number of processes or threads.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -23,21 +26,23 @@ from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
 from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 Batch = dict[str, np.ndarray]
 
 # Finished batches that wait for the device.
 _PREFETCH = 2
-# Examples that one thread prepares in a row, and the bytes that they may take. Masking costs about
-# 0.2 ms per row, so longer rows save time. Large images take longer, and rows may be shorter.
+# Examples that one thread prepares in a row, and the bytes that they may take. A row costs
+# some time of its own, so longer rows save time. Large images take longer, and rows may be shorter.
 _ROW = 32
-_ROW_BYTES = 2**21
+_ROW_BYTES = 2**23
 # Rows begun per thread. They are passed on in order, and a thread that has finished an easy one
 # should not wait for a hard one before it.
 _ROWS_BEGUN = 2
 # Chunks that an evaluation reads at the same time.
 _EVAL_READERS = 8
+# Bad examples that every split may have, unless they are more than half of it or none are allowed.
+_FEW = 5
 # Examples of which at least one must be good for a stage to begin.
 _PROBED = 8
 
@@ -85,7 +90,8 @@ def train_batches(
         seed: The seed of the run.
         preprocessing: The input family.
         augmentation: Crop, flip, and RandAugment or AutoAugment.
-        max_bad_fraction: The largest fraction of the split's examples that may be undecodable.
+        max_bad_fraction: The largest fraction of the split's examples that may be undecodable. If
+            it is above 0, five may be, up to half of the split.
         share: The part of every batch that this process reads.
 
     Yields:
@@ -125,13 +131,13 @@ def train_batches(
     )
     index = np.arange(share.index, stage.batch_size, share.count, dtype=np.int32)
 
-    def checked() -> Iterator[Batch]:
+    def checked() -> Generator[Batch, None, None]:
         for batch in dataset.as_numpy_iterator():
             positions = batch.pop("position")[batch["mask"] == 0]
             bad.add([order.locate(position) for position in positions])
             yield batch | {"index": index}
 
-    return checked()
+    return _closed_at_exit(checked())
 
 
 def examples_at(
@@ -195,7 +201,7 @@ def eval_batches(
         share.threads,
     )
 
-    def padded() -> Iterator[Batch]:
+    def padded() -> Generator[Batch, None, None]:
         batches = dataset.as_numpy_iterator()
         nothing = {
             name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
@@ -211,7 +217,27 @@ def eval_batches(
                 }
             yield {name: array for name, array in batch.items() if name != "position"}
 
-    return padded()
+    return _closed_at_exit(padded())
+
+
+_open = weakref.WeakSet[Generator[Batch, None, None]]()
+
+
+def _closed_at_exit(batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+    """Returns batches that end before Python does.
+
+    The threads of tf.data call Pillow. When Python has begun to end, they would wait for it, and it
+    would wait for them to end.
+    """
+    _open.add(batches)
+    return batches
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        with contextlib.suppress(ValueError):  # A thread is reading it, and will be left alone.
+            batches.close()
 
 
 class _BadExamples:
@@ -220,7 +246,10 @@ class _BadExamples:
     def __init__(self, source: Source, split: str, max_fraction: float):
         self._split = source.split(split)
         self._name = f"split {split!r} of {source.name}"
-        self._limit = max_fraction * self._split.size
+        size = self._split.size
+        # A single image may be a large fraction of a small folder.
+        few = min(_FEW, size // 2) if max_fraction else 0
+        self._limit = max(few, int(max_fraction * size))
         self._max_fraction = max_fraction
         self._found: set[int] = set()
 
@@ -236,8 +265,8 @@ class _BadExamples:
             raise UsageError(
                 f"{len(self._found)} of the {self._split.size} examples of {self._name} cannot be "
                 f"decoded, the last {self._split.describe(max(self._found))!r}, but "
-                f"data.max_bad_fraction allows {self._max_fraction:g}: mend or delete them "
-                "(the log names them all), or allow more"
+                f"data.max_bad_fraction allows {self._max_fraction:g}, here {self._limit}: mend or "
+                "delete them (the log names them all), or allow more"
             )
 
     def refuse_if_all(self, numbers: Iterable[int | tf.Tensor]) -> None:
@@ -247,10 +276,10 @@ class _BadExamples:
         """
         reasons = {}
         for number in map(int, numbers):
-            reason = self._why(number)
-            if reason is None:
+            why = self._why(number)
+            if why is None:
                 return
-            reasons[number] = reason
+            reasons[number] = why
         if reasons and len(reasons) > self._limit:
             first = next(iter(reasons))
             raise UsageError(
@@ -259,7 +288,7 @@ class _BadExamples:
             )
 
     def _why(self, number: int) -> str | None:
-        """Returns TensorFlow's reason not to decode an example, None if it can be decoded.
+        """Returns the decoder's reason not to decode an example, None if it can be decoded.
 
         The pipeline's graph says that decoding failed, but not why. Only bad examples and the first
         ones of a stage are decoded again.
@@ -270,9 +299,8 @@ class _BadExamples:
             ):
                 decode_box(example["image"], whole_box)
         except tf.errors.OpError as error:
-            # Without the names of the nodes around the sentence.
-            text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", error.message.splitlines()[0])
-            return text.strip() or type(error).__name__
+            from_pillow = re.search(r"ValueError: (.*)", error.message)
+            return from_pillow[1] if from_pillow else reason(error)
         return None
 
 
@@ -342,9 +370,9 @@ def _batches(
             examples.append([example[name] for name in spec])
         return [tf.stack(column) for column in zip(*examples, strict=True)]
 
-    prepare_all = functools.partial(
-        tf.map_fn, prepare_one, fn_output_signature=spec, parallel_iterations=1
-    )
+    def prepare_all(row: Example) -> Example:
+        examples = tf.map_fn(prepare_one, row, fn_output_signature=spec, parallel_iterations=1)
+        return examples | {"position": row["position"]}
 
     def prepare_each(row: Example) -> tf.data.Dataset:
         # In Python, which can catch an exception.
@@ -355,13 +383,13 @@ def _batches(
                 name: tf.ensure_shape(column, (None, *x.shape))
                 for (name, x), column in zip(spec.items(), columns, strict=True)
             }
+            | {"position": row["position"]}
         )
 
     # AutoGraph would find nothing to convert, and take its time.
     @tf.autograph.experimental.do_not_convert
-    def prepare_row(row: Example) -> Example:
-        examples = attempt(prepare_all, row, prepare_each).get_single_element()
-        return examples | {"position": row["position"]}
+    def prepare_row(row: Example) -> tf.data.Dataset:
+        return attempt(prepare_all, row, prepare_each)
 
     options = tf.data.Options()
     # One row per thread: kernels that split up their work would only disturb the other threads, and
@@ -371,7 +399,15 @@ def _batches(
     options.autotune.enabled = False
     return (
         elements.batch(row_length)
-        .map(prepare_row, num_parallel_calls=threads * _ROWS_BEGUN, deterministic=True)
+        # A row is a dataset of one element, and they stay in order. Within interleave, TensorFlow
+        # sets up the functions once; within map, for every row.
+        .interleave(
+            prepare_row,
+            cycle_length=threads * _ROWS_BEGUN,
+            block_length=1,
+            num_parallel_calls=threads * _ROWS_BEGUN,
+            deterministic=True,
+        )
         .rebatch(batch_size)
         .prefetch(_PREFETCH)
         .with_options(options)

@@ -4,7 +4,7 @@ import abc
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from effnetv2_jax.models.layers import (
     check_images,
     global_average_pool,
     stochastic_depth,
+    trains,
     uniform_by_example,
 )
 from effnetv2_jax.models.scanning import Draws, equal_runs, scan
@@ -38,55 +39,28 @@ def _identity(x: Value, train: bool | None = None) -> Value:
     return x
 
 
+def _normed(
+    conv: Conv | DepthwiseConv, norm: Callable[..., BatchNorm], activation: str | None
+) -> ConvNorm:
+    """Returns a convolution with a batch norm of its channels and dtype."""
+    return ConvNorm(conv, norm(conv.kernel.shape[-1], dtype=conv.dtype), activation)
+
+
+def _squeeze_excite(
+    in_filters: int, inside: int, se_ratio: float, **arguments: Any
+) -> Callable[[Value], Value]:
+    if se_ratio <= 0:
+        return _identity
+    return SqueezeExcite(inside, max(1, int(in_filters * se_ratio)), **arguments)
+
+
 class _Block(nnx.Module):
-    """A block whose output is added to its input if their shapes are equal; see ``MBConv``."""
+    """A block whose output is added to its input if their shapes are equal."""
 
-    FUSED: ClassVar[bool]
-    SE_RATIO: ClassVar[float]
-
-    def __init__(
-        self,
-        in_filters: int,
-        filters: int,
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        expand_ratio: int = 4,
-        se_ratio: float | None = None,
-        survival_prob: float = 1.0,
-        padding: str = "same",
-        activation: str = "silu",
-        norm: Callable[..., BatchNorm] = BatchNorm,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, in_filters: int, filters: int, stride: int, survival_prob: float):
         self.has_skip = stride == 1 and in_filters == filters
         self.survival_prob = survival_prob
         self.deterministic = True
-        inside = in_filters * expand_ratio
-        expands = expand_ratio != 1
-        se_ratio = self.SE_RATIO if se_ratio is None else se_ratio
-        numeric: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        square = {**numeric, "kernel_size": kernel_size, "stride": stride, "padding": padding}
-
-        def layer(conv, channels: int, activation: str | None = activation) -> ConvNorm:
-            return ConvNorm(conv, norm(channels, dtype=dtype), activation)
-
-        first = square if self.FUSED else numeric
-        self.expand = layer(Conv(in_filters, inside, **first), inside) if expands else _identity
-        if not self.FUSED:
-            self.depthwise = layer(DepthwiseConv(inside, **square), inside)
-        squeezed = max(1, int(in_filters * se_ratio)) if se_ratio > 0 else 0
-        self.se = (
-            SqueezeExcite(inside, squeezed, activation=activation, **numeric)
-            if squeezed
-            else _identity
-        )
-        self.project = (
-            layer(Conv(inside, filters, **numeric), filters, None)
-            if expands or not self.FUSED
-            else layer(Conv(inside, filters, **square), filters)
-        )
 
     @abc.abstractmethod
     def branch(self, x: Value, train: bool | None = None) -> Value:
@@ -145,8 +119,7 @@ class MBConv(_Block):
         stride: The stride of the k × k convolution.
         expand_ratio: The number of channels inside the block over in_filters; 1 leaves out the
             expansion.
-        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE. None
-            takes the paper's: 0.25 for an ``MBConv``, 0 for a ``FusedMBConv``.
+        se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
         survival_prob: The probability that training keeps the branch of an image, if there is a
             skip (stride 1, equal filters).
         padding: One of ``convolutions.PADDINGS``.
@@ -156,21 +129,60 @@ class MBConv(_Block):
         rngs: Gives the ``params`` keys.
     """
 
-    FUSED = False
-    SE_RATIO = 0.25
+    def __init__(
+        self,
+        in_filters: int,
+        filters: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        expand_ratio: int = 4,
+        se_ratio: float = 0.25,
+        survival_prob: float = 1.0,
+        padding: str = "same",
+        activation: str = "silu",
+        norm: Callable[..., BatchNorm] = BatchNorm,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_filters, filters, stride, survival_prob)
+        inside = in_filters * expand_ratio
+        pointwise = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        self.expand = (
+            _identity
+            if expand_ratio == 1
+            else _normed(pointwise(in_filters, inside), norm, activation)
+        )
+        self.depthwise = _normed(
+            DepthwiseConv(
+                inside,
+                kernel_size=kernel_size,
+                stride=stride,
+                padding=padding,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            norm,
+            activation,
+        )
+        self.se = _squeeze_excite(
+            in_filters, inside, se_ratio, activation=activation, dtype=dtype, rngs=rngs
+        )
+        self.project = _normed(pointwise(inside, filters), norm, None)
 
     def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
-        x = self.depthwise(x, train)
+        # By name, because nnx.tabulate fails to show a ``Normalized`` by position.
+        x = self.depthwise(x=x, train=train)
         x = self.se(x)
-        return self.project(x, train)
+        return self.project(x=x, train=train)
 
 
 class FusedMBConv(_Block):
     """Expand k × k, squeeze-and-excite (off in V2), project 1 × 1 (Figure 2, left).
 
     With expand_ratio 1 there is a single k × k convolution, followed by the activation. The
-    arguments are those of ``MBConv``.
+    arguments are those of ``MBConv``; se_ratio is 0 by default.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -179,13 +191,46 @@ class FusedMBConv(_Block):
     (2, 16, 16, 4)
     """
 
-    FUSED = True
-    SE_RATIO = 0.0
+    def __init__(
+        self,
+        in_filters: int,
+        filters: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        expand_ratio: int = 4,
+        se_ratio: float = 0.0,
+        survival_prob: float = 1.0,
+        padding: str = "same",
+        activation: str = "silu",
+        norm: Callable[..., BatchNorm] = BatchNorm,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_filters, filters, stride, survival_prob)
+        inside = in_filters * expand_ratio
+        pointwise = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        square = functools.partial(
+            pointwise, kernel_size=kernel_size, stride=stride, padding=padding
+        )
+        self.expand = (
+            _identity
+            if expand_ratio == 1
+            else _normed(square(in_filters, inside), norm, activation)
+        )
+        self.se = _squeeze_excite(
+            in_filters, inside, se_ratio, activation=activation, dtype=dtype, rngs=rngs
+        )
+        self.project = (
+            _normed(square(inside, filters), norm, activation)
+            if expand_ratio == 1
+            else _normed(pointwise(inside, filters), norm, None)
+        )
 
     def branch(self, x: Value, train: bool | None = None) -> Value:
         x = self.expand(x, train)
         x = self.se(x)
-        return self.project(x, train)
+        return self.project(x=x, train=train)
 
 
 _BLOCKS: dict[str, type[MBConv] | type[FusedMBConv]] = {"mbconv": MBConv, "fused": FusedMBConv}
@@ -291,10 +336,10 @@ class EfficientNet(Network):
         self.rngs = dropout_rngs(rngs)
 
     def pooled(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        x, _ = self._body(images, training, rngs, index)
-        return global_average_pool(self.head(x, training))
+        x, _ = self._body(images, train, rngs, index)
+        return global_average_pool(self.head(x, train))
 
     def features(
         self,
@@ -318,42 +363,47 @@ class EfficientNet(Network):
         """
         check_images(images, index)
         rngs = self.rngs if rngs is None else rngs
-        return self._body(images, self.is_training(train), rngs, index)[1]
+        return self._body(images, train, rngs, index)[1]
 
     def _body(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = jnp.asarray(self.stem(images, training))
+        x = jnp.asarray(self.stem(images, train))
         reductions: dict[str, jax.Array] = {}
 
         # One program draws for all blocks: the numbers are few, but compiling takes long.
         draws: Draws = [None] * len(self.blocks)
-        if training and self.spec.survival_prob < 1.0:
+        if self.spec.survival_prob < 1.0 and trains(self.blocks, train):
             index = jnp.arange(len(images)) if index is None else index
             draws = list(uniform_by_example(rngs.dropout(), index, (len(self.blocks),)).T)
 
         for row in self.rows:
-            x = self._run(row, x, training, draws)
+            x = self._run(row, x, train, draws)
             if row[-1].stop - 1 in self.reduction_ends:
                 reductions[f"reduction_{len(reductions) + 1}"] = x
         return x, reductions
 
-    def _run(self, row: tuple[range, ...], x: jax.Array, training: bool, draws: Draws) -> jax.Array:
+    def _run(
+        self, row: tuple[range, ...], x: jax.Array, train: bool | None, draws: Draws
+    ) -> jax.Array:
         """Calls the blocks of a row of runs."""
         first, end = row[0].start, row[-1].stop
+        # A plain list: nnx.tabulate knows only the modules that were there before the call.
+        blocks: list[MBConv | FusedMBConv] = self.blocks[first:end]
         # A loop recomputes its blocks one by one.
         one_by_one = self.remat == "blocks" and end - first > 1
         policy = _KEEP_STATISTICS if one_by_one else _KEEP_CONVOLUTIONS
 
-        def call(blocks: nnx.List, x: jax.Array, draws: Draws) -> jax.Array:
+        def call(blocks: list, x: jax.Array, draws: Draws) -> jax.Array:
             for run in row:
                 some = slice(run.start - first, run.stop - first)
                 if len(run) > 1:
-                    x = scan(blocks[some], x, draws[some], train=training, remat_policy=policy)
+                    x = scan(blocks[some], x, draws[some], train=train, remat_policy=policy)
                 else:
-                    x = blocks[some.start](x, train=training, draw=draws[some.start])
+                    x = blocks[some.start](x, train=train, draw=draws[some.start])
             return x
 
-        if training and self.remat != "none" and not one_by_one:
+        remat = self.remat != "none" and not one_by_one
+        if remat and any(trains(block, train) for block in blocks):
             call = nnx.remat(call, policy=_KEEP_STATISTICS)
-        return call(nnx.List(self.blocks[first:end]), x, draws[first:end])
+        return call(blocks, x, draws[first:end])

@@ -72,26 +72,13 @@ def _as_published(model: str, architecture: str | None) -> dict[str, Any]:
     return _TENSORFLOW | ({"preprocessing": spec.preprocessing} if spec else {})
 
 
-# The preprocessing of timm's networks by a pattern of their names; the first match counts.
-_TIMM_PREPROCESSING = (
-    (r"tf_efficientnetv2_(s|m|l|xl)\b.*", "v2"),
-    (r"tf_efficientnet_lite.*", "lite"),
-    (r"tf_efficientnet_.*[._]ap([._].*)?", "advprop"),
-    (r"tf_.*", "v1"),
-    (r".*", "torch"),
-)
-
-
 def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
     if architecture is None:
         raise UsageError(
             "its tensors have timm's names, which do not say whether the network pads as in "
-            "TensorFlow or as in PyTorch: give timm's name of it as architecture, e.g. "
-            + " or ".join(dict.fromkeys(repr(_timm_name(model, x)) for x in ("same", "symmetric")))
+            "TensorFlow or as in PyTorch"
         )
-    name = architecture.replace("-", "_")
-    family = next(x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, name))
-    return (_TENSORFLOW if name.startswith("tf_") else _PYTORCH) | {"preprocessing": family}
+    return _TENSORFLOW if architecture.startswith("tf_") else _PYTORCH
 
 
 def _timm_name(model: str, padding: str) -> str:
@@ -102,9 +89,9 @@ def _timm_name(model: str, padding: str) -> str:
     return f"tf_{name}" if tensorflow else name
 
 
-_IN_TIMM = (
-    r"(tf_)?efficientnet_(b[0-8]|l2|lite[0-4])|(tf_)?efficientnetv2_(s|m|l|xl)"
-    "|tf_efficientnetv2_b[0-3]|efficientnetv2_rw_t"
+_IN_TIMM = re.compile(
+    r"(tf_)?efficientnet_(b\d|l2|lite\d)|(tf_)?efficientnetv2_(s|m|l|xl)|tf_efficientnetv2_b\d"
+    "|efficientnetv2_rw_t"
 )
 
 
@@ -112,7 +99,7 @@ def _in_timm(spec: EfficientNetSpec) -> str | None:
     name = _timm_name(spec.name, spec.padding)
     trained = _TENSORFLOW if name.startswith("tf_") else _PYTORCH
     same = all(getattr(spec, field) == value for field, value in trained.items())
-    return name if same and re.fullmatch(_IN_TIMM, name) else None
+    return name if same and _IN_TIMM.fullmatch(name) else None
 
 
 # The epsilon and preprocessing of torchvision's networks, and B2's evaluation size. B5 to B7 come
@@ -225,6 +212,7 @@ _NAMES = (
         ),
         territory=re.compile(r"(conv_stem|bn1|blocks|conv_head|bn2|classifier)\..*"),
         trained=_timm_trained,
+        our_model=lambda architecture: architecture.removeprefix("tf_").replace("_", "-"),
         their_model=_in_timm,
     ),
     Names(
@@ -320,7 +308,4 @@ FAMILY = Family(
     also_adopted=("preprocessing", "train_size", "eval_size"),
     compared=("groups", "activation"),
     names=_NAMES,
-    timm_names=r"(?:tf_)?efficientnet(?:v2)?",
-    # timm has no tiny one; the tests' files are called so.
-    in_timm=rf"{_IN_TIMM}|(tf_)?efficientnetv2_tiny",
 )

@@ -286,7 +286,7 @@ EFFICIENTNET_SPECS: dict[str, EfficientNetSpec] = {
             224,
             288,
             0.2,
-            "torch",
+            "torch,crop=1.0",
             bn_epsilon=1e-5,
             padding="symmetric",
         ),

@@ -81,17 +81,13 @@ class Network(nnx.Module):
         self.remat = remat
         self.deterministic = True
 
-    def is_training(self, train: bool | None) -> bool:
-        """Returns ``train``, or what ``.train()`` or ``.eval()`` said last if it is None."""
-        return not self.deterministic if train is None else train
-
     @abc.abstractmethod
     def pooled(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
         """Returns the features that the classifier sees, float32 [batch, features].
 
-        The arguments are those of ``__call__`` after its checks; only index may be None.
+        The arguments are those of ``__call__`` after its checks; rngs is not None.
         """
 
     def __call__(
@@ -108,8 +104,9 @@ class Network(nnx.Module):
         Args:
             images: Float [batch, height, width, 3], normalised as ``spec.preprocessing`` says. An
                 EfficientNet takes any height and width, a ViT only ``spec.eval_size``.
-            train: True uses the batch's statistics, stochastic depth and dropout. None does what
-                ``.train()`` or ``.eval()`` said last.
+            train: True uses the batch's statistics, stochastic depth and dropout in all layers, and
+                False in none. With None, each layer does what ``.train()`` or ``.eval()`` said last
+                of it or of a module around it, so that some can be frozen.
             rngs: Gives the ``dropout`` key in training. None takes the model's own.
             dropout_rate: The rate before the classifier; it may be traced. None takes the spec's.
             index: The number of each image, int32 [batch]. With the key, it decides what stochastic
@@ -124,12 +121,11 @@ class Network(nnx.Module):
             UsageError: If the images or index have another shape or dtype.
         """
         check_images(images, index)
-        training = self.is_training(train)
         rngs = self.rngs if rngs is None else rngs
-        x = self.pooled(images, training, rngs, index)
+        x = self.pooled(images, train=train, rngs=rngs, index=index)
         if self.classifier is None:
             return x
-        if training:
+        if (not self.deterministic) if train is None else train:
             rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
             x = dropout(x, rate, rngs.dropout(), index)
         return self.classifier(x).astype(jnp.float32)
@@ -153,8 +149,8 @@ class Names:
         territory: Matches the names of the tensors that belong to a network. Other tensors in the
             file are ignored.
         trained: A function from our model's name and timm's name of the architecture (or None) to
-            the fields of the spec that say how such networks compute. It raises UsageError if the
-            two names do not tell.
+            the fields of the spec that say how such networks compute, and in libraries other than
+            timm which images they expect. It raises UsageError if the two names do not tell.
         normalization: A function from a spec to patterns of the names of the tensors by which the
             network in the file normalises pixels of 0 … 1: their mean, their variance, and the
             number of those it was taken from. None if such networks have no such layer.
@@ -213,10 +209,6 @@ class Family:
         lacks: The arguments of ``create_model`` that the module does not take.
         names: The names of the layers in each library's files. The first one that a file matches
             counts.
-        timm_names: A pattern of the beginning of timm's names of such networks, ours and others, by
-            which they are recognised in the names of files.
-        in_timm: A pattern of timm's names, without tags, of the networks that compute the same as
-            ours. Others may do so or not, even if their tensors have the same shapes.
         positions: The position embedding; None if the family has none.
     """
 
@@ -230,8 +222,6 @@ class Family:
     also_adopted: tuple[str, ...]
     compared: tuple[str, ...]
     names: tuple[Names, ...]
-    timm_names: str
-    in_timm: str
     lacks: frozenset[str] = frozenset()
     positions: Positions | None = None
 

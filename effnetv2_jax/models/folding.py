@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jax import lax
 
+from effnetv2_jax.models.kernels.activations import per_channel
 from effnetv2_jax.models.layers import ConvNorm
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -52,5 +53,10 @@ def _fold(
     for layer, epsilon in zip(layers, epsilons, strict=True):
         scale = layer["scale"] * lax.rsqrt(layer["var"] + epsilon)
         # Output channels are the last axis of a kernel, also of a depthwise one.
-        folded.append((layer["kernel"] * scale, layer["offset"] * scale + layer["bias"]))
+        folded.append(
+            (
+                layer["kernel"] * per_channel(scale, layer["kernel"].ndim),
+                layer["offset"] * scale + layer["bias"],
+            )
+        )
     return folded

@@ -12,7 +12,7 @@ _CHUNK = 1 << 16
 
 @jax.jit
 def _normal_chunk(key: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,))
+    return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,), jnp.float32)
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> jax.Array:

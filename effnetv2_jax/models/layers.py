@@ -13,7 +13,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from effnetv2_jax.models.initializers import conv_kernel_init, depthwise_kernel_init, full
 from effnetv2_jax.models.kernels import convolutions
-from effnetv2_jax.models.kernels.activations import Normalized, Value, activated, gated, normalize
+from effnetv2_jax.models.kernels.activations import (
+    Normalized,
+    Value,
+    activated,
+    gated,
+    normalize,
+    per_channel,
+)
 from effnetv2_jax.models.kernels.isolation import isolated
 from effnetv2_jax.runtime.errors import UsageError
 
@@ -41,6 +48,22 @@ def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
         )
 
 
+def modes(module: nnx.Module) -> tuple[bool, ...]:
+    """Returns True for each mode in a module that ``.train()`` set, False if it was ``.eval()``.
+
+    Modes are the attributes by which NNX keeps them: ``deterministic`` of what is random, and
+    ``use_running_average`` of batch norm.
+    """
+    parts = (vars(part) for _, part in nnx.iter_modules(module))
+    names = ("deterministic", "use_running_average")
+    return tuple(not part[name] for part in parts for name in names if name in part)
+
+
+def trains(module: nnx.Module, train: bool | None) -> bool:
+    """Returns True if a call with ``train`` computes any part of a module as in training."""
+    return any(modes(module)) if train is None else train
+
+
 def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
     """Draws uniform numbers in [0, 1). Those of an example depend only on the key and its number.
 
@@ -56,7 +79,7 @@ def uniform_by_example(key: jax.Array, index: jax.Array, shape: tuple[int, ...] 
     """
 
     def draw(number: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, number), shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
 
     return jax.vmap(draw)(index)
 
@@ -153,7 +176,7 @@ class Conv(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         y = convolutions.conv(x, kernel, self.stride, self.padding)
         y = checkpoint_name(y, CONVOLUTION)
-        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = y if self.bias is None else y + per_channel(self.bias[...].astype(self.dtype), y.ndim)
         return activated(y, activation)
 
 
@@ -347,12 +370,13 @@ class ConvNorm(nnx.Module):
         self.conv = conv
         self.norm: BatchNorm | None = norm
         self.activation = activation
+        self.use_running_average = True
 
     def __call__(self, x: Value, train: bool | None = None) -> Value:
         """Calls the convolution, then batch norm with ``train`` and the activation."""
         if self.norm is not None:
             return self.norm(self.conv(x), train=train, activation=self.activation)
-        if train:
+        if train or (train is None and not self.use_running_average):
             raise UsageError(
                 "a model with folded batch norm cannot be trained: train must be False"
             )

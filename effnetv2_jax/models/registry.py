@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -114,7 +115,9 @@ def create_model(
     spec = get_spec(name)
     for field in overrides:
         if field not in vars(spec):
-            raise unknown_name(f"field of {type(spec).__name__}", field, vars(spec))
+            arguments = set(inspect.signature(create_model).parameters) - {"overrides"}
+            kind = f"argument of create_model({name!r})"
+            raise unknown_name(kind, field, arguments | set(vars(spec)))
     return build(
         dataclasses.replace(spec, **overrides),
         num_classes=num_classes,

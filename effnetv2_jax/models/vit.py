@@ -13,7 +13,8 @@ from flax import nnx
 
 from effnetv2_jax.models.family import Network, dropout_rngs
 from effnetv2_jax.models.initializers import small_normal_init
-from effnetv2_jax.models.layers import stochastic_depth, uniform_by_example
+from effnetv2_jax.models.kernels.activations import per_channel
+from effnetv2_jax.models.layers import stochastic_depth, trains, uniform_by_example
 from effnetv2_jax.runtime.errors import UsageError
 
 # Makes a dense layer from its numbers of inputs and outputs, with a block's dtype and keys.
@@ -92,7 +93,7 @@ class Patches(nnx.Module):
     def __init__(self, patch_size: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         shape = (patch_size, patch_size, 3, width)
         self.kernel = nnx.Param(small_normal_init(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -101,7 +102,8 @@ class Patches(nnx.Module):
         batch, height, columns, _ = images.shape
         x = images.astype(self.dtype).reshape(batch, height // size, size, columns // size, size, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * 3)
-        return x @ self._as(self.kernel).reshape(-1, width) + self._as(self.bias)
+        x = x @ self._as(self.kernel).reshape(-1, width)
+        return x + per_channel(self._as(self.bias), x.ndim)
 
     def _as(self, parameter: nnx.Param) -> jax.Array:
         return parameter[...].astype(self.dtype)
@@ -198,18 +200,25 @@ class TransformerBlock(nnx.Module):
         self.mlp_norm = norm()
         self.mlp = MLP(spec.width, spec.width * spec.mlp_ratio, linear=linear)
         self.survival_prob = survival_prob
+        self.deterministic = True
 
     def __call__(
-        self, x: jax.Array, *, training: bool, rngs: nnx.Rngs, index: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        train: bool | None = None,
+        rngs: nnx.Rngs,
+        index: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [batch, tokens, width] to the same shape.
 
         Args:
             x: The input.
-            training: Switches stochastic depth on.
+            train: True uses stochastic depth. None does what ``.train()`` or ``.eval()`` said last.
             rngs: The source of the ``dropout`` keys, which training with survival_prob < 1 needs.
             index: int32 [batch], the number of each image. None means 0 … batch − 1.
         """
+        training = not self.deterministic if train is None else train
         pairs = (self.attention_norm, self.attention), (self.mlp_norm, self.mlp)
         for norm, branch in pairs:
             y = branch(norm(x))
@@ -289,7 +298,7 @@ class VisionTransformer(Network):
         self.rngs = dropout_rngs(rngs)
 
     def pooled(
-        self, images: jax.Array, training: bool, rngs: nnx.Rngs, index: jax.Array | None
+        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
         height, width = images.shape[1:3]
         size = self.spec.eval_size
@@ -302,9 +311,9 @@ class VisionTransformer(Network):
         def run(
             block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs, index: jax.Array | None
         ) -> jax.Array:
-            return block(x, training=training, rngs=rngs, index=index)
+            return block(x, train=train, rngs=rngs, index=index)
 
-        if training and self.remat != "none":
+        if self.remat != "none" and trains(self.blocks, train):
             run = nnx.remat(run)
         x = self.embed(images)
         for block in self.blocks:

@@ -6,7 +6,6 @@ patches. Nothing else in a ViT depends on the size of the images.
 
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,20 +59,11 @@ _IN_TIMM = {
     "deit_small_patch16_224": "deit-s",
     "deit_base_patch16_224": "deit-b",
     "deit_base_patch16_384": "deit-b-384",
+    "vit_tiny_patch16_224": "deit-ti",
+    "vit_tiny_patch16_384": "deit-ti",
+    "vit_small_patch16_224": "deit-s",
+    "vit_small_patch16_384": "deit-s",
 }
-
-# The preprocessing by a pattern of timm's names; the first match counts. DINO and MAE had DeiT's.
-_TIMM_PREPROCESSING = (
-    (r"deit_.*|vit_.*\.(dino|mae)\b.*", "deit"),
-    (r"vit_.*", "vit"),
-)
-
-
-def _timm_trained(model: str, architecture: str | None) -> dict[str, Any]:
-    """Implements ``Names.trained``: only the preprocessing differs between timm's ViTs."""
-    fits = [x for pattern, x in _TIMM_PREPROCESSING if re.fullmatch(pattern, architecture or "")]
-    fits += [VIT_SPECS[model].preprocessing] if model in VIT_SPECS else []
-    return {"norm_epsilon": 1e-6} | ({"preprocessing": fits[0]} if fits else {})
 
 
 def _in_timm(spec: VisionTransformerSpec) -> str | None:
@@ -122,8 +112,8 @@ _TIMM = Names(
         r"(cls_token|pos_embed|patch_embed|blocks|norm|head"
         r"|norm_pre|fc_norm|pre_logits|reg_token|dist_token|head_dist|attn_pool)(\..*)?"
     ),
-    trained=_timm_trained,
-    our_model=lambda architecture: _IN_TIMM.get(architecture.partition(".")[0]),
+    trained=lambda model, architecture: {"norm_epsilon": 1e-6},
+    our_model=_IN_TIMM.get,
     their_model=_in_timm,
 )
 
@@ -149,9 +139,6 @@ FAMILY = Family(
     also_adopted=("preprocessing",),
     compared=("num_heads",),
     names=(_OURS, _TIMM),
-    # Not the end of another word, such as maxvit.
-    timm_names=r"(?<![a-z0-9])(?:vit|deit)",
-    in_timm=r"(vit|deit)_(tiny|small|base)_patch16_\d+|vit_base_patch32_\d+|vit_large_patch16_\d+",
     # It has no batch norm.
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
     positions=Positions(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from effnetv2_jax.data.sources.named_images import printable, small_copy
 from effnetv2_jax.predictions.prediction import Prediction
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 from effnetv2_jax.training.observing.style import BLUE, GLYPH_WIDTH, GREY, INK, POINTS_PER_INCH
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"picture {path!r} cannot be written: {error}") from error
+        raise UsageError(f"picture {path!r} cannot be written: {reason(error)}") from error
 
 
 def _draw_cell(axes: Axes, left: float, top: float, prediction: Prediction) -> None:

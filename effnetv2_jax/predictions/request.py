@@ -1,5 +1,6 @@
 """Predictions as text, JSON and a picture: the program ``predict`` without its flags."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -62,6 +63,7 @@ def answer(
     load_model: Callable[[], tuple[Network, Loaded]],
     image_size: int | None = None,
     preprocessing: str | None = None,
+    exif_orientation: bool | None = None,
     batch_size: int = 32,
     top: int | None = None,
     format: str = "table",
@@ -76,6 +78,7 @@ def answer(
         load_model: A function that returns the network and a description of it.
         image_size: The side of the images in px. None means the network's evaluation size.
         preprocessing: The name of an input family. None means the network's.
+        exif_orientation: True turns images as their EXIF says. None means as in training.
         batch_size: The number of images per batch.
         top: The number of classes per image. None means five, or all if there are fewer.
         format: A name in ``FORMATS``.
@@ -105,10 +108,19 @@ def answer(
         raise UsageError(
             f"top must be at most the number of classes, {loaded.num_classes}, got {top}"
         )
-    family = get_preprocessing(preprocessing or loaded.spec.preprocessing)
+    if exif_orientation is None:
+        exif_orientation = loaded.exif_orientation
+    family = dataclasses.replace(
+        get_preprocessing(preprocessing or loaded.spec.preprocessing),
+        exif_orientation=exif_orientation,
+    )
     image_size = image_size or loaded.spec.eval_size
     logging.info("%s", loaded)
-    logging.info("images: input family %s, %d px", family.name, image_size)
+    logging.info(
+        "images: input family %s, %d px%s (--architecture, --preprocessing, --exif_orientation and "
+        "--image_size change this)",
+        *(family.name, image_size, ", turned as their EXIF says" if exif_orientation else ""),
+    )
     predictions = predict(
         model,
         images,

@@ -4,7 +4,10 @@ This module needs only absl. JAX is imported when a program runs as one of sever
 that launchers can use the door on a machine without JAX.
 """
 
+import functools
 import gc
+import io
+import math
 import pathlib
 import re
 import sys
@@ -14,8 +17,16 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, near_names
 from effnetv2_jax.runtime.signals import leave
+
+# What absl and ml_collections say of a value of the wrong type, and what is allowed.
+_WRONG_TYPES = {
+    r"could not convert string to float.*": "a number",
+    r"invalid literal for int.*": "a whole number",
+    r"\('Non-boolean argument.*": "true or false",
+    r"Failed to parse .* as a ConfigDict.*": "a dictionary of fields",
+}
 
 
 def run(
@@ -46,31 +57,10 @@ def run(
         sys.path.append(root)
     if several_processes:
         _define_process_flags()
-
-    def parse_flags(argv: list[str]) -> list[str]:
-        # Besides absl's own errors, ml_collections raises these: the first two for a field that
-        # does not exist, the others for a recipe that refuses its argument or does not load.
-        try:
-            rest = flags.FLAGS(argv)
-        except SystemExit as end:
-            # absl ends with 1 after it printed the help that was asked for.
-            asked = any(re.fullmatch(r"--?help(short|full|xml)?", text) for text in argv)
-            sys.exit(0 if asked else end.code)
-        except flags.UnrecognizedFlagError as error:
-            refuse(one_line(error) + unknown_flag_hint)
-        except (AttributeError, KeyError, OSError) as error:
-            if _is_raised_by_a_recipe(error):
-                raise
-            if isinstance(error, OSError):
-                refuse(unreadable_config(error))
-            refuse(f"unknown config field {one_line(error)}")
-        except (flags.Error, TypeError, ValueError, ImportError) as error:
-            refuse(one_line(error))
-        if rest[1:] and not takes_arguments:
-            refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().addFilter(_is_worth_logging)
-        return rest
+    # Names of files and classes that the output's encoding does not have are escaped, as Python
+    # does on standard error. An output that is no stream of Python's needs no encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -92,8 +82,53 @@ def run(
             traceback.print_exc()
             leave(1)
 
-    app.run(guarded, flags_parser=parse_flags)
+    parser = functools.partial(
+        parse_flags, takes_arguments=takes_arguments, unknown_flag_hint=unknown_flag_hint
+    )
+    app.run(guarded, flags_parser=parser)
     sys.exit()  # app.run does not return
+
+
+def parse_flags(
+    argv: list[str], *, takes_arguments: bool = False, unknown_flag_hint: str = ""
+) -> list[str]:
+    """Parses the flags; a mistake in one is printed as one sentence and ends with exit code 2.
+
+    Args:
+        argv: The name of the program and its arguments.
+        takes_arguments, unknown_flag_hint: See ``run``.
+
+    Returns:
+        The name of the program and the arguments that are not flags.
+    """
+    # Besides absl's own errors, ml_collections raises these: the first two for a field that
+    # does not exist, the others for a recipe that refuses its argument or does not load.
+    try:
+        rest = flags.FLAGS(argv)
+    except SystemExit as end:
+        # absl ends with 1 after it printed the help that was asked for.
+        asked = any(re.fullmatch(r"--?help(short|full|xml)?", text) for text in argv)
+        sys.exit(0 if asked else end.code)
+    except flags.UnrecognizedFlagError as error:
+        refuse(_unknown_flag(error.flagname) + unknown_flag_hint)
+    except (AttributeError, KeyError, OSError) as error:
+        if _is_raised_by_a_recipe(error):
+            raise
+        if isinstance(error, OSError):
+            refuse(unreadable_config(error))
+        refuse(f"unknown config field {one_line(error)}")
+    except (flags.Error, TypeError, ValueError, ImportError) as error:
+        refuse(one_line(error))
+    if rest[1:] and not takes_arguments:
+        refuse(f"unexpected argument {rest[1]!r}: every argument is a --flag")
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        # The numbers of a config have rules of their own, see runtime/config.py.
+        if isinstance(value, float) and not math.isfinite(value) and "." not in name:
+            refuse(f"--{name} must be a finite number, got {value}")
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_worth_logging)
+    return rest
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -106,14 +141,40 @@ def one_line(error: BaseException) -> str:
     """Returns the sentence in an exception of ours, of absl or of ml_collections."""
     if isinstance(error.args[0] if error.args else None, BaseException):
         return one_line(error.args[0])
+    if isinstance(error, flags.Error) and isinstance(error.__context__, UsageError):
+        return one_line(error.__context__)  # absl puts "flag --config=…" in front
     # A KeyError's own str() would quote the text.
     text = str(error.args[0] if isinstance(error, KeyError) else error)
-    # absl has a line of this kind for each required flag that was not given.
-    missing = r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.\n?"
-    text = re.sub(missing, r"flag --\1 is needed, ", text).removesuffix(", ")
+    if missing := re.findall(r"flag --(\w+)=None: Flag --\w+ must have a value", text):
+        return _needed(missing)
+    for complaint, allowed in _WRONG_TYPES.items():
+        if found := re.fullmatch(rf"flag --(\S+?)=(.*): {complaint}", text, re.DOTALL):
+            flag = f"--{found[1]}".removeprefix("--config.")
+            text = f"{flag} must be {allowed}, got {found[2]!r}"
     if "Traceback" in text:  # ml_collections quotes a recipe's own error with its traceback
         text = [line for line in text.splitlines() if "Error: " in line][-1].partition("Error: ")[2]
     return " ".join(text.split()).replace("' Did you", "': did you")
+
+
+def _needed(names: list[str]) -> str:
+    """Returns the sentence about flags that are needed and were not given."""
+
+    def described(name: str) -> str:
+        text = flags.FLAGS[name].help if name in flags.FLAGS else ""
+        text = re.sub(r"^<.*?>: ", "", text)  # the values of an enum
+        first = " ".join(text.split()).partition(". ")[0].removesuffix(".")
+        if first.partition(" ")[0].istitle():
+            first = first[:1].lower() + first[1:]
+        return f"--{name}" + (f" ({first})" if first else "")
+
+    subject = "this flag is" if len(names) == 1 else "these flags are"
+    return f"{subject} needed: {', '.join(map(described, names))}"
+
+
+def _unknown_flag(name: str) -> str:
+    near = near_names(name, flags.FLAGS)[:3]
+    hint = f"did you mean {' or '.join(f'--{x}' for x in near)}? " if near else ""
+    return f"unknown flag --{name}: {hint}--help lists the flags"
 
 
 def unreadable_config(error: OSError) -> str:

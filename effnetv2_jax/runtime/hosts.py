@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -170,37 +171,33 @@ def part(timeout: float | None = None) -> None:
         leaving.join(timeout)
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes have called this.
-
-    Args:
-        name: The name of the barrier. The processes fail if their names differ.
-    """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
     """Runs the block in process 0 first and then in the others, which find what process 0 made.
 
-    If the block fails in process 0, the others keep waiting, and their launcher has to end them.
+    A UsageError in one process is raised in all of them, so that none waits for one that has ended.
 
     Args:
-        name: The name of the barrier between process 0 and the others.
+        name: The name of the block, for messages.
     """
     if not is_first():
-        barrier(name)
-    yield
+        _raise_first_error(name, None)
+    try:
+        yield
+    except UsageError as error:
+        _raise_first_error(name, error)
+        raise
     if is_first():
-        barrier(name)
+        _raise_first_error(name, None)
+    _raise_first_error(name, None)
 
 
-def agree(values: Mapping[str, object]) -> None:
+def agree(values: Mapping[str, object], what: str = "the config") -> None:
     """Checks that values are the same in all processes.
 
     Args:
         values: The values by name, as JSON can hold them.
+        what: What the values are, for the message.
 
     Raises:
         UsageError: In every process, if a value or the number of devices differs, naming it.
@@ -209,11 +206,27 @@ def agree(values: Mapping[str, object]) -> None:
         return
     devices = collections.Counter(device.process_index for device in jax.devices())
     _refuse_differences("the machine", [{"devices": devices[i]} for i in sorted(devices)])
+    _refuse_differences(what, _gather(values))
+
+
+def _raise_first_error(name: str, own: UsageError | None) -> None:
+    """Tells the others this process's error, and raises the first one of theirs."""
+    if jax.process_count() == 1:
+        return
+    told = _gather({"block": name, "error": None if own is None else str(own)})
+    assert {x["block"] for x in told} == {name}, told
+    for process, error in enumerate(x["error"] for x in told):
+        if own is None and error is not None:
+            raise UsageError(f"process {process}: {error}")
+
+
+def _gather(values: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Returns the values of every process, in their order."""
     text = json.dumps(values, sort_keys=True).encode()
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.frombuffer(text.ljust(lengths.max()), np.uint8)
     texts = multihost_utils.process_allgather(padded)
-    _refuse_differences("the config", [json.loads(row.tobytes()) for row in texts])
+    return [json.loads(row.tobytes()) for row in texts]
 
 
 def _refuse_differences(what: str, by_process: list[dict[str, object]]) -> None:

@@ -16,18 +16,27 @@ from absl import flags
 from ml_collections import config_flags
 
 from effnetv2_jax.runtime.cli import unreadable_config
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError, near_names, unknown_name
 
 # Old names of fields. A workdir may still have them; a recipe or the command line may not.
 RENAMED = {"optimizer.decay": "optimizer.learning_rate_schedule"}
 # Fields that old workdirs lack, with the value that means what their runs did.
-ADDED: dict[str, Any] = {"optimizer.options": {}, "evals": {"eval": {}}}
+ADDED: dict[str, Any] = {
+    "optimizer.options": {},
+    "evals": {"eval": {}},
+    "data.exif_orientation": False,
+    "init_architecture": None,
+}
 # Dictionaries whose entries ``config.build`` checks.
 FREE = ("optimizer.options", "evals")
 
 
 class _Parser(flags.ArgumentParser):
-    """Loads a recipe, and makes room for evaluations that only the command line names."""
+    """Loads a recipe, and looks at the names of the fields that the command line sets.
+
+    It makes room for evaluations that only the command line names, and refuses unknown fields:
+    ml_collections would not name the near ones.
+    """
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -38,12 +47,25 @@ class _Parser(flags.ArgumentParser):
 
     def parse(self, path: str) -> Any:
         config = self._parser.parse(path)
-        if isinstance(config, ml_collections.ConfigDict) and "evals" in config:
-            for argument in sys.argv:
-                found = re.match(r"--?config\.evals\.(\w+)\.", argument)
-                # Without this, --config.evals.NAME.FIELD=VALUE would be an unknown field.
-                if found and found[1] not in config.evals:
-                    config.evals[found[1]] = ml_collections.ConfigDict()
+        if not isinstance(config, ml_collections.ConfigDict):
+            return config
+        found = (re.match(r"--?config\.([^=]*)", argument) for argument in sys.argv)
+        names = [match[1] for match in found if match]
+        for name in names:
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
+                raise UsageError(
+                    f"config field {name!r} must be words of letters, digits and underscores with "
+                    "dots between; a tuple is set as a whole, as in --config.a.b=(1,2)"
+                )
+        fields = flatten(config.to_dict())
+        sections = {x.rpartition(".")[0] for x in fields}
+        refuse_unknown((x for x in names if x not in sections), fields)
+        for name in names:
+            section, _, rest = name.partition(".")
+            evaluation = rest.partition(".")[0]
+            # Without this, --config.evals.NAME.FIELD=VALUE would be an unknown field.
+            if section == "evals" and "." in rest and evaluation not in config.evals:
+                config.evals[evaluation] = ml_collections.ConfigDict()
         return config
 
 
@@ -97,10 +119,22 @@ def refuse_unknown(fields: Iterable[str], allowed: Iterable[str]) -> None:
         if name in RENAMED:
             raise UsageError(f"config field {name!r} is now called {RENAMED[name]!r}")
         if name not in allowed and not any(f"{name}.".startswith(f"{free}.") for free in FREE):
-            # All of more than a hundred fields would be no help.
-            section = name.rpartition(".")[0]
-            beside = {x for x in allowed if x.rpartition(".")[0] == section}
-            raise unknown_name("config field", name, beside or allowed)
+            raise _unknown_field(name, allowed)
+
+
+def _unknown_field(name: str, allowed: Iterable[str]) -> UsageError:
+    """Returns the error for a field that is not there: the near ones, and those of its section."""
+    section, _, last = name.rpartition(".")
+    by_last: dict[str, list[str]] = {}
+    for x in sorted(allowed, key=lambda x: x.rpartition(".")[0] != section):
+        by_last.setdefault(x.rpartition(".")[2], []).append(x)
+    near = [x for match in near_names(last, by_last) for x in by_last[match]]
+    # All of more than a hundred fields would be no help.
+    beside = {x for x in allowed if x.rpartition(".")[0] == section}
+    sections = {x.rpartition(".")[0] for x in allowed if "." in x}
+    if not beside:
+        return unknown_name("section of the config", section, sections)
+    return unknown_name("config field", name, beside, near)
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +168,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dictionary of a flat one; empty dictionaries are left out.
+
+    >>> unflatten({"a.b": [1, 2], "a.c": {}, "d": 3})
+    {'a': {'b': [1, 2]}, 'd': 3}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        if value != {}:
+            section, name = _section(tree, path)
+            section[name] = value
+    return tree
 
 
 def _section(config: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:

@@ -24,38 +24,79 @@ from effnetv2_jax.weights import read_weights
 from effnetv2_jax.weights.load import put
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A training run, from ``config.build``.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A network and the data sets that it is evaluated on.
 
     Attributes:
         name: The name of the model.
         training: The model, the training step and the evaluation step on the mesh.
-        stages: The stages of the training.
-        learning_rate: The learning rate as a function of the step.
-        source: The data set that is trained on.
-        train_split: The split of ``source`` that is trained on.
         sources: Every data set by name, those of the evaluations included.
-        evaluations: The evaluations; the first one scores the checkpoints.
         preprocessing: The input family.
-        augmentation: The changes to training images.
-        max_bad_fraction: The largest fraction of undecodable examples in a split.
-        init_weights: The weights that training begins with; empty for random numbers.
-        seed: The seed of the run.
+        max_bad_fraction: The largest fraction of undecodable examples in a split, see
+            ``pipeline.train_batches``.
     """
 
     name: str
     training: Training
+    sources: Mapping[str, Source]
+    preprocessing: Preprocessing
+    max_bad_fraction: float
+
+    def evaluate(
+        self,
+        evaluation: Evaluation,
+        state: TrainState,
+        agreement: Agreement | None = None,
+        moves: Callable[[], None] = lambda: None,
+    ) -> dict[str, float] | None:
+        """Makes an evaluation of a state, see ``evaluation.evaluate``."""
+        return evaluate(
+            self.training.eval_step,
+            *evaluation.choose_weights(state),
+            self.eval_batches(evaluation),
+            self.training.mesh,
+            agreement=agreement,
+            moves=moves,
+        )
+
+    def eval_batches(self, evaluation: Evaluation) -> Iterator[pipeline.Batch]:
+        """Yields this process's part of the batches of an evaluation."""
+        return pipeline.eval_batches(
+            self.sources[evaluation.data],
+            evaluation.split,
+            image_size=evaluation.image_size,
+            batch_size=evaluation.batch_size,
+            preprocessing=self.preprocessing,
+            max_bad_fraction=self.max_bad_fraction,
+            share=_share(),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Scorer):
+    """A training run, from ``config.build``.
+
+    Attributes:
+        stages: The stages of the training.
+        learning_rate: The learning rate as a function of the step.
+        source: The data set that is trained on.
+        train_split: The split of ``source`` that is trained on.
+        evaluations: The evaluations; the first one scores the checkpoints.
+        augmentation: The changes to training images.
+        init_weights: The weights that training begins with; empty for random numbers.
+        init_architecture: timm's name of their network; None if they say it.
+        seed: The seed of the run.
+    """
+
     stages: tuple[Stage, ...]
     learning_rate: optax.Schedule
     source: Source
     train_split: str
-    sources: Mapping[str, Source]
     evaluations: tuple[Evaluation, ...]
-    preprocessing: Preprocessing
     augmentation: images.Augmentation
-    max_bad_fraction: float
     init_weights: str
+    init_architecture: str | None
     seed: int
 
     def first_state(self) -> TrainState:
@@ -75,23 +116,6 @@ class Run:
         if first_step < self.stages[-1].end_step:
             preparation.prepared(stage_at(self.stages, first_step))
         return preparation
-
-    def evaluate(
-        self,
-        evaluation: Evaluation,
-        state: TrainState,
-        agreement: Agreement | None = None,
-        moves: Callable[[], None] = lambda: None,
-    ) -> dict[str, float] | None:
-        """Makes an evaluation of a state, see ``evaluation.evaluate``."""
-        return evaluate(
-            self.training.eval_step,
-            *evaluation.choose_weights(state),
-            self.eval_batches(evaluation),
-            self.training.mesh,
-            agreement=agreement,
-            moves=moves,
-        )
 
     def train_batches(self, stage: Stage, first_step: int) -> Iterator[pipeline.Batch]:
         """Yields this process's part of the batches of a stage, from a step on."""
@@ -114,18 +138,6 @@ class Run:
             stage.image_size, stage.batch_size, self.source.label_shape, self.training.mesh
         )
 
-    def eval_batches(self, evaluation: Evaluation) -> Iterator[pipeline.Batch]:
-        """Yields this process's part of the batches of an evaluation."""
-        return pipeline.eval_batches(
-            self.sources[evaluation.data],
-            evaluation.split,
-            image_size=evaluation.image_size,
-            batch_size=evaluation.batch_size,
-            preprocessing=self.preprocessing,
-            max_bad_fraction=self.max_bad_fraction,
-            share=_share(),
-        )
-
     def examples(self, step: int) -> list[tuple[int, str]]:
         """Returns the examples of a step's batch: number in the split, and how to find each."""
         return pipeline.examples_at(
@@ -137,7 +149,7 @@ class Run:
 
     def _initialize(self, model: Network) -> None:
         """Reads ``init_weights`` into a new model, and logs what was loaded."""
-        weights = read_weights(self.init_weights, model.spec)
+        weights = read_weights(self.init_weights, model.spec, architecture=self.init_architecture)
         others = [
             f"--config.model.{name}={getattr(weights.spec, name)}"
             for name in family_of(model.spec).as_trained
@@ -148,7 +160,16 @@ class Run:
             raise UsageError(
                 f"init_weights {self.init_weights!r} were trained otherwise, set {' '.join(others)}"
             )
-        logging.info("beginning with %s", put(weights, model))
+        loaded = put(weights, model)
+        logging.info("beginning with %s (--config.init_architecture changes this)", loaded)
+        if weights.spec.preprocessing != self.preprocessing.name:
+            logging.warning(
+                "the weights expect images of %s, this run prepares %s: "
+                "--config.data.preprocessing=%s changes it",
+                weights.spec.preprocessing,
+                self.preprocessing.name,
+                weights.spec.preprocessing,
+            )
 
 
 def _share() -> pipeline.Share:

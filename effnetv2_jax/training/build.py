@@ -23,6 +23,8 @@ from effnetv2_jax.training.state import TrainState, create_state, functional
 from effnetv2_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+AUTO = "auto"
+"""A name in place of one of ``DTYPES``: bfloat16 on TPUs and GPUs, float32 on CPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,20 @@ class Training:
         return create_state(params, batch_stats, self.optimizer)
 
 
+def resolve_dtype(dtype: str, platform: str) -> str:
+    """Returns the name of a dtype for ``AUTO``, and any other name as it is.
+
+    CPUs mostly lack bfloat16, and XLA emulates it there (docs/performance.md).
+
+    Args:
+        dtype: The name.
+        platform: The platform of the devices: ``cpu``, ``gpu`` or ``tpu``.
+    """
+    if dtype != AUTO:
+        return dtype
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
 def build_training(
     model: str,
     *,
@@ -89,7 +105,8 @@ def build_training(
         optimizer: The optimizer, such as ``optimizers.make_optimizer`` returns.
         num_classes: The number of classes.
         preprocessing: The input family. None means the model's own.
-        dtype: The dtype of the computation, a name in ``DTYPES``. Parameters are float32.
+        dtype: The dtype of the computation, a name in ``DTYPES`` or ``AUTO``. Parameters are
+            float32.
         reduce_dtype: The dtype in which gradients are summed over devices, a name in ``DTYPES``.
         bn_group_size: The number of neighbouring devices that share batch norm's statistics. None
             means all of them.
@@ -103,6 +120,7 @@ def build_training(
     Raises:
         UsageError: For the first argument that cannot be used.
     """
+    dtype = resolve_dtype(dtype, mesh.devices.flat[0].platform)
     for name, value in (("dtype", dtype), ("reduce_dtype", reduce_dtype)):
         if value not in DTYPES:
             raise unknown_name(name, value, DTYPES)

@@ -59,11 +59,17 @@ class Evaluation:
             return step % self.every_steps == 0
         return any(step == stage.end_step for stage in stages)
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The fields of ``TrainState`` with the parameters and batch statistics it evaluates."""
+        if self.weights == "ema":
+            return "ema_params", "ema_batch_stats"
+        return "params", "batch_stats"
+
     def choose_weights(self, state: TrainState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and batch statistics that are evaluated."""
-        if self.weights == "ema":
-            return state.ema_params, state.ema_batch_stats
-        return state.params, state.batch_stats
+        params, batch_stats = self.parts
+        return getattr(state, params), getattr(state, batch_stats)
 
 
 def make_eval_step(

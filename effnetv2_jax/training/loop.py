@@ -303,8 +303,9 @@ class Loop:
             return
         first_bad = self._step - self.bad_steps.in_a_row + 1
         self.checkpoints.finish()
-        # A checkpoint within the row, at the end of a stage, has the same state.
-        if self.checkpoints.last_saved() < first_bad:
+        # A checkpoint within the row, at the end of a stage, has the same state. Before the first
+        # step there is nothing to save, and the workdir is still free for another config.
+        if 1 < first_bad > self.checkpoints.last_saved():
             # Everything but the step is as it was before the row.
             step = shard_state(np.int32(first_bad - 1), self.preparation.mesh)
             self.bad_steps.in_a_row = 0

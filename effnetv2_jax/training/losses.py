@@ -38,9 +38,9 @@ def targets_of(labels: jax.Array, num_classes: int) -> jax.Array:
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return labels
     if labels.ndim == 1:
-        return jax.nn.one_hot(labels, num_classes)
+        return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     # The one-hot vector of −1 is zero.
-    targets = jnp.minimum(jax.nn.one_hot(labels, num_classes).sum(axis=1), 1.0)
+    targets = jnp.minimum(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32).sum(axis=1), 1.0)
     return targets / jnp.maximum(targets.sum(axis=-1, keepdims=True), 1.0)
 
 

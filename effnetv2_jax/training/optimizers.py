@@ -9,7 +9,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import Number, UsageError, check_numbers, unknown_name
+
+NUMBERS = {
+    "learning_rate": Number(),
+    "warmup_steps": Number(whole=True),
+    "decay_steps": Number(above=0),
+    "decay_rate": Number(above=0),
+    "weight_decay": Number(),
+    "clip_norm": Number(),
+}
+"""The arguments of this module's functions that are numbers, and which ones they may be."""
+OPTION_NUMBERS = {
+    "b1": Number(below=1),
+    "b2": Number(below=1),
+    "decay": Number(most=1),
+    "momentum": Number(most=1, optional=True),
+}
+"""The options of optimizers that have an upper bound; the others are at least 0."""
 
 # Functions of the peak, the number of steps of the run, decay_steps and decay_rate.
 LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, int, float, float], optax.Schedule]] = {
@@ -52,12 +69,12 @@ def make_learning_rate(
         decay_rate: For ``exponential``, the factor of a decay (the paper: 0.97).
 
     Raises:
-        UsageError: For an unknown schedule or a negative warm-up.
+        UsageError: For an unknown schedule, or a number that ``NUMBERS`` does not allow.
     """
     if schedule not in LEARNING_RATE_SCHEDULES:
         raise unknown_name("learning_rate_schedule", schedule, LEARNING_RATE_SCHEDULES)
-    if warmup_steps < 0:
-        raise UsageError(f"warmup_steps must be at least 0, got {warmup_steps}")
+    numbers = {"warmup_steps": warmup_steps, "decay_steps": decay_steps, "decay_rate": decay_rate}
+    check_numbers(NUMBERS, numbers | {"learning_rate": peak})
     decayed = LEARNING_RATE_SCHEDULES[schedule](peak, total_steps, decay_steps, decay_rate)
     if warmup_steps == 0:
         return decayed
@@ -127,14 +144,15 @@ def make_optimizer(
             ``momentum`` or ``nesterov``. They replace the defaults in ``OPTIMIZERS``.
 
     Raises:
-        UsageError: For an unknown name or option, an option of the wrong type, or a negative
-            number.
+        UsageError: For an unknown name or option, an option of the wrong type, or a number that
+            is not allowed.
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
-    for what, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if value < 0:
-            raise UsageError(f"{what} must be at least 0, got {value}")
+    numbers = {"weight_decay": weight_decay, "clip_norm": clip_norm}
+    if isinstance(learning_rate, int | float):
+        numbers["learning_rate"] = learning_rate
+    check_numbers(NUMBERS, numbers)
     optimizer, options = OPTIMIZERS[name], options or {}
     _check_options(name, options)
     arguments = {**optimizer.defaults, **options}
@@ -164,15 +182,14 @@ def _check_options(optimizer: str, options: Mapping[str, Any]) -> None:
         if name not in allowed:
             raise unknown_name(f"option of optimizer {optimizer}", name, allowed)
         default = allowed[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(default, bool):
             good, expected = isinstance(value, bool), "True or False"
         elif name.endswith("dtype"):
             good, expected = value is None or value in _DTYPES, " or ".join(_DTYPES)
-        elif default is None:
-            good, expected = is_number or value is None, "a number or None"
         else:
-            good, expected = is_number, "a number"
+            rule = OPTION_NUMBERS.get(name, Number(optional=default is None))
+            rule.check(f"optimizer.options.{name}", value)
+            continue
         if not good:
             raise UsageError(f"optimizer.options.{name} must be {expected}, got {value!r}")
 

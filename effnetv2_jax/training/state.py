@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+
+from effnetv2_jax.models.layers import trains
 
 PyTree = Any
 # (params, batch_stats, images, *, train, key, dropout_rate, index) -> (logits, new batch_stats)
@@ -42,7 +45,8 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
 
     Args:
         model: An NNX module that is called with ``(images, train=, rngs=, dropout_rate=, index=)``.
-            It may be abstract (``nnx.eval_shape``).
+            It may be abstract (``nnx.eval_shape``). Some of its layers may be frozen: after
+            ``model.train(); model.stem.eval()``, training leaves the stem's statistics alone.
 
     Returns:
         ``apply``, ``params`` and ``batch_stats``. ``apply(params, batch_stats, images, *, train,
@@ -51,6 +55,7 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     """
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
     params, batch_stats, rng_state = states
+    has_modes = trains(model, None)
     # The model's own keys are never used here: a placeholder keeps them out of the program.
     rng_state = jax.eval_shape(lambda: rng_state)
 
@@ -58,7 +63,9 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
         # copy=True: fresh variables that belong to the trace this is called in.
         model = nnx.merge(graphdef, params, batch_stats, rng_state, copy=True)
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = model(images, train=train, rngs=rngs, dropout_rate=dropout_rate, index=index)
+        # None lets each layer be as ``.train()`` and ``.eval()`` left it; True is for a new model.
+        mode = None if train and has_modes else train
+        logits = model(images, train=mode, rngs=rngs, dropout_rate=dropout_rate, index=index)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
@@ -78,4 +85,14 @@ def create_state(
         # Copies, because the step donates each buffer.
         ema_params=jax.tree.map(jnp.copy, params),
         ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+    )
+
+
+def is_finite(state: TrainState) -> bool:
+    """Returns True if all weights and statistics on this process's devices are finite."""
+    trees = (state.params, state.batch_stats, state.ema_params, state.ema_batch_stats)
+    return all(
+        np.isfinite(shard.data).all()
+        for x in jax.tree.leaves(trees)
+        for shard in (x.addressable_shards[:1] if x.is_fully_replicated else x.addressable_shards)
     )

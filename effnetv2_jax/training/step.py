@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from effnetv2_jax.models.kernels.activations import per_channel
 from effnetv2_jax.models.kernels.compiler import compiler_options
 from effnetv2_jax.runtime.errors import unknown_name
 from effnetv2_jax.training.losses import LOSSES, targets_of
@@ -42,7 +43,8 @@ def stage_scalars(
 def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
     """Returns (images − mean) / std per channel, from uint8 [..., 3] to ``dtype``."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+    centered = images.astype(jnp.float32) - per_channel(mean, images.ndim)
+    return (centered / per_channel(std, images.ndim)).astype(dtype)
 
 
 def over_devices(collective, tree: PyTree) -> PyTree:

@@ -23,12 +23,14 @@ class Description:
         num_classes: The number of classes.
         class_names: The names of the classes in the order of the labels; None if unknown.
         origin: The weights' origin, for people.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     spec: Spec
     num_classes: int
     class_names: tuple[str, ...] | None
     origin: str
+    exif_orientation: bool = False
 
     def to_json(self) -> str:
         """Returns the description as text.
@@ -36,6 +38,7 @@ class Description:
         It spells out the preprocessing for other people's programs.
         """
         family = dataclasses.asdict(get_preprocessing(self.spec.preprocessing))
+        family["exif_orientation"] = self.exif_orientation
         # JSON has no infinity.
         family = {name: str(x) if x == float("inf") else x for name, x in family.items()}
         more = {"kind": family_of(self.spec).name, "preprocessing": family}
@@ -59,6 +62,7 @@ class Description:
                 num_classes=int(values["num_classes"]),
                 class_names=None if names is None else tuple(map(str, names)),
                 origin=str(values["origin"]),
+                exif_orientation=bool(values.get("exif_orientation", False)),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(

@@ -30,6 +30,8 @@ class Loaded:
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
         of_training: The file's names of the tensors that only a training needs, as in ``Weights``.
+        assumed: The source of the spec's fields that weights bring along.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     origin: str
@@ -42,13 +44,16 @@ class Loaded:
     reason: str
     interpolated: str = ""
     of_training: tuple[str, ...] = ()
+    assumed: str = ""
+    exif_orientation: bool = False
 
     def __str__(self) -> str:
         """Returns a sentence or two for a log."""
         taken = ", ".join(f"{name} {value}" for name, value in self.changes.items())
         left = f"{_listed(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
-        parts = [start, taken and f"with {taken}", self.interpolated, left]
+        images = f"images as {self.spec.preprocessing} takes them, {self.assumed}"
+        parts = [start, taken and f"with {taken}", self.interpolated, left, self.assumed and images]
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
 
 
@@ -64,6 +69,7 @@ def load_weights(
     strict: bool = False,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
     classifier: str | None = None,
 ) -> Loaded:
     """Puts weights of any origin into a model, which then computes what they were trained for.
@@ -85,8 +91,10 @@ def load_weights(
         strict: Refuses weights whose classifier or position embedding does not fit, and files with
             tensors that are no part of the network.
         ema: Takes the moving averages if the weights have both.
-        architecture: timm's name of the network, for example ``tf_efficientnetv2_s``, if neither
-            the file nor its folder tells it.
+        architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
+            takes what the file, its ``config.json`` or its name say.
+        preprocessing: The preprocessing that the weights expect, as for ``get_preprocessing``. None
+            takes that of their origin.
         classifier: The file's name of the layer that classifies the network's features, if the
             network is part of another one there, for example ``head`` or ``dense_1``.
 
@@ -94,10 +102,16 @@ def load_weights(
         The record of what was loaded and what was not.
 
     Raises:
-        UsageError: If there are no weights, or they cannot be read, or do not fit.
+        UsageError: If there are no weights, or they cannot be read, or do not fit, or nothing says
+            how they compute.
     """
     weights = read_weights(
-        path_or_name, model.spec, ema=ema, architecture=architecture, classifier=classifier
+        path_or_name,
+        model.spec,
+        ema=ema,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        classifier=classifier,
     )
     return put(weights, model, strict=strict)
 
@@ -108,6 +122,7 @@ def load_model(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
     classifier: str | None = None,
     **arguments: Any,
 ) -> tuple[Network, Loaded]:
@@ -122,8 +137,7 @@ def load_model(
         path_or_name: The weights, as for ``load_weights``.
         model: The model's name; None means the model that the weights look like.
         ema: Takes the moving averages if the weights have both.
-        architecture: timm's name of the network, as for ``load_weights``.
-        classifier: The layer that classifies, as for ``load_weights``.
+        architecture, preprocessing, classifier: As for ``load_weights``.
         **arguments: Arguments of ``create_model`` such as ``dtype``, but no fields of the spec.
 
     Returns:
@@ -133,7 +147,12 @@ def load_model(
         UsageError: As ``load_weights``.
     """
     weights = read_weights(
-        path_or_name, model, ema=ema, architecture=architecture, classifier=classifier
+        path_or_name,
+        model,
+        ema=ema,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        classifier=classifier,
     )
     arguments = {"rngs": nnx.Rngs(0), **arguments}
     network = build(weights.spec, num_classes=weights.num_classes, **arguments)
@@ -200,4 +219,6 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         reason=reason,
         interpolated=interpolated,
         of_training=weights.of_training,
+        assumed=weights.assumed,
+        exif_orientation=weights.exif_orientation,
     )

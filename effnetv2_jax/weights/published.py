@@ -43,10 +43,16 @@ _PYTORCH = "https://download.pytorch.org/models"
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit"
 _ADVPROP = {"preprocessing": "advprop"}
 
+# torchvision's second weights are evaluated at 240 px of 255, bilinearly.
+_CHANGES = {
+    "efficientnet-b1/torchvision-v2": {"preprocessing": "torch,interpolation=bilinear,crop=0.94"}
+}
+
 # The names of these files end with the beginning of their SHA-256.
 _WITH_SUM = {
     "efficientnet-b0/torchvision": f"{_PYTORCH}/efficientnet_b0_rwightman-7f5810bc.pth",
     "efficientnet-b1/torchvision": f"{_PYTORCH}/efficientnet_b1_rwightman-bac287d4.pth",
+    "efficientnet-b1/torchvision-v2": f"{_PYTORCH}/efficientnet_b1-c27df63c.pth",
     "efficientnet-b2/torchvision": f"{_PYTORCH}/efficientnet_b2_rwightman-c35c1473.pth",
     "efficientnet-b3/torchvision": f"{_PYTORCH}/efficientnet_b3_rwightman-b3899882.pth",
     "efficientnet-b4/torchvision": f"{_PYTORCH}/efficientnet_b4_rwightman-23ab8bcd.pth",
@@ -90,10 +96,13 @@ def _all() -> Iterator[tuple[str, Published]]:
         yield f"{model}/imagenet", Published(model, f"{_GOOGLE}/lite/{model}.tar.gz")
     for name, url in _WITH_SUM.items():
         begins = pathlib.PurePosixPath(url).stem.rpartition("-")[2]
-        yield name, Published(name.partition("/")[0], url, begins)
+        yield name, Published(name.partition("/")[0], url, begins, _CHANGES.get(name, {}))
 
 
 PUBLISHED: dict[str, Published] = dict(_all())
+
+# The files whose names nobody else's have, as they have the beginning of a sum.
+_BY_FILE = {published.file: published for published in PUBLISHED.values() if published.sha256}
 
 
 def weights_folder() -> pathlib.Path:
@@ -110,14 +119,14 @@ def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
             ``PUBLISHED``.
 
     Returns:
-        The path, and the entry of ``PUBLISHED`` if it is a published name.
+        The path, and the entry of ``PUBLISHED`` if it is a published name or a file of one.
 
     Raises:
         UsageError: If there is neither, or the file is not the one that was published.
     """
-    path = pathlib.Path(path_or_name).expanduser()
+    path = pathlib.Path(os.path.expanduser(path_or_name))
     if path.exists() or path.with_name(f"{path.name}.index").exists():
-        return path, None
+        return path, _BY_FILE.get(path.name)
     if path_or_name not in PUBLISHED:
         model, _, kind = path_or_name.partition("/")
         kinds = {name for name in PUBLISHED if name.startswith(f"{model}/")}

@@ -9,10 +9,10 @@ import numpy as np
 
 from effnetv2_jax.models.family import CLASSIFIER, Spec
 from effnetv2_jax.models.registry import FAMILIES, SPECS, family_of, get_spec
-from effnetv2_jax.preprocessing import name_preprocessing
+from effnetv2_jax.preprocessing import get_preprocessing, name_preprocessing
 from effnetv2_jax.runtime import bars
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.weights import description, published
+from effnetv2_jax.weights import description, published, timm
 from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.containers.tensors import Tensors
 from effnetv2_jax.weights.description import Description
@@ -26,6 +26,8 @@ _OF_TRAINING = re.compile(
     r"(.*[./])?(num_batches_tracked|n_averaged|global_step|save_counter"
     r"|seed_generator/.*|seed_generator_state|optimizer(_weights|_states?)?[./].*)"
 )
+# The argument and the flags with which a user tells timm's name of a network.
+_ARCHITECTURE = "architecture (--architecture, in training --config.init_architecture)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Weights:
         why_beside: The reason why tensors are in ``beside``; empty if none is.
         of_training: The names of the file's tensors that a training keeps: counters, an optimiser's
             slots, and the raw weights if ``tensors`` are their moving averages, or the averages.
+        assumed: The source of what is computed with them.
+        exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
 
     spec: Spec
@@ -55,11 +59,15 @@ class Weights:
     beside: tuple[str, ...] = ()
     why_beside: str = ""
     of_training: tuple[str, ...] = ()
+    assumed: str = ""
+    exif_orientation: bool = False
 
     @property
     def description(self) -> Description:
         """The description that is written beside the weights."""
-        return Description(self.spec, self.num_classes, self.class_names, self.origin)
+        return Description(
+            self.spec, self.num_classes, self.class_names, self.origin, self.exif_orientation
+        )
 
 
 def read_weights(
@@ -68,6 +76,7 @@ def read_weights(
     *,
     ema: bool = True,
     architecture: str | None = None,
+    preprocessing: str | None = None,
     classifier: str | None = None,
 ) -> Weights:
     """Reads somebody's weights.
@@ -80,13 +89,19 @@ def read_weights(
         model: The network that they must fit, a name or a spec. None means the network that they
             look like.
         ema: Takes the moving averages if the file has both.
-        architecture: timm's name of the network, if neither the file nor its folder tells it.
+        architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
+            takes what the file, its ``config.json`` or their names say (``timm.ask``).
+        preprocessing: The preprocessing that they expect, as for ``get_preprocessing``. None takes
+            that of their origin.
         classifier: The file's name of the layer that classifies the network's features, if the
             network is part of another one there, for example ``head`` or ``dense_1``.
 
     Raises:
-        UsageError: If there are no weights, or they cannot be read, or do not fit.
+        UsageError: If there are no weights, or they cannot be read, or do not fit, or nothing says
+            how they compute.
     """
+    if preprocessing is not None:
+        get_preprocessing(preprocessing)
     path, known = published.resolve(path_or_name)
     spec = get_spec(model) if isinstance(model, str) else model
     if spec is None and known is not None:
@@ -106,15 +121,13 @@ def read_weights(
                 f"it looks like {fitting}: name that model (--model, or --config.model.name in "
                 "training)"
                 if fitting
-                else f"it is none of the models here, {_nearest(dialect, found, told)}"
+                else f"it is none of the models here, {_nearest(dialect, found, told.architecture)}"
             )
             return UsageError(f"{path_or_name!r} does not fit {spec.name}: {reason}; {looks}")
 
-        told = architecture or tensors.about.get("architecture")
+        told = _told(tensors, dialect, found, architecture) if about is None else timm.Told()
         if spec is not None and family_of(spec) is not dialect.family:
             raise misfit("it is another kind of network")
-        if about is None and dialect.names.library == "timm":
-            _check_architecture(path_or_name, dialect, told, tensors.about.get("model_args", {}))
         if spec is not None and dialect.names.layers and dialect.layers(spec) is None:
             raise misfit(f"{dialect.names.library} has no names for its blocks")
         if spec is None and about is not None:
@@ -122,7 +135,7 @@ def read_weights(
             known_as = SPECS.get(about.spec.name, about.spec)
             spec = about.spec if _different(about.spec, known_as) else known_as
         elif spec is None:
-            spec = _look_alike(dialect, found, told, path_or_name)
+            spec = _look_alike(dialect, found, told.architecture, path_or_name)
         asked, spec = spec, _sized(spec, dialect, found)
         if classifier is not None:
             for ours, theirs in _classifier(dialect, spec, tensors, classifier).items():
@@ -136,24 +149,33 @@ def read_weights(
                 f"{path_or_name!r} does not fit {spec.name}: it is for another {about.spec.name}, "
                 f"of the same shapes but with other {field}"
             )
+        normalizing: set[str] = set()
         if about is not None:
             trained = {field: getattr(about.spec, field) for field in dialect.family.adopted}
+            assumed = "as their description says"
         else:
             try:
-                trained = dict(dialect.names.trained(spec.name, told))
+                trained, assumed = _trained(
+                    dialect, spec, told, preprocessing, named=model is not None or known is not None
+                )
             except UsageError as error:
                 raise UsageError(f"{path_or_name!r}: {error}") from error
+            own, normalizing = _normalization(tensors, dialect, spec, prefix)
+            if own is not None:
+                trained["preprocessing"] = own
+                assumed = "as the file's normalization layer says"
         trained.setdefault("eval_size", spec.eval_size)
-        trained |= known.changes if known else {}
+        if known and known.changes:
+            trained |= known.changes
+            assumed = "as it was published"
+        if preprocessing is not None:
+            trained["preprocessing"] = preprocessing
+            assumed = "as you say"
         arrays = {
             name: place.to_ours(tensors.read(sources[place.name]))
             for name, place in bars.track(places.items(), "reading weights", len(places))
         }
-        taken = {sources[place.name] for place in places.values()}
-        if about is None:
-            preprocessing, names = _normalization(tensors, dialect, spec, prefix)
-            trained |= {"preprocessing": preprocessing} if preprocessing else {}
-            taken |= names
+        taken = {sources[place.name] for place in places.values()} | normalizing
         beside, of_training = _others(tensors, dialect, taken)
         why_beside = _why_beside(dialect, spec, tensors, beside) if beside else ""
     changes = {name: x for name, x in trained.items() if getattr(asked, name) != x}
@@ -167,30 +189,75 @@ def read_weights(
         beside=beside,
         why_beside=why_beside,
         of_training=of_training,
+        assumed=assumed,
+        exif_orientation=about.exif_orientation if about else False,
     )
 
 
-# The arguments of timm's networks that change nothing in what given weights compute.
-_HARMLESS = {"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "img_size"}
-_USUAL = {"global_pool": ("avg", "token"), "gp": ("avg", "token"), "in_chans": (3,)}
-
-
-def _check_architecture(
-    path_or_name: str, dialect: Dialect, told: str | None, arguments: Mapping[str, Any]
-) -> None:
-    """Refuses networks of timm's that have our shapes but may compute something else."""
-    name = (told or "").replace("-", "_")
-    if told and not re.match(rf"({dialect.family.in_timm})(?![a-z0-9])", name):
+def _told(
+    tensors: Tensors, dialect: Dialect, found: Mapping[str, Shape], architecture: str | None
+) -> timm.Told:
+    """Returns which network of timm a file holds, if it has timm's names of tensors."""
+    if dialect.names.library != "timm":
+        return timm.Told()
+    try:
+        told = timm.ask(tensors.about, architecture)
+    except UsageError as error:
+        raise UsageError(f"{str(tensors.path)!r}: {error}") from error
+    if told.architecture is None:
+        return told
+    spec = dialect.family.specs.get(dialect.names.our_model(told.architecture) or "")
+    if told.by_name:
+        # The name may be of the network that these weights were taught by, or of a whole project.
+        return told if spec and _fits(spec, dialect, found) else timm.Told()
+    if spec is None:
         raise UsageError(
-            f"{path_or_name!r} is called {told.partition('.')[0]!r}, which is none of timm's "
-            "networks that are known to compute the same as a model here, even if its shapes are "
-            "the same; if it is one of those, give timm's name of it as architecture"
+            f"{str(tensors.path)!r}: timm's {told.architecture} is no {dialect.family.title}, as "
+            "the tensors' names are of one"
         )
-    for name, value in arguments.items():
-        if name not in _HARMLESS and value not in _USUAL.get(name, ()):
-            raise UsageError(
-                f"{path_or_name!r} was made by timm with {name}={value!r}, which no model here has"
-            )
+    return told
+
+
+def _trained(
+    dialect: Dialect, spec: Spec, told: timm.Told, preprocessing: str | None, named: bool
+) -> tuple[dict[str, Any], str]:
+    """Returns the fields of a spec that weights without a description bring, and their source.
+
+    Args:
+        dialect: The weights' dialect.
+        spec: The network.
+        told: timm's network, if it is known.
+        preprocessing: The user's answer to which images it expects; None if there is none.
+        named: True if the user named the model, whose images are then taken if nothing else says.
+
+    Raises:
+        UsageError: If nothing says how the network computes, or which images it expects.
+    """
+    names = dialect.names
+    if names.library != "timm":
+        return dict(names.trained(spec.name, None)), f"as in {names.library}"
+    known = [name for name in timm.networks() if names.our_model(name) == spec.name]
+    give = f"give timm's name of it as {_ARCHITECTURE}"
+    give += f", such as {' or '.join(known)}" if known else ""
+    try:
+        trained = dict(names.trained(spec.name, told.architecture))
+    except UsageError as error:
+        raise UsageError(f"{error}: {give}") from error
+    if told.architecture and told.images:
+        return trained | told.images.fields(told.architecture), f"as {told.by}"
+    if told.architecture and preprocessing is None:
+        tags = ", ".join(f"{told.architecture}.{x}" for x in timm.networks()[told.architecture])
+        raise UsageError(
+            f"timm has several networks {told.architecture}, which expect different images: give "
+            f"its full name as {_ARCHITECTURE}, one of {tags}, or the images as preprocessing "
+            "(--preprocessing)"
+        )
+    if not (told.architecture or preprocessing or named or "preprocessing" in trained):
+        raise UsageError(
+            f"nothing says which images it expects: {give}, or the images as preprocessing "
+            "(--preprocessing)"
+        )
+    return trained, f"as the model {spec.name} has it"
 
 
 def _dialect_of(tensors: Tensors, ema: bool) -> tuple[Dialect, str]:
@@ -352,13 +419,13 @@ def _fitting(
             for spec in SPECS.values()
             if family_of(spec) is dialect.family and dialect.may_hold(spec, found)
         ]
-    fitting = []
-    for spec in candidates:
-        sized = _sized(spec, dialect, found)
-        places = dialect.places(sized, _classes(dialect, sized, found))
-        if _difference(places, found) is None:
-            fitting.append(spec)
-    return fitting
+    return [spec for spec in candidates if _fits(spec, dialect, found)]
+
+
+def _fits(spec: Spec, dialect: Dialect, found: Mapping[str, Shape]) -> bool:
+    sized = _sized(spec, dialect, found)
+    places = dialect.places(sized, _classes(dialect, sized, found))
+    return _difference(places, found) is None
 
 
 def _nearest(dialect: Dialect, found: Mapping[str, Shape], told: str | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from effnetv2_jax.models.family import CLASSIFIER, Network
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
-from effnetv2_jax.runtime.files import whole_file
+from effnetv2_jax.runtime.files import local_path, whole_file
 from effnetv2_jax.weights import description, layout
 from effnetv2_jax.weights.containers import folders
 from effnetv2_jax.weights.dialects.dialect import OURS, get_dialect
@@ -44,7 +44,7 @@ def save_weights(
     """
     import safetensors.numpy
 
-    path = pathlib.Path(path).expanduser()
+    path = local_path(path)
     weights = model if isinstance(model, Weights) else _weights(model, class_names)
     if naming not in NAMINGS:
         raise unknown_name("naming", naming, NAMINGS)

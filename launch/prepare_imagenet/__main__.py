@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 from effnetv2_jax.runtime import cli
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 from launch.prepare_imagenet.prepare import prepare
 
 TAR_DIR = flags.DEFINE_string(
@@ -35,8 +35,8 @@ def main() -> None:
         prepare(TAR_DIR.value, DATA_DIR.value, threads=THREADS.value, partial=PARTIAL.value)
     except (OSError, tf.errors.OpError) as error:
         raise UsageError(
-            f"data_dir {DATA_DIR.value!r} cannot be written ({error}): mend that and run the "
-            "same command again"
+            f"data_dir {DATA_DIR.value!r} cannot be written ({reason(error)}): mend that and run "
+            "the same command again"
         ) from error
 
 

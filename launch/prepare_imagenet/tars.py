@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from effnetv2_jax.data.sources.imagenet_classes import imagenet_ids
 from effnetv2_jax.data.sources.tfrecords import open_binary
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 
 class TarImage(NamedTuple):
@@ -117,7 +117,7 @@ def _reading(path: str) -> Iterator[IO[bytes]]:
         with open_binary(path) as file:
             yield file
     except (OSError, tf.errors.OpError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _members(file: IO[bytes], name: str, limit: float = math.inf) -> Iterator[tarfile.TarInfo]:

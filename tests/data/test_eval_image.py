@@ -1,6 +1,10 @@
-"""Evaluation images of networks trained in PyTorch against Pillow and torchvision's arithmetic."""
+"""Evaluation images of networks trained in PyTorch against Pillow, torchvision and timm.
+
+timm's own images are in ``timm_images.npz``, which ``tests/golden/make_timm_networks.py`` wrote.
+"""
 
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,8 +13,12 @@ import tensorflow as tf
 from PIL import Image
 
 from effnetv2_jax.data import images
-from effnetv2_jax.preprocessing import PREPROCESSING
+from effnetv2_jax.preprocessing import PREPROCESSING, get_preprocessing
 from effnetv2_jax.training.step import normalize
+from effnetv2_jax.weights import timm
+from tests.golden.make_timm_networks import MORE, photographs, sample
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "timm_images.npz"
 
 PHOTOGRAPHS = {
     "cat": Image.fromarray(skimage.data.chelsea()),  # 451 × 300 px
@@ -53,6 +61,40 @@ def test_networks_from_pytorch_see_what_pillow_gives(family, size, name):
     )
     assert difference.mean() <= 0.2
     assert np.mean(difference > 1) <= 1e-3
+
+
+def case(images):
+    """Returns the name of timm's images of this kind in the golden file."""
+    normal = ("/".join(map(str, x)) for x in (images.mean, images.std))
+    crop = (images.crop, images.crop_mode, images.interpolation)
+    return ",".join(map(str, (images.eval_size, *crop, *normal)))
+
+
+TIMM = {
+    case(images): (name, images)
+    for name, tags in timm.networks().items()
+    for images in tags.values()
+} | {case(images): ("", images) for images in (timm.Images(**more) for more in MORE)}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def test_every_kind_of_images_of_timms_networks_is_tested(golden):
+    assert TIMM.keys() == set(map(str, golden["cases"]))
+
+
+@pytest.mark.parametrize("kind", TIMM)
+def test_every_network_of_timm_sees_what_timm_shows_it(golden, kind):
+    name, expected = TIMM[kind]
+    family = get_preprocessing(expected.fields(name)["preprocessing"])
+    for photo, pixels in photographs().items():
+        image = images.eval_image(tf.constant(pixels), expected.eval_size, family)
+        values = np.asarray(normalize(image.numpy(), family.mean, family.std))
+        assert np.abs(sample(values) - golden[f"{kind}/{photo}"]).mean() <= 0.01
 
 
 @pytest.mark.parametrize(

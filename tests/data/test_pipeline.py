@@ -345,14 +345,39 @@ def test_splits_in_memory_and_in_files_give_the_same_evaluation(digits, data_dir
 
 
 def test_too_many_bad_examples_end_the_run(records):
-    with pytest.raises(UsageError, match=r"1 of the 4105 examples .* record 7.* allows 0.0001"):
-        train(records, stage_of(batch_size=4096, image_size=4), max_bad_fraction=0.0001)
+    with pytest.raises(UsageError, match=r"1 of the 4105 examples .* record 7.* allows 0, here 0"):
+        train(records, stage_of(batch_size=4096, image_size=4), max_bad_fraction=0.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_bad", "fraction", "ends"),
+    [
+        (217, 5, 0.001, False),
+        (217, 6, 0.001, True),
+        (217, 1, 0.0, True),
+        (217, 6, 0.03, False),
+        (6, 3, 0.001, False),
+        (6, 4, 0.001, True),
+        (1, 1, 0.001, True),
+    ],
+)
+def test_a_few_bad_examples_do_not_end_a_run_on_a_small_split(size, num_bad, fraction, ends):
+    split = Split.of_examples(size, lambda i: {"image": tf.constant(b"text"), "label": i})
+    bad = pipeline._BadExamples(Source("few", ("a",), lambda name: split), "all", fraction)
+    bad.add(range(num_bad - 1))
+    if ends:
+        with pytest.raises(UsageError, match=rf"{num_bad} of the {size} .* {num_bad - 1}: mend"):
+            bad.add([num_bad - 1])
+    else:
+        bad.add([num_bad - 1])
 
 
 def test_a_split_without_images_is_refused_at_once():
     split = Split.of_examples(10**9, lambda i: {"image": tf.constant(b"text"), "label": i})
     source = Source("letters", ("a",), lambda name: split)
-    with pytest.raises(UsageError, match=r"first 8 examples of .* letters .*'example \d+' \(Unkn"):
+    with pytest.raises(
+        UsageError, match=r"first 8 examples of .* letters .*'example \d+' \(Unknown image f"
+    ):
         train(source, stage_of(), max_bad_fraction=0.0)
 
 

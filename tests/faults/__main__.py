@@ -1,9 +1,10 @@
 """Ends the real program in many ways and counts the losses: ``make faults``.
 
-python -m tests.faults --kills=50 --seed=0 --jobs=2
+python -m tests.faults --kills=60 --seed=0 --jobs=2
 """
 
 import argparse
+import dataclasses
 import pathlib
 import queue
 import sys
@@ -24,7 +25,12 @@ from tests.faults.harness import Outcome
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=60,
+        help="number of kills; four of them each in two processes, and with images that move",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="number of programs at the same time")
     parser.add_argument("--only", help="only try faults with this text in their name, and no kills")
@@ -38,31 +44,51 @@ def main() -> int:
     if life.exit_code:
         print(life.stderr, file=sys.stderr)
         return 1
-    chains = [] if arguments.only else harness.draw(arguments.kills, arguments.seed)
+    elsewhere = {
+        "two processes": scenarios.two_processes,
+        "data moved before the next life": harness.Moving.make,
+    }
+    kills = {name: harness.draw_elsewhere(arguments.seed) for name in elsewhere}
+    chains = harness.draw(max(arguments.kills - sum(map(len, kills.values())), 0), arguments.seed)
+    if arguments.only:
+        kills = {name: row for name, row in kills.items() if arguments.only in name}
+        chains = []
     others = {
         name: scenario
         for name, scenario in scenarios.SCENARIOS.items()
         if (arguments.only or "") in name
     }
 
-    def kill(number: int, kills: list[harness.Kill]) -> Iterable[Outcome]:
-        return harness.kill_in_a_row(program, folder / f"chain{number}", kills, reference)
+    def kill(number: int, row: list[harness.Kill]) -> Iterable[Outcome]:
+        return harness.kill_in_a_row(program, folder / f"chain{number}", row, reference)
+
+    def kill_elsewhere(name: str, row: list[harness.Kill]) -> Iterable[Outcome]:
+        other, place = elsewhere[name](program), folder / name.replace(" ", "_")
+        life = other.run(place / "reference")
+        if life.exit_code:
+            yield Outcome(name, [life.stdout[-2000:] + life.stderr[-2000:]])
+            return
+        for outcome in harness.kill_in_a_row(other, place, row, place / "reference"):
+            yield dataclasses.replace(outcome, name=f"{outcome.name}, {name}")
 
     def do(name: str, scenario: scenarios.Scenario) -> Iterable[Outcome]:
         place = folder / name.replace(" ", "_").replace(":", "")
         yield _outcome(name, lambda: scenario(program, reference, place))
 
-    work = [(kill, number, kills) for number, kills in enumerate(chains)]
+    work: list[tuple] = [(kill_elsewhere, name, row) for name, row in kills.items()]
+    work += [(kill, number, row) for number, row in enumerate(chains)]
     work += [(do, name, scenario) for name, scenario in others.items()]
-    outcomes = _all(work, arguments.jobs, sum(map(len, chains)) + len(others))
+    num_kills = sum(map(len, [*chains, *kills.values()]))
+    outcomes = _all(work, arguments.jobs, num_kills + len(others))
     lost = sum(bool(outcome.wrong) for outcome in outcomes)
     _print_table(outcomes)
     for outcome in outcomes:
         for wrong in outcome.wrong:
             print(f"lost: {outcome.name}: {wrong}")
-    kills = sum(map(len, chains))
     seconds = time.monotonic() - started
-    print(f"{kills} kills and {len(others)} other faults, {lost} lost, in {seconds / 60:.1f} min")
+    print(
+        f"{num_kills} kills and {len(others)} other faults, {lost} lost, in {seconds / 60:.1f} min"
+    )
     if lost:
         print(f"its files are in {folder}")
         return 1

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from PIL import Image
 
 from effnetv2_jax.training.survival.checkpoint import Checkpoints, find_damage
 from tests import xla_flags
@@ -65,6 +66,10 @@ class Program:
     processes: int = 1
     flags: tuple[str, ...] = RECIPE
 
+    def for_next_life(self) -> "Program":
+        """Returns the program to start next."""
+        return self
+
     def command(self, workdir: pathlib.Path, *flags: str) -> list[str]:
         program = ["effnetv2_jax.train"]
         if self.processes > 1:
@@ -101,6 +106,38 @@ class Program:
         with self.started(workdir, *flags) as life:
             life.process.wait(_PATIENCE)
         return life
+
+
+@dataclasses.dataclass(frozen=True)
+class Moving(Program):
+    """A program whose images lie elsewhere in every life.
+
+    Attributes:
+        images: The folder of the images now.
+    """
+
+    images: pathlib.Path = pathlib.Path()
+
+    @classmethod
+    def make(cls, program: Program) -> "Moving":
+        """Returns the program with as many images as the digits have, in a folder."""
+        images = pathlib.Path(tempfile.mkdtemp(prefix="images-", dir=program.folder)) / "0"
+        rng = np.random.default_rng(0)
+        for split, size in (("train", 1437), ("val", 60)):
+            for number in range(size):
+                folder = images / split / str(number % 10)
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+        flags = (*program.flags, "--config.data.eval_split=val")
+        return cls(program.folder, program.devices, program.processes, flags, images)
+
+    def for_next_life(self) -> "Moving":
+        place = self.images.with_name(str(int(self.images.name) + 1))
+        return dataclasses.replace(self, images=self.images.rename(place))
+
+    def command(self, workdir: pathlib.Path, *flags: str) -> list[str]:
+        return super().command(workdir, f"--config.data.name=folder:{self.images}", *flags)
 
 
 class Life:
@@ -319,8 +356,8 @@ class Kind:
 
     Attributes:
         name: A name for people.
-        moment: When it ends: at a ``step``, or while it is ``saving``, ``evaluating`` or
-            ``starting``.
+        moment: When it ends: at a ``step``, while it is ``saving``, ``evaluating`` or
+            ``starting``, or at the first ``border`` of stages that it comes to.
         seconds: The longest delay after that moment.
         signals: The signals that it gets, one after the other.
     """
@@ -340,6 +377,7 @@ KINDS = (
     Kind("SIGTERM during an evaluation", "evaluating", 1.5, (signal.SIGTERM,)),
     Kind("SIGTERM during start-up", "starting", 12.0, (signal.SIGTERM,)),
     Kind("SIGTERM twice at a random step", "step", 0.2, (signal.SIGTERM, signal.SIGTERM)),
+    Kind("SIGKILL during a border", "border", 0.2, (signal.SIGKILL,)),
 )
 
 
@@ -356,6 +394,15 @@ class Kill:
     kind: Kind
     step: int
     seconds: float
+
+
+def draw_elsewhere(seed: int) -> list[Kill]:
+    """Returns kills during a checkpoint, an evaluation and a border, and at a random step."""
+    rng = random.Random(f"elsewhere/{seed}")
+    moments = ("saving", "evaluating", "border", "step")
+    kinds = [next(kind for kind in KINDS if kind.moment == moment) for moment in moments]
+    at = sorted(rng.sample(range(1, STEPS // 2), len(kinds)))
+    return [Kill(k, step, rng.uniform(0, k.seconds)) for k, step in zip(kinds, at, strict=True)]
 
 
 def draw(kills: int, seed: int, in_a_row: int = 5) -> list[list[Kill]]:
@@ -400,8 +447,16 @@ class Outcome:
 def inflict(program: Program, workdir: pathlib.Path, kill: Kill) -> Outcome | None:
     """Starts or resumes the program, and ends it; returns None if it ended before."""
     outcome = Outcome(kill.kind.name)
+    stages: list[object] = []
+
+    def comes_to_a_border() -> bool:
+        """Returns True as soon as another stage than the first one of this life begins."""
+        stages.extend(filter(None, [life.status().get("stage")]))
+        return len(set(stages)) > 1
+
     with program.started(workdir) as life:
         moments = {
+            "border": comes_to_a_border,
             "step": lambda: life.step() >= kill.step,
             "saving": lambda: life.step() >= kill.step and life.saving(),
             "evaluating": lambda: life.status().get("state") == "evaluating",
@@ -491,6 +546,7 @@ def kill_in_a_row(
         while coming and (outcome := inflict(program, workdir, coming[0])):
             done.append(outcome)
             del coming[0]
+            program = program.for_next_life()
         wrong = _ended_well(program.run(workdir)) or differences(workdir, reference)
         for outcome in done:
             outcome.wrong += wrong

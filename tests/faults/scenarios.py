@@ -371,6 +371,42 @@ def eight_devices(program: Program, reference: pathlib.Path, folder: pathlib.Pat
     assert harness.differences(workdir, reference, rtol=1e-4) == []
 
 
+def two_processes(program: Program) -> Program:
+    """Returns the program as a pod of two processes."""
+    return dataclasses.replace(program, processes=2)
+
+
+def ends_not_finite(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """A run whose numbers are worth nothing does not end as if all were well."""
+    del reference
+    workdir = folder / "run"
+    flags = ("--config.optimizer.learning_rate=1e10", "--config.max_bad_steps=1000")
+    for _ in range(2):  # also when there is nothing left to do
+        sentence = one_sentence(program.run(workdir, *flags))
+        assert f"numbers that are not finite (eval/loss of step {harness.STEPS}); " in sentence
+        assert "there is no checkpoint with a finite evaluation, and a smaller" in sentence
+    assert json.loads((workdir / "status.json").read_text())["state"] == "failed"
+    assert (workdir / "report.md").exists()
+
+
+def changed_data(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
+    """Images that were deleted are a question to the user; one answer lets the run go on."""
+    del reference
+    moving = harness.Moving.make(program)
+    workdir = folder / "run"
+    assert harness.inflict(moving, workdir, harness.Kill(harness.KINDS[0], 20, 0.0)).wrong == []
+    for number in range(8):
+        (moving.images / "train" / str(number) / f"{number}.png").unlink()
+    sentence = one_sentence(moving.run(workdir))
+    assert "holds a run on other data: 1437 training examples then, 1429 now; restore" in sentence
+    life = moving.run(workdir, "--accept_changed_data")
+    assert life.exit_code == 0, life.stderr
+    assert "going on with other data, as asked" in life.stderr
+    # The free fields are free, in a place that is another.
+    life = moving.for_next_life().run(workdir, "--config.eval_batch_size=30")
+    assert life.exit_code == 0, life.stderr
+
+
 def four_processes(program: Program, reference: pathlib.Path, folder: pathlib.Path) -> None:
     """A pod of four processes goes on unchanged after it was killed, and after it was stopped."""
     del reference
@@ -411,6 +447,8 @@ SCENARIOS: dict[str, Scenario] = {
     "Numbers go wrong again": functools.partial(numbers_go_wrong, again=True),
     "Eight devices, killed; then one": eight_devices,
     "Four processes, killed and stopped": four_processes,
+    "The end is not finite": ends_not_finite,
+    "Images deleted": changed_data,
 }
 
 

@@ -128,6 +128,24 @@ def test_when_one_dies_the_others_end_and_its_last_lines_are_shown(tmp_path):
     ]
 
 
+def test_a_mistake_that_every_process_finds_is_printed_once(tmp_path):
+    program = """
+    while len(list(here.glob("*.pid"))) < 3:
+        time.sleep(0.02)
+    print("error: epochs must be above 0, got -1", file=sys.stderr)
+    time.sleep(0.5)
+    sys.exit(2)
+    """
+    code, out, err = run(tmp_path, program, processes=3, grace=10)
+    assert code == 2
+    (line,) = out
+    assert re.fullmatch(rb"\[\d\] error: epochs must be above 0, got -1", line)
+    (sentence,) = err
+    assert re.fullmatch(
+        r"local_pod: process \d ended with exit code 2, so the others were ended", sentence
+    )
+
+
 def test_the_one_that_died_first_is_named_not_those_that_died_of_it(tmp_path):
     os.mkfifo(tmp_path / "connection")
     program = """
@@ -310,7 +328,7 @@ def test_the_count_of_devices_of_jaxs_own_does_not_interfere():
 MISTAKES = {
     "--processes=0": "flag --processes=0: 0 is not a positive integer",
     "--devices_per_process=-1": "flag --devices_per_process=-1: -1 is not a positive integer",
-    "--config=x": "'config'; the program's own flags come after --",
+    "--config=x": "unknown flag --config: --help lists the flags; the program's own flags",
 }
 
 

@@ -261,6 +261,13 @@ def test_a_tar_file_that_becomes_shorter_is_noticed(tars, tmp_path):
         imagenet_tar.read_image(str(path), image)
 
 
+def test_a_missing_tar_file_is_named_once(tmp_path):
+    with pytest.raises(UsageError) as error:
+        prepare(str(tmp_path), str(tmp_path / "data"))
+    path = tmp_path / "ILSVRC2012_img_train.tar"
+    assert str(error.value) == f"{path} cannot be read: [Errno 2] No such file or directory"
+
+
 def test_fewer_images_than_there_are_have_to_be_wanted(tars, tmp_path):
     with pytest.raises(UsageError, match=r"37 images, but ImageNet's has 1,281,167: .* --partial"):
         prepare(tars, str(tmp_path))

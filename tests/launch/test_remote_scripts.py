@@ -13,6 +13,7 @@ import pytest
 
 from launch.job import FOLDER, Outcome, read_reports
 from tests.launch.stand_in.launcher import ROOT, STAND_IN, wait_until
+from tests.odd_names import ODD
 
 SCRIPTS = sorted((ROOT / "launch" / "remote").glob("*.sh"))
 SHELLCHECK = shutil.which(
@@ -35,7 +36,7 @@ class Worker:
     def __init__(self, home):
         self.home = home
         self.job = home / FOLDER
-        self.workdir = home / "work dir"
+        self.workdir = home / ODD
         (home / "effnetv2_jax").mkdir()
         self.job.mkdir()
         for script in SCRIPTS:
@@ -49,7 +50,7 @@ class Worker:
                 "HOME": str(self.home),
                 "PATH": f"{STAND_IN / 'worker_bin'}:{os.environ['PATH']}",
                 "STAND_IN_HOST": "worker",
-                "WORKDIR": "../work dir",
+                "WORKDIR": f"../{ODD}",
                 "COPY_SECONDS": "0.1",
                 **variables,
             },
@@ -100,7 +101,7 @@ def test_a_job_that_is_done(worker):
     assert worker.report().text == "missing"
     assert worker.start('echo "$0"; pwd; echo "$WORKDIR"') == (0, "")
     assert worker.ends() == "done"
-    assert worker.logs() == [f"bash\n{worker.home}/effnetv2_jax\n../work dir\n"]
+    assert worker.logs() == [f"bash\n{worker.home}/effnetv2_jax\n../{ODD}\n"]
 
 
 def test_a_job_that_fails_leaves_its_code_and_its_log(worker):
@@ -198,4 +199,4 @@ def test_what_is_written_to_an_open_file_is_synced(worker):
     (worker.workdir / "events.out.tfevents.1").touch()
     worker.start("exit 0", PATH=f"{program.parent}:{STAND_IN / 'worker_bin'}:{os.environ['PATH']}")
     assert worker.ends() == "done"
-    assert "../work dir/events.out.tfevents.1\n" in (worker.home / "synced").read_text()
+    assert f"../{ODD}/events.out.tfevents.1\n" in (worker.home / "synced").read_text()

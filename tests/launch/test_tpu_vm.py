@@ -61,6 +61,7 @@ def test_a_dry_run_of_up_prints_what_up_does_and_does_nothing(launcher):
 
 
 def test_arguments_arrive_word_by_word_and_the_environment_without_being_printed(launcher):
+    launcher.workdir = "gs://bucket/run 1 [ü]*?#%20'$HOME`x`\\\"🦊"
     words = ["--text=it's", "--size=(16, 20)", "--empty=", "--dollar=$HOME `x`", "--two=a  b\t;*"]
     launcher.environment |= {"SECRET": "a'b$c"}
     flags = ("--env=SECRET,EMPTY=,FLAGS=--a=1 --b", "--delete_when_done")
@@ -68,7 +69,9 @@ def test_arguments_arrive_word_by_word_and_the_environment_without_being_printed
     code, out, err = launcher.run(*arguments, **keywords)
     assert code == 0
     log = next((launcher.folder / "logs").glob("*-w-0.log")).read_text()
-    assert log.startswith(f"from step 0 {' '.join(words)} --workdir=../gcs/bucket/run\n")
+    assert log.startswith(
+        f"from step 0 {' '.join(words)} --workdir=../gcs/{launcher.workdir[5:]}\n"
+    )
     environment = json.loads((launcher.folder / "environment.1").read_text())
     assert (environment["SECRET"], environment["EMPTY"]) == ("a'b$c", "")
     assert environment["FLAGS"] == "--a=1 --b"
@@ -105,6 +108,8 @@ REFUSED = [
     ("up --type=v3-8 --workdir=gs://bucket/../x", "workdir must be gs://bucket/path"),
     ("up --type=v3-8 --workdir=runs/x", "or an absolute path that all workers share"),
     ("up --type=v3-8 --workdir=/x --budget_hours=0", "budget_hours must be above 0"),
+    ("up --type=v3-8 --poll_seconds=nan", "--poll_seconds must be a finite number, got nan"),
+    ("up --type=v3-8 --zne=a", "unknown flag --zne: did you mean --zone"),
     ("up --type=v3-8 --workdir=/x --python=3", "python must be a version, as in 3.11"),
     ("up --type=v3-8 --workdir=/x --program=a;b", "program must be a module"),
     ("up --type=v3-8 --workdir=/x --git_url=https://a/b", "git_url needs --git_ref"),

@@ -576,6 +576,8 @@ def test_an_unknown_model_is_answered_with_the_near_names():
 def test_an_unknown_override_is_answered_with_the_near_fields():
     with pytest.raises(UsageError, match=r"did you mean.*survival_prob"):
         create_model("efficientnetv2-b0", survival_probability=1.0)
+    with pytest.raises(UsageError, match=r"argument of create_model.* did you mean num_classes"):
+        create_model("efficientnetv2-b0", num_class=10)
 
 
 @pytest.mark.parametrize("name", ["efficientnetv2-tiny", "deit-ti"])

@@ -81,7 +81,7 @@ def test_a_loop_holds_its_block_once(spec, tiny_images):
         def logits(params):
             return apply(params, batch_stats, tiny_images, train=False)[0]
 
-        return str(jax.make_jaxpr(logits)(params)).count("custom_vjp_call")
+        return str(jax.make_jaxpr(logits)(params)).count("custom_jvp_call")
 
     assert convolutions(scan_blocks=True) < 0.8 * convolutions()
 

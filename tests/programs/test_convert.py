@@ -36,7 +36,8 @@ def test_what_a_network_is_and_how_it_was_trained_is_said(folder):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "efficientnetv2-tiny with 10 classes, 65 tensors, 18,220 numbers, from efficientnetv2-tiny",
-        "padding symmetric, bn_epsilon 0.001, preprocessing v2, 32 px",
+        "padding symmetric, bn_epsilon 0.001, preprocessing v2, 32 px, as their description says "
+        "(--architecture and --preprocessing change this)",
         f"written to {folder}/orbax",
     ]
     back = convert(f"--from={folder}/orbax", f"--to={folder}/b.safetensors", "--naming=timm")
@@ -51,12 +52,33 @@ def test_tensors_beside_the_network_are_said(folder, tmp_path):
     width = len(tensors["bn2.weight"])
     head = {"head.weight": np.ones((3, width), np.float32), "head.bias": np.ones(3, np.float32)}
     backbone = {f"net.{x}": a for x, a in tensors.items() if not x.startswith("classifier")}
-    safetensors.numpy.save_file(backbone | head, tmp_path / "efficientnetv2_tiny.safetensors")
-    start = (f"--from={tmp_path}/efficientnetv2_tiny.safetensors", f"--to={tmp_path}/x.safetensors")
+    safetensors.numpy.save_file(backbone | head, tmp_path / "x.safetensors")
+    start = (
+        f"--from={tmp_path}/x.safetensors",
+        f"--to={tmp_path}/y.safetensors",
+        "--architecture=efficientnetv2_s",
+    )
     result = convert(*start)
     assert "\nnot converted: head.bias, head.weight (no part of the network" in result.stdout
     result = convert(*start, "--classifier=head", "--overwrite")
     assert result.stdout.startswith("efficientnetv2-tiny with 3 classes, 65 tensors")
+
+
+def test_what_was_assumed_is_said_and_what_is_not_known_is_asked(folder):
+    path = folder / "efficientnet_best.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(folder / "a.safetensors"), path)
+    result = convert(f"--from={path}", f"--to={folder}/asked.safetensors")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "pads as in TensorFlow or as in PyTorch: give timm's name of it" in result.stderr
+    assert not (folder / "asked.safetensors").exists()
+    flag = "--architecture=tf_efficientnet_b0.ap_in1k"
+    result = convert(f"--from={path}", f"--to={folder}/asked.safetensors", flag)
+    assert result.stdout.splitlines()[1] == (
+        "padding same, bn_epsilon 0.001, preprocessing torch,mean=127.5,std=127.5, 224 px, as "
+        "timm's tf_efficientnet_b0.ap_in1k, as you say (--architecture and --preprocessing "
+        "change this)"
+    )
 
 
 def test_a_mistake_is_one_sentence(folder):

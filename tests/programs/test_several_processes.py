@@ -5,19 +5,22 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from configs import common
 from effnetv2_jax.runtime import hosts, workdir
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.observing import report
 from launch import local_pod
 from tests import tiny_run
+from tests.odd_names import ODD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = [
@@ -99,7 +102,7 @@ def assert_same_losses(rows, expected):
 
 
 def test_two_processes_are_one_with_all_their_devices(data_dir, tmp_path):
-    together, alone = tmp_path / "together", tmp_path / "alone"
+    together, alone = tmp_path / ODD, tmp_path / "alone"
     output = run(data_dir, 2, 2, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={together}")
     run(data_dir, 1, 4, "train", *CONFIG, *tiny_run.QUICK, EPOCHS, f"--workdir={alone}")
     assert_same_losses(losses(together), losses(alone))
@@ -191,6 +194,55 @@ def test_processes_that_disagree_on_the_config_name_the_field(data_dir, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def images(tmp_path):
+    """A folder of 48 images for each process; the second one's lacks an image."""
+    rng = np.random.default_rng(0)
+    folders = [tmp_path / name / "images" for name in ("a", "b")]
+    for label, name in enumerate(["cat", "dog"]):
+        for split, count in (("train", 20), ("val", 4)):
+            (folders[0] / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(100 * label, 100 * label + 100, (20, 20, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folders[0] / split / name / f"{i}.png")
+    shutil.copytree(folders[0], folders[1])
+    return folders
+
+
+def test_processes_with_other_data_name_what_differs(images, tmp_path):
+    """Without this, they would wait for each other for ever."""
+    for file in ("train/dog/3.png", "val/cat/0.png"):
+        (images[1] / file).unlink()
+    flags = (
+        *(f"--config={ROOT}/configs/folder.py", "--config.data.name=folder:images"),
+        *("--config.model.name=efficientnetv2-tiny", "--config.batch_size=16"),
+        *("--config.eval_batch_size=16", f"--workdir={tmp_path / 'run'}"),
+    )
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [*command, *flags],
+            cwd=folder.parent,
+            env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for folder, command in zip(
+            images, local_pod.commands("effnetv2_jax.train", [], processes=2), strict=True
+        )
+    ]
+    for process in processes:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 2, stderr
+        assert stderr.splitlines()[-1].startswith("error: processes disagree on the data: ")
+        for split, there, here in (("train", 40, 39), ("val", 8, 7)):
+            difference = f"(process 0: {there}, process 1: {here})"
+            assert f"examples of split {split} of folder:images {difference}" in stderr
+        assert "Traceback" not in stderr
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_flag_of_three_is_refused(data_dir, tmp_path):
     command = [sys.executable, "-m", "effnetv2_jax.train", *CONFIG, f"--workdir={tmp_path}"]
     result = subprocess.run(
@@ -211,7 +263,6 @@ def test_one_flag_of_three_is_refused(data_dir, tmp_path):
 
 def test_a_workdir_that_the_others_do_not_see_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "is_first", lambda: False)
-    monkeypatch.setattr(hosts, "barrier", lambda name: None)
     with pytest.raises(UsageError, match="must be a folder that all processes share: process 0"):
-        workdir.claim(str(tmp_path / "run"), common.get_config())
+        workdir.claim(str(tmp_path / "run"), {})
     assert not (tmp_path / "run").exists()

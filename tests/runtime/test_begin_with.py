@@ -4,6 +4,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from configs import common
@@ -63,6 +64,26 @@ def test_the_config_has_to_remember_how_weights_were_trained(tmp_path):
     run.first_state()
     with pytest.raises(UsageError, match="unknown padding 'valid'"):
         build(config_for(path, padding="valid"))
+
+
+def test_weights_that_do_not_say_how_they_compute_need_a_word(tmp_path, caplog):
+    path = tmp_path / "efficientnet_best.safetensors"
+    save_weights(create_model("efficientnetv2-tiny"), path, naming="timm")
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
+    with pytest.raises(UsageError, match=r"in training --config\.init_architecture"):
+        build(config_for(path)).first_state()
+    config = config_for(path)
+    config.init_architecture = "tf_efficientnet_b0.ap_in1k"
+    with caplog.at_level("INFO"):
+        build(config).first_state()
+    assert (
+        "as timm's tf_efficientnet_b0.ap_in1k, as you say (--config.init_architecture changes"
+        in caplog.text
+    )
+    assert (
+        "the weights expect images of torch,mean=127.5,std=127.5, this run prepares v2: "
+        "--config.data.preprocessing=torch,mean=127.5,std=127.5 changes it" in caplog.text
+    )
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

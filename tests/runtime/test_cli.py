@@ -1,13 +1,11 @@
 """The door of every program with a tiny program behind it: mistakes in flags and recipes."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
-from absl import flags
-
-from effnetv2_jax.runtime.cli import one_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The real programs take seconds to start; tests/programs makes mistakes with them as well.
@@ -21,9 +19,11 @@ cli.run(main)
 """
 
 
-def start(*arguments, program=PROGRAM):
+def start(*arguments, program=PROGRAM, **changes):
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | changes, capture_output=True, text=True, check=False
+    )
 
 
 def test_fields_and_entries_with_free_names_reach_the_program():
@@ -43,16 +43,37 @@ def test_fields_and_entries_with_free_names_reach_the_program():
     assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"caf\xe9 \udce9"), ("utf-8", r"café \udce9")]
+)
+def test_what_the_output_cannot_encode_is_escaped(encoding, shown):
+    program = "from effnetv2_jax.runtime import cli\n" + r"cli.run(lambda: print('caf\xe9 \udce9'))"
+    result = start(program=program, PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{shown}\n", "")
+
+
 MISTAKES = {
-    "--config.epoch=3": "unknown config field 'epoch': did you mean epochs?",
+    "--config.epoch=3": "unknown config field 'epoch': did you mean epochs or",
     "--config.optimizer.nam=sgd": "unknown config field 'optimizer.nam': did you mean "
     "optimizer.name",
-    "--config.optimzer.options.b2=3": "unknown config field 'optimzer': did you mean \"optimizer\"",
+    "--config.optimizer.lr=0.1": "unknown config field 'optimizer.lr': did you mean "
+    "optimizer.learning_rate or optimizer.learning_rate_schedule? allowed are optimizer.clip_norm,",
+    "--config.weight_decay=0.1": "'weight_decay': did you mean optimizer.weight_decay",
+    "--config.optimzer.options.b2=3": "unknown section of the config 'optimzer.options': did you "
+    "mean optimizer",
+    "--config.epochs.x=3": "unknown section of the config 'epochs': allowed are checkpoint, data,",
     "--config.optimizer.decay=cosine": "config field 'optimizer.decay' is now called "
     "'optimizer.learning_rate_schedule'",
-    "--config.epochs=many": "many",
+    "--config.schedule.image_size[0]=32": "config field 'schedule.image_size[0]' must be words of "
+    "letters, digits and underscores with dots between; a tuple is set as a whole, as in",
+    "--config.evals.a-b.split=test": "config field 'evals.a-b.split' must be words of letters,",
+    "--config.epochs=many": "epochs must be a number, got 'many'",
+    "--config.batch_size=1.5": "batch_size must be a whole number, got '1.5'",
+    "--config.data.flip=maybe": "data.flip must be true or false, got 'maybe'",
+    "--config.optimizer=adam": "optimizer must be a dictionary of fields, got 'adam'",
     "--config=configs/efficientnetv2.py:q": "got 'q'",
     "--config=configs/none.py": "config file 'configs/none.py' does not exist or cannot be read",
+    "--cnfig=configs/digits.py": "unknown flag --cnfig: did you mean --config?",
     "extra": "unexpected argument 'extra'",
 }
 
@@ -91,7 +112,9 @@ def test_a_launcher_passes_arguments_on_without_jax():
     assert (result.returncode, result.stdout) == (3, "['a', '--b=c'] False\n")
     result = start("--b=c", program=LAUNCHER)
     assert result.returncode == 2
-    assert result.stderr.endswith("'b'; the program's flags come after --\n")
+    assert result.stderr.endswith(
+        "flag --b: --help lists the flags; the program's flags come after --\n"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--help", "-helpshort"])
@@ -101,7 +124,18 @@ def test_help_that_was_asked_for_is_no_failure(flag):
     assert "--config" in result.stdout
 
 
-def test_flags_that_are_needed_are_named():
-    line = "flag --{0}=None: Flag --{0} must have a value other than None."
-    error = flags.IllegalFlagValueError("\n".join(map(line.format, ("config", "workdir"))))
-    assert one_line(error) == "flag --config is needed, flag --workdir is needed"
+def test_flags_that_are_needed_are_named_with_their_meaning():
+    result = start(
+        program=PROGRAM.replace(
+            "def main",
+            """
+from absl import flags
+flags.DEFINE_enum("kind", None, ["a", "b"], "Kind of run. More is in the docs.", required=True)
+def main""",
+        )
+    )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: these flags are needed: --config (recipe, such as configs/digits.py), "
+        "--kind (kind of run)\n",
+    )

@@ -3,12 +3,15 @@
 import errno
 import os
 import pathlib
+import re
 import threading
 
 import pytest
 
 from effnetv2_jax.runtime import files
+from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.runtime.files import write_atomically
+from tests.odd_names import NAMES
 
 OLD, NEW = "old\n", "new, and longer: ½\n"
 
@@ -114,3 +117,73 @@ def test_what_utf8_cannot_hold_is_kept_where_that_is_wanted(path):
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, name)
     assert path.read_bytes() == b"caf\xe9\n"
+
+
+def test_a_plain_path_is_given_as_it_is(tmp_path):
+    with files.plain_path(tmp_path) as plain:
+        assert plain == tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_any_other_folder_gets_a_link_as_long_as_it_is_needed(tmp_path, name):
+    folder = tmp_path / "a*" / name
+    folder.mkdir(parents=True)
+    with files.plain_path(folder) as plain:
+        assert re.fullmatch(r"[a-zA-Z0-9_/.-]+", str(plain))
+        (plain / "file").write_text(NEW, encoding="utf-8")
+        assert not plain.is_relative_to(tmp_path)
+    assert (folder / "file").read_text(encoding="utf-8") == NEW
+    assert not plain.parent.exists()
+
+
+def test_a_first_part_that_etils_takes_for_a_scheme_is_not_plain():
+    for name in ("/gs/bucket/run", "/s3"):
+        with files.plain_path(pathlib.Path(name)) as plain:
+            assert os.readlink(plain) == name
+
+
+def test_only_the_folder_of_temporary_files_has_to_know_links(tmp_path, monkeypatch):
+    """In a file system without links, a workdir may have any name too."""
+    (tmp_path / "a*").mkdir()
+    symlink = os.symlink
+
+    def refuse(target, link, *arguments, **keywords):
+        if pathlib.Path(link).is_relative_to(tmp_path):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), link)
+        symlink(target, link, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    with files.plain_path(tmp_path / "a*") as plain:
+        assert os.readlink(plain) == str(tmp_path / "a*")
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    with (
+        pytest.raises(UsageError, match=r"a link to it cannot be made: set TMPDIR"),
+        files.plain_path(tmp_path / "a*"),
+    ):
+        pass
+
+
+def test_a_folder_of_temporary_files_with_such_a_name_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "[t]"))
+    with files.plain_path(tmp_path / "a*") as plain:
+        assert plain.is_relative_to("/tmp")
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("gs://bucket/run", "is a URL: mount the bucket"),
+        ("a\0b", "is no path: embedded null"),
+        ("x/" * 2000, "bytes too long"),
+    ],
+)
+def test_what_is_no_path_here_is_refused_in_one_sentence(path, says):
+    with pytest.raises(UsageError, match=says):
+        files.local_path(path)
+
+
+def test_a_path_is_what_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.local_path("~/a*") == pathlib.Path("/home/me/a*")
+    assert files.local_path("~nobody-has-this-name/x") == tmp_path / "~nobody-has-this-name" / "x"

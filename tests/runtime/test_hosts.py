@@ -114,7 +114,6 @@ def test_a_coordinators_port_that_is_taken_is_named(no_initialize):
 
 def test_one_process_agrees_waits_for_nobody_and_goes_first():
     hosts.agree({"a": 1})
-    hosts.barrier("here")
     with hosts.first_alone("there"):
         assert hosts.is_first()
 
@@ -162,6 +161,13 @@ def test_two_processes_meet_agree_and_name_what_differs(tmp_path):
             time.sleep(1)
             made.touch()
         print("made", made.exists())
+    for failing in range(2):
+        try:
+            with hosts.first_alone("failing"):
+                if me == failing:
+                    raise UsageError("no such folder")
+        except UsageError as error:
+            print(f"{failing} failed: {error}")
     """
     disagreement = (
         "processes disagree on the config: a (process 0: 64, process 1: 32), "
@@ -170,7 +176,13 @@ def test_two_processes_meet_agree_and_name_what_differs(tmp_path):
     assert together(tmp_path, program) == [
         line
         for i in range(2)
-        for line in (f"[{i}] made True", f"[{i}] of 2 {i == 0} 4", f"[{i}] {disagreement}")
+        for line in (
+            f"[{i}] 0 failed: {'process 0: ' if i == 1 else ''}no such folder",
+            f"[{i}] 1 failed: {'process 1: ' if i == 0 else ''}no such folder",
+            f"[{i}] made True",
+            f"[{i}] of 2 {i == 0} 4",
+            f"[{i}] {disagreement}",
+        )
     ]
 
 

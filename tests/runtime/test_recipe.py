@@ -14,6 +14,8 @@ def test_an_old_config_has_the_names_and_fields_of_today():
         "optimizer.name": "adamw",
         "optimizer.learning_rate_schedule": "cosine",
         "optimizer.options": {},
+        "data.exif_orientation": False,
+        "init_architecture": None,
         "evals.eval": {},
     }
     assert old["optimizer"] == {"name": "adamw", "decay": "cosine"}
@@ -41,3 +43,15 @@ def test_every_field_of_every_recipe_is_in_common():
         config.sead = 1
     with pytest.raises(UsageError, match="did you mean seed"):
         checked(config)
+
+
+def test_a_shortened_name_is_understood_in_any_section():
+    allowed = ("seed", "optimizer.learning_rate", "optimizer.name", "model.name")
+    with pytest.raises(
+        UsageError, match=r"did you mean optimizer.learning_rate\? allowed are seed"
+    ):
+        refuse_unknown(("lr",), allowed)
+    with pytest.raises(UsageError, match=r"did you mean model.name or optimizer.name\?"):
+        refuse_unknown(("model.nme",), allowed)
+    with pytest.raises(UsageError, match="section of the config 'modl': did you mean model"):
+        refuse_unknown(("modl.name",), allowed)

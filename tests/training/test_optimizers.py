@@ -146,6 +146,10 @@ def test_bad_values_are_named():
         make_optimizer("rmsprp", lambda step: 0.1)
     with pytest.raises(UsageError, match="weight_decay must be at least 0, got -1"):
         make_optimizer("sgd", lambda step: 0.1, weight_decay=-1)
+    with pytest.raises(UsageError, match="learning_rate must be at least 0, got"):
+        make_optimizer("sgd", -0.1)
+    with pytest.raises(UsageError, match="learning_rate must be a finite number of at"):
+        make_learning_rate("cosine", peak=float("inf"), total_steps=10)
     with pytest.raises(UsageError, match="did you mean cosine"):
         make_learning_rate("cosin", peak=1.0, total_steps=10)
     with pytest.raises(UsageError, match="warmup_steps must be at least 0, got -1"):
@@ -174,13 +178,20 @@ def test_options_replace_the_defaults():
             "unknown option of .* adamw 'beta2': .*allowed are b1, b2",
         ),
         ("sgd", {"b1": 0.9}, "allowed are accumulator_dtype, momentum, nesterov"),
-        ("adam", {"b2": "high"}, "optimizer.options.b2 must be a number, got 'high'"),
-        ("adam", {"b2": None}, "optimizer.options.b2 must be a number, got None"),
+        (
+            "adam",
+            {"b2": "high"},
+            "b2 must be a finite number of at least 0 and below 1, got 'high'",
+        ),
+        ("adam", {"b2": None}, "optimizer.options.b2 must be a finite number .*, got None"),
+        ("adam", {"eps": -1e-8}, "optimizer.options.eps must be at least 0, got -1e-08"),
+        ("adam", {"b1": float("nan")}, "optimizer.options.b1 must be a finite number .*, got nan"),
+        ("adam", {"b2": 1.0}, "optimizer.options.b2 must be at least 0 and below 1, got 1.0"),
         ("sgd", {"nesterov": 1}, "optimizer.options.nesterov must be True or False, got 1"),
         (
             "sgd",
             {"momentum": True},
-            "momentum must be a number or None, got True",
+            "momentum must be a finite number .*, or None, got True",
         ),
         ("adam", {"mu_dtype": "int8"}, "must be bfloat16 or float32, got 'int8'"),
         ("adamw", {"weight_decay": 0.1}, "weight_decay is set by optimizer.weight_decay"),

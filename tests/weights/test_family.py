@@ -44,7 +44,7 @@ class Toy(Network):
         self.classifier = nnx.Linear(spec.width, num_classes, rngs=rngs) if num_classes else None
         self.rngs = dropout_rngs(rngs)
 
-    def pooled(self, images, training, rngs, index):
+    def pooled(self, images, train, rngs, index):
         x = images
         for layer in self.layers:
             x = layer(x)
@@ -82,8 +82,6 @@ TOY = Family(
             trained=lambda model, architecture: {"padding": "symmetric", "preprocessing": "torch"},
         ),
     ),
-    timm_names="toynet",
-    in_timm="toynet_[23]",
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),
 )
 

@@ -33,8 +33,8 @@ def test_mutated_files_do_no_harm(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["files"] == FILES and not report["faults"], report["faults"]
-    # Some changes are only in numbers.
-    assert report["read"] > 30 and report["refused"] > 100
+    # Some changes are only in numbers. Those in a config.json are refused.
+    assert report["read"] > 20 and report["refused"] > 100
 
 
 def main(folder: pathlib.Path) -> None:
@@ -97,7 +97,7 @@ def make_originals(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     tiny = make_tiny()
     places = TIMM.places(tiny.spec, 10)
     timm = {places[x].name: places[x].to_theirs(a) for x, a in arrays(tiny).items()}
-    name = "tf_efficientnetv2_tiny"
+    name = "tf_efficientnetv2_s"
     save_weights(tiny, folder / "ours.safetensors")
     save_weights(tiny, folder / "orbax")
     (folder / "hub").mkdir()

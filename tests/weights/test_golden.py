@@ -97,7 +97,8 @@ def test_logits_are_theirs(golden, tmp_path, forward, case):
     shapes = {place.name: place.shape for place in places_of(case)}
     path = tmp_path / f"{name}.safetensors"
     write(path, library, {name: drawn.draw(name, shape) for name, shape in shapes.items()})
-    network, loaded = load_model(str(path), model)
+    architecture = name if library == "timm" else None
+    network, loaded = load_model(str(path), model, architecture=architecture)
     assert loaded.tensors == len(shapes)
     logits, expected = forward(network, picture(network.spec)), golden[case]
     assert expected.std() > 0.1

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from effnetv2_jax.models import get_spec
+from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import published
 from effnetv2_jax.weights.published import PUBLISHED, Published, resolve
@@ -69,10 +70,25 @@ def test_a_missing_file_says_where_to_fetch_and_where_to_put_it(folder):
     )
 
 
+def test_a_tilde_before_nobodys_name_is_a_name():
+    with pytest.raises(UsageError, match="'~nobody-has-this-name/x' are neither a file or folder"):
+        resolve("~nobody-has-this-name/x")
+
+
 def test_without_the_variable_the_users_cache_counts(tmp_path, monkeypatch):
     monkeypatch.delenv("EFFNETV2_JAX_WEIGHTS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert published.weights_folder() == tmp_path / "effnetv2_jax" / "weights"
+
+
+def test_a_file_of_a_published_name_is_known_under_another_path(tmp_path):
+    """torchvision's two weights of B1 are evaluated differently."""
+    path = tmp_path / "efficientnet_b1-c27df63c.pth"
+    path.write_bytes(b"")
+    known = resolve(str(path))[1]
+    assert known is PUBLISHED["efficientnet-b1/torchvision-v2"]
+    family = get_preprocessing(known.changes["preprocessing"])
+    assert (family.interpolation, *family.evaluation(240)) == ("bilinear", "center", 255)
 
 
 def test_another_file_than_the_published_one_is_refused(folder, monkeypatch):

@@ -1,8 +1,10 @@
 """Weights that are saved and loaded again are the same to the last bit."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -13,7 +15,9 @@ from flax import nnx
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
+from effnetv2_jax.weights.containers import folders
 from effnetv2_jax.weights.containers.folders import open_weights
+from tests.odd_names import NAMES as NAMES_OF_PATHS
 from tests.weights.conftest import TIMM, arrays, make_tiny, same_bits
 
 NAMES = tuple("abcdefghij")
@@ -40,6 +44,30 @@ def test_a_round_trip_keeps_every_bit(tiny_model, tmp_path, file, naming):
     save_weights(weights, tmp_path / "again.safetensors")
     again, _ = load_model(str(tmp_path / "again.safetensors"))
     assert same_bits(arrays(again), arrays(tiny_model))
+
+
+@pytest.mark.parametrize("ending", ["", ".safetensors"])
+@pytest.mark.parametrize("name", NAMES_OF_PATHS.values(), ids=NAMES_OF_PATHS)
+def test_files_and_folders_may_have_any_name(tiny_model, tmp_path, name, ending):
+    name = name[: len(name) - len(ending)] + ending if len(name) == 255 else name + ending
+    save_weights(tiny_model, tmp_path / name)
+    assert same_bits(arrays(load_model(str(tmp_path / name))[0]), arrays(tiny_model))
+    assert os.listdir(tmp_path) == [pathlib.PurePath(name).parts[0]]
+
+
+def test_a_folder_that_is_not_read_back_as_it_was_written_never_gets_its_name(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(folders, "plain_path", contextlib.nullcontext)
+    (tmp_path / "[a]").mkdir()
+    with pytest.raises(UsageError, match="cannot be read"):
+        save_weights(tiny_model, tmp_path / "[a]" / "w")
+    assert os.listdir(tmp_path / "[a]") == []
+
+
+def test_a_url_is_not_taken_for_a_path(tiny_model):
+    with pytest.raises(UsageError, match="'gs://bucket/w' is a URL: mount the bucket"):
+        save_weights(tiny_model, "gs://bucket/w")
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "folder"])

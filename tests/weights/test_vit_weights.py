@@ -25,7 +25,6 @@ from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.training.state import create_state, functional
 from effnetv2_jax.training.survival.checkpoint import Checkpoints
 from effnetv2_jax.weights import layout, load_model, load_weights, read_weights, save_weights
-from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.description import Description
 from tests.golden import drawn
 from tests.weights.conftest import TIMM_VIT, arrays, make_tiny, same_bits
@@ -207,23 +206,6 @@ def test_timms_name_of_the_file_says_which(deit_file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "model", "preprocessing"),
-    [
-        ("vit_base_patch16_224.augreg2_in21k_ft_in1k", "deit-b", "vit"),
-        ("vit_base_patch32_384", "vit-b-32", "vit"),
-        ("vit_base_patch16_224.dino", "vit-b-16", "deit"),
-        ("vit_large_patch16_224.mae", "vit-l-16", "deit"),
-        ("deit_base_patch16_384.fb_in1k", "vit-b-16", "deit"),
-        (None, "vit-b-16", "vit"),
-        (None, "deit-s", "deit"),
-    ],
-)
-def test_timms_name_says_how_a_network_was_trained(architecture, model, preprocessing):
-    changes = TIMM_VIT.names.trained(model, architecture)
-    assert changes == {"norm_epsilon": 1e-6, "preprocessing": preprocessing}
-
-
-@pytest.mark.parametrize(
     ("model", "changes", "name"),
     [
         ("vit-b-32", {}, "vit_base_patch32_384"),
@@ -231,6 +213,7 @@ def test_timms_name_says_how_a_network_was_trained(architecture, model, preproce
         ("vit-b-16", {"eval_size": 256}, None),
         ("vit-l-16", {}, "vit_large_patch16_384"),
         ("deit-s", {}, "deit_small_patch16_224"),
+        ("deit-s", {"eval_size": 384}, "vit_small_patch16_384"),
         ("deit-s", {"norm_epsilon": 1e-5}, None),
         ("deit-b", {}, "deit_base_patch16_224"),
         ("deit-b", {"eval_size": 384}, "deit_base_patch16_384"),
@@ -240,20 +223,6 @@ def test_timms_name_says_how_a_network_was_trained(architecture, model, preproce
 )
 def test_the_network_of_timm_that_computes_the_same(model, changes, name):
     assert TIMM_VIT.names.their_model(dataclasses.replace(get_spec(model), **changes)) == name
-
-
-@pytest.mark.parametrize(
-    ("file", "architecture"),
-    [
-        ("deit_small_patch16_224-cd65a155.pth", "deit_small_patch16_224"),
-        ("vit_base_patch16_224.safetensors", "vit_base_patch16_224.safetensors"),
-        ("maxvit_tiny_tf_224.safetensors", None),
-    ],
-)
-def test_timms_name_is_seen_in_a_files(tmp_path, file, architecture):
-    safetensors.numpy.save_file({"x": np.ones(1)}, tmp_path / file)
-    with open_tensors(tmp_path / file) as tensors:
-        assert tensors.about.get("architecture") == architecture
 
 
 def test_a_model_takes_over_the_epsilon_of_its_weights(tmp_path, forward):

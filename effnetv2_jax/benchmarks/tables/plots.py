@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from effnetv2_jax.benchmarks.tables.panels import COLORS, FIGURES, Panel, Series, panels_of
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError, reason, unknown_name
 
 TABLES = flags.DEFINE_string("tables", "docs/reproduction.json", "JSON file of benchmark tables.")
 FIGURE = flags.DEFINE_list("figure", list(FIGURES), f"Figures to draw: {', '.join(FIGURES)}.")
@@ -38,7 +38,7 @@ def main() -> None:
             draw(FIGURES[name][0], found, files)
             print("\n".join(map(str, files)))
     except OSError as error:
-        raise UsageError(f"--output {OUTPUT.value!r} cannot be written: {error}") from error
+        raise UsageError(f"--output {OUTPUT.value!r} cannot be written: {reason(error)}") from error
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:

@@ -26,7 +26,7 @@ from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.progressive import Stage
 from effnetv2_jax.runtime.bars import track
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 DATASET = flags.DEFINE_string(
     "dataset", None, "Data set, as a config's data.name, e.g. folder:PATH. Default: made-up JPEGs."
@@ -244,4 +244,4 @@ def _write_preview(path: pathlib.Path, title: str, rows: list[tuple[str, np.ndar
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"preview {str(path)!r} cannot be written: {error}") from error
+        raise UsageError(f"preview {str(path)!r} cannot be written: {reason(error)}") from error

@@ -5,9 +5,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow as tf
+
+from effnetv2_jax.runtime.errors import UsageError
 
 # TensorFlow refuses once the process has used it. Its settings then stay as they are.
 with contextlib.suppress(RuntimeError):
@@ -41,6 +45,9 @@ class Split:
         parse: A function that makes an example of a record.
         describe: A function of an example's number that returns what a person needs to find the
             example, such as its file.
+        fingerprint: A function that returns two texts. The first depends on the examples and their
+            order, as far as names show them, and the second on their sizes. Neither depends on
+            where the data lie. None means that the descriptions of the examples are enough.
         random_access: Set if reading a single example costs no more than reading one of many in a
             row. Records are then the numbers of their examples. It is not set for large files of
             records on a disk or in a bucket.
@@ -50,6 +57,7 @@ class Split:
     records: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     parse: Callable[[tf.Tensor], Example]
     describe: Callable[[int], str]
+    fingerprint: Callable[[], tuple[str, str]] | None = None
     random_access: bool = False
 
     @classmethod
@@ -58,11 +66,12 @@ class Split:
         size: int,
         get: Callable[[tf.Tensor], Example],
         describe: Callable[[int], str] = "example {}".format,
+        fingerprint: Callable[[], tuple[str, str]] | None = None,
     ) -> "Split":
         """Returns a split with random access.
 
         Args:
-            size, describe: As the attributes.
+            size, describe, fingerprint: As the attributes.
             get: A function of an example's number, int64 [], that returns the example.
         """
         return cls(
@@ -70,8 +79,14 @@ class Split:
             lambda first, count: tf.data.Dataset.range(first, first + count),
             get,
             describe,
+            fingerprint,
             random_access=True,
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells the split from others: ``examples``, ``names`` and ``sizes``."""
+        names, sizes = (self.fingerprint or (lambda: (self.describe(0), "")))()
+        return {"examples": self.size, "names": names, "sizes": sizes}
 
     def read(self, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of ``count`` consecutive examples; int64 scalars."""
@@ -87,6 +102,9 @@ class Source:
         class_names: One name per label.
         split: A function of a split's name. It raises UsageError for an unknown name.
         label_shape: The shape of an example's label, () or (MAX_LABELS,).
+
+    Raises:
+        UsageError: For a name of a class with a line break in it.
     """
 
     name: str
@@ -94,10 +112,26 @@ class Source:
     split: Callable[[str], Split]
     label_shape: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if name and name.splitlines() != [name]:
+                raise UsageError(
+                    f"the class {name!r} of {self.name} has a line break in its name, but files "
+                    "of class names have one on each line: rename it"
+                )
+
     @property
     def num_classes(self) -> int:
         """The number of labels."""
         return len(self.class_names)
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Returns a short text that stands for some bytes in their order."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(len(part).to_bytes(8) + part)
+    return hashed.hexdigest()
 
 
 def fill_up(labels: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """Images named on a command line: files, folders, and standard input."""
 
+import collections
 import dataclasses
 import os
 import re
@@ -7,15 +8,20 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from effnetv2_jax.data.decoding import decode_box, switch, whole_box
+from effnetv2_jax.data.decoding import IMAGE_ENDINGS, decode_box, switch, whole_box
 from effnetv2_jax.data.sources import Example, Source, Split
-from effnetv2_jax.data.sources.folder import ENDINGS, images_below
+from effnetv2_jax.data.sources.folder import images_below, log_skipped
 from effnetv2_jax.runtime.errors import UsageError
 
 STDIN = "-"
 
-# The first bytes of files that can be decoded. Names of files may begin with BM, GIF or RIFF, too.
-_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP", re.DOTALL)
+# The first bytes of images. Names of files may begin with BM, GIF, RIFF or P1, too. HEIC and JPEG
+# XL are among them, so that decoding can say what they are.
+_BEGINNING = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftyp|"
+    rb"P[1-6]\s+\d+\s+\d|\0\0\0\x0c|\xff[\x0a\x4f]",
+    re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,9 @@ def find_images(arguments: list[str], read_stdin: Callable[[], bytes]) -> list[N
 
     Args:
         arguments: Files, folders or ``-``. A folder stands for all images at any depth below it
-            whose names end in ``ENDINGS``, in the order of their paths. ``-`` stands for standard
-            input: one image, or else files and folders, one per line.
+            whose names end in ``IMAGE_ENDINGS``, in the order of their paths; the log counts its
+            other files. ``-`` stands for standard input: one image, or else files and folders, one
+            per line.
         read_stdin: A function that reads standard input. It is called if ``-`` is an argument.
 
     Raises:
@@ -73,11 +80,13 @@ def named_source(images: list[NamedImage]) -> Source:
 def small_copy(image: NamedImage, side: int) -> tf.Tensor:
     """Returns the whole image in its own shape, at most ``side`` px long: uint8 [height, width, 3].
 
+    It is turned as its EXIF says, because people look at it.
+
     Raises:
         tf.errors.OpError: If the image cannot be read or decoded.
     """
     content = image.content or tf.io.read_file(os.fsencode(image.name))
-    pixels = decode_box(tf.constant(content), whole_box, min_size=side)
+    pixels = decode_box(tf.constant(content), whole_box, min_size=side, exif_orientation=True)
     longest = max(pixels.shape[:2])
     if longest <= side:
         return pixels
@@ -93,10 +102,12 @@ def printable(name: str) -> str:
 def _at(path: str) -> Iterator[NamedImage]:
     name = os.fsencode(path)  # a file's name need not be text
     if tf.io.gfile.isdir(name):
-        paths = sorted(images_below(path.rstrip("/") or "/"))
+        skipped = collections.Counter[str]()
+        paths = sorted(images_below(path.rstrip("/") or "/", skipped))
+        log_skipped(path, skipped)
         if not paths:
             raise UsageError(
-                f"the folder {path!r} has no images, whose names end in {', '.join(ENDINGS)}"
+                f"the folder {path!r} has no images, whose names end in {', '.join(IMAGE_ENDINGS)}"
             )
         yield from map(NamedImage, paths)
     elif tf.io.gfile.exists(name):
@@ -112,8 +123,8 @@ def _in_stdin(content: bytes) -> Iterator[NamedImage]:
     if not content.strip() or b"\0" in content:
         what = "something else" if content.strip() else "nothing"
         raise UsageError(
-            f"standard input must be an image ({', '.join(ENDINGS)}) or names of files, one a "
-            f"line, but is {what}"
+            f"standard input must be an image ({', '.join(IMAGE_ENDINGS)}) or names of files, one "
+            f"a line, but is {what}"
         )
     for line in content.splitlines():
         if line.strip():

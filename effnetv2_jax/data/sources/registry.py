@@ -6,7 +6,7 @@ only a line in ``tfds.TFDS_DATASETS``.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from effnetv2_jax.data.sources import Source, imagenet
 from effnetv2_jax.data.sources.digits import Digits
@@ -18,7 +18,13 @@ from effnetv2_jax.runtime.errors import UsageError, unknown_name
 FOLDER_PREFIX = "folder:"
 
 
-def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) -> Source:
+def get_source(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    holdout: float = 0.1,
+    class_names: Sequence[str] | None = None,
+) -> Source:
     """Opens a data set. If it is not on disk and TFDS can prepare it, that is done first.
 
     Args:
@@ -29,13 +35,17 @@ def get_source(name: str, data_dir: str | None = None, *, holdout: float = 0.1) 
             ImageNet-21k.
         holdout: The share of a folder's training images that becomes its split ``val`` if it has
             no folder ``val/``.
+        class_names: The classes of a folder in the order of their labels, if they are known. None
+            takes them from its training images.
 
     Raises:
         UsageError: For an unknown name, and for data that are missing or not laid out as they
             should be.
     """
     if name.startswith(FOLDER_PREFIX):
-        source = folder_source(name.removeprefix(FOLDER_PREFIX), holdout=holdout)
+        source = folder_source(
+            name.removeprefix(FOLDER_PREFIX), holdout=holdout, class_names=class_names
+        )
     elif name in SOURCES:
         source = SOURCES[name](data_dir)
     elif name in TFDS_DATASETS or name.startswith(PREFIX):

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from effnetv2_jax.data.sources import MAX_LABELS, Source
 from effnetv2_jax.data.sources.tfds_splits import Features, TfdsSplits
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 PREFIX = "tfds:"
 """The beginning of the name of a data set that has no entry in ``TFDS_DATASETS``."""
@@ -26,8 +26,8 @@ class TfdsDataset:
     Attributes:
         tfds_name: The name for ``tfds.builder``: name[/config][:version].
         splits: Names of splits and their meaning in TFDS. They go before TFDS's own.
-        label: The feature of the label. None means the only ClassLabel, or of several the one named
-            ``label``.
+        label: The feature of the label. None means that of TFDS's ``supervised_keys``; without
+            these, the only ClassLabel, or of several the one named ``label``.
         otherwise: The end of an error message: other ways to get the data set.
     """
 
@@ -111,7 +111,7 @@ def tfds_source(
     """
     dataset = dataset or TfdsDataset(builder.name)
     _prepare(name, builder, dataset)
-    features = _find_features(name, builder.info.features, dataset.label)
+    features = _find_features(name, builder.info, dataset.label)
     return Source(
         name=name,
         class_names=features.class_names,
@@ -155,7 +155,7 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset)
         raise
     except Exception as error:  # Each builder fails in its own way.
         if isinstance(error, OSError) and error.filename is not None:
-            raise UsageError(f"data_dir {data_dir!r} cannot be written: {error}") from error
+            raise UsageError(f"data_dir {data_dir!r} cannot be written: {reason(error)}") from error
         raise UsageError(
             f"{name} is not in data_dir {data_dir!r} and cannot be prepared here "
             f"({_reason(error)}): prepare it once with {command} on a machine with a network, and "
@@ -163,21 +163,25 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, dataset: TfdsDataset)
         ) from error
 
 
-def _find_features(
-    name: str, features: tfds.features.FeatureConnector, label: str | None
-) -> Features:
+def _find_features(name: str, info: tfds.core.DatasetInfo, label: str | None) -> Features:
+    """Finds the image and the label: those that TFDS names, or the only ones."""
+
     def class_of(feature: tfds.features.FeatureConnector) -> tfds.features.ClassLabel | None:
         if isinstance(feature, tfds.features.Sequence):
             feature = feature.feature
         return feature if isinstance(feature, tfds.features.ClassLabel) else None
 
+    features = info.features
     by_name = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     # A LabeledImage is an Image too, but it is a mask.
     images = [key for key, feature in by_name.items() if type(feature) is tfds.features.Image]
     classes = {key: class_of(feature) for key, feature in by_name.items()}
     labels = [key for key, feature in by_name.items() if feature is classes[key]]
-    if label is not None:
-        labels = [label]
+    own_image, own_label, *_ = info.supervised_keys or (None, None)
+    if own_image in images:
+        images = [own_image]
+    if label or own_label:
+        labels = [label or str(own_label)]
     elif "label" in labels:
         labels = ["label"]
     found = classes.get(labels[0]) if len(labels) == 1 else None
@@ -185,7 +189,8 @@ def _find_features(
         kinds = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in sorted(by_name.items()))
         raise UsageError(
             f"{name} is not a data set for classification: it has features "
-            f"{kinds or type(features).__name__}, and needs one Image and one ClassLabel"
+            f"{kinds or type(features).__name__}, and needs one Image and one ClassLabel, or "
+            f"supervised_keys that name these (its own are {info.supervised_keys})"
         )
     several = found is not by_name[labels[0]]
     return Features(images[0], labels[0], several, tuple(found.names))

@@ -13,7 +13,7 @@ from absl import logging
 
 from effnetv2_jax.data.sources import Example, Split, fill_up, tfrecords
 from effnetv2_jax.runtime.bars import track
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 
 MEMORY_LIMIT = 2**31
 """The largest size in bytes of a split that is read into memory."""
@@ -69,6 +69,11 @@ class TfdsSplits:
     def open(self, split: str) -> Split:
         """Opens a split, a slice of one, or a sum of these; see ``tfds.tfds_source``."""
         spec, splits = self._resolve(split), self.builder.info.splits
+        if not splits:
+            raise UsageError(
+                f"the folder {str(self.builder.data_dir)!r} of {self.name} holds no data: remove "
+                "it, and the data set is prepared again, or copy the data there"
+            )
         try:
             instructions = splits[spec].file_instructions
         except (KeyError, ValueError, NotImplementedError) as error:
@@ -155,7 +160,8 @@ class TfdsSplits:
             return {key: tf.gather(column, index) for key, column in read.items()}
 
         describe = f"example {{}} of {spec} of {self.name}".format
-        return Split.of_examples(size, get, describe=describe)
+        whole = f"{spec} of {self.builder.info.full_name}", str(self.builder.info.dataset_size)
+        return Split.of_examples(size, get, describe, lambda: whole)
 
     def _read_all(self, spec: str, size: int) -> Example:
         """Reads ``image`` string [size] and ``label`` int64 [size] or [size, MAX_LABELS]."""
@@ -167,7 +173,13 @@ class TfdsSplits:
                 shuffle_files=False,
             )
         batches = dataset.map(self.features.select).batch(_ROWS_AT_ONCE)
-        parts = list(track(batches, f"reading {self.name}", total=-(-size // _ROWS_AT_ONCE)))
+        try:
+            parts = list(track(batches, f"reading {self.name}", total=-(-size // _ROWS_AT_ONCE)))
+        except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
+            raise UsageError(
+                f"split {spec!r} of {self.name} cannot be read ({reason(error)}): remove the "
+                f"folder {str(self.builder.data_dir)!r} and prepare it again"
+            ) from error
         rows = tf.nest.map_structure(lambda *columns: tf.concat(columns, axis=0), *parts)
         if len(rows["image"]) != size:
             raise UsageError(

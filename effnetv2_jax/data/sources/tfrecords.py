@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from effnetv2_jax.data.sources import Example, Split
+from effnetv2_jax.data.sources import Example, Split, digest
 from effnetv2_jax.runtime.bars import track
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.errors import UsageError, reason
 from effnetv2_jax.runtime.files import cache_folder, whole_file
 
 _HEADER_BYTES = 12
@@ -123,6 +123,8 @@ def open_split(
         records=records,
         parse=parse,
         describe=lambda example: index.describe(start + example),
+        # The sizes of a million records are as good as names.
+        fingerprint=lambda: (digest([np.diff(index.positions[start : stop + 1]).tobytes()]), ""),
     )
 
 
@@ -170,7 +172,7 @@ def _stat(file: str) -> tuple[int, int]:
     try:
         stat = tf.io.gfile.stat(file)
     except tf.errors.OpError as error:
-        raise UsageError(f"TFRecord file {file} cannot be read: {error.message}") from error
+        raise UsageError(f"TFRecord file {file} cannot be read: {reason(error)}") from error
     if stat.is_directory:
         raise UsageError(f"{file} is a folder, not a TFRecord file: move it elsewhere")
     return stat.length, stat.mtime_nsec
@@ -202,7 +204,7 @@ def _record_starts(file: str, size: int) -> np.ndarray:
                 starts.append(start)
                 start = end
     except (OSError, tf.errors.OpError) as error:
-        raise UsageError(f"TFRecord file {file} cannot be read: {error}") from error
+        raise UsageError(f"TFRecord file {file} cannot be read: {reason(error)}") from error
     return np.array(starts, np.int64)
 
 

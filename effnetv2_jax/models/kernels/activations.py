@@ -6,7 +6,6 @@ these steps and returns a ``Normalized``, which the layers after it take in plac
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from effnetv2_jax.models.kernels.isolation import isolated
+from effnetv2_jax.models.kernels.linear import linear_call
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 """Activations by the names that specs give them."""
@@ -22,6 +22,14 @@ ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 def activated(x: jax.Array, activation: str | None) -> jax.Array:
     """Returns the activation of x by its name in ``ACTIVATIONS``; None is the identity."""
     return x if activation is None else ACTIVATIONS[activation](x)
+
+
+def per_channel(x: jax.Array, ndim: int) -> jax.Array:
+    """Returns [channels] as [1, …, 1, channels] with ndim axes, to compute with images.
+
+    NumPy's rules would add the axes too, but ``jax_numpy_rank_promotion="raise"`` forbids that.
+    """
+    return lax.broadcast_to_rank(x, ndim)
 
 
 @functools.partial(
@@ -120,18 +128,7 @@ def recomputed(x: Value) -> jax.Array:
     return x
 
 
-def cotangent(x: Value, dx: jax.Array) -> Value:
-    """Returns the gradient by x in x's own structure, as ``jax.custom_vjp`` asks for it.
-
-    The whole gradient goes to ``array``. From there it reaches batch norm's input.
-    """
-    if isinstance(x, Normalized):
-        nothing: dict[str, Any] = dict.fromkeys(("x", "scale", "shift", "gate"))
-        return dataclasses.replace(x, array=dx, **nothing)
-    return dx
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def scale_shift(
     x: jax.Array, scale: jax.Array, shift: jax.Array, activation: str | None, dtype
 ) -> jax.Array:
@@ -157,12 +154,20 @@ def scale_shift(
     return lax.platform_dependent(x, scale, shift, cpu=on_cpu, default=default)
 
 
-def _scale_shift_forward(x, scale, shift, activation, dtype):
-    return scale_shift(x, scale, shift, activation, dtype), (x, scale, shift)
+@scale_shift.defjvp
+def _scale_shift_derivative(activation, dtype, primals, tangents):
+    forward = functools.partial(_forward, activation=activation, dtype=dtype)
+    dy = linear_call(
+        lambda primals, tangents: jax.jvp(forward, primals, tangents)[1],
+        functools.partial(_scale_shift_backward, activation, dtype),
+        primals,
+        tangents,
+    )
+    return scale_shift(*primals, activation, dtype), dy
 
 
-def _scale_shift_backward(activation, dtype, residuals, dy):
-    x, scale, shift = residuals
+def _scale_shift_backward(activation, dtype, primals, dy):
+    x, scale, shift = primals
     on_cpu, default = (
         functools.partial(function, activation=activation, dtype=dtype)
         for function in (_before_activation_on_cpu, _before_activation)
@@ -170,38 +175,43 @@ def _scale_shift_backward(activation, dtype, residuals, dy):
     dz = lax.platform_dependent(x, scale, shift, dy, cpu=on_cpu, default=default)
     dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
     # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
-    return (dz * scale).astype(x.dtype), dscale, dshift
+    return (dz * per_channel(scale, x.ndim)).astype(x.dtype), dscale, dshift
 
 
-scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def _gated(x: Value, gate: jax.Array) -> jax.Array:
     return jnp.asarray(x) * gate
 
 
-def _gated_forward(x, gate):
-    return _gated(x, gate), (x, gate)
+@_gated.defjvp
+def _gated_derivative(primals, tangents):
+    def derivative(primals, tangents):
+        (x, gate), (dx, dgate) = primals, tangents
+        return dx * gate + jnp.asarray(x) * dgate
+
+    dx, dgate = tangents
+    dy = linear_call(derivative, _gated_backward, primals, (jnp.asarray(dx), dgate))
+    return _gated(*primals), dy
 
 
-def _gated_backward(residuals, dy):
-    x, gate = residuals
+def _gated_backward(primals, dy):
+    x, gate = primals
     dgate = (dy * recomputed(x)).sum((1, 2), keepdims=True, dtype=jnp.float32)
-    return cotangent(x, dy * gate), dgate.astype(gate.dtype)
-
-
-_gated.defvjp(_gated_forward, _gated_backward)
+    return dy * gate, dgate.astype(gate.dtype)
 
 
 def _forward(x, scale, shift, *, activation: str | None, dtype):
-    return activated((x.astype(jnp.float32) * scale + shift).astype(dtype), activation)
+    return activated(_scaled_and_shifted(x, scale, shift).astype(dtype), activation)
+
+
+def _scaled_and_shifted(x, scale, shift):
+    return x.astype(jnp.float32) * per_channel(scale, x.ndim) + per_channel(shift, x.ndim)
 
 
 def _before_activation(x, scale, shift, dy, *, activation: str | None, dtype):
     """Returns the gradient by x · scale + shift, float32."""
     if activation is not None:
-        z = (x.astype(jnp.float32) * scale + shift).astype(dtype)
+        z = _scaled_and_shifted(x, scale, shift).astype(dtype)
         (dy,) = jax.vjp(ACTIVATIONS[activation], z)[1](dy)
     return dy.astype(jnp.float32)
 

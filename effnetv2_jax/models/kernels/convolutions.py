@@ -2,8 +2,7 @@
 
 On accelerators, they and their gradients are XLA's convolutions. On CPU they are those of
 ``on_cpu`` and ``winograd`` if these are faster. The platform is chosen when a program is lowered,
-so that a program compiled on one machine for another uses what is fast on the other. Only
-reverse-mode derivatives are defined: ``jax.jvp`` of these functions raises TypeError.
+so that a program compiled on one machine for another uses what is fast on the other.
 
 Arrays are NHWC, kernels HWIO. An input may be a ``Normalized``, which the gradient then uses.
 """
@@ -18,7 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
-from effnetv2_jax.models.kernels.activations import Value, activated, cotangent, recomputed
+from effnetv2_jax.models.kernels.activations import (
+    Value,
+    activated,
+    per_channel,
+    recomputed,
+)
+from effnetv2_jax.models.kernels.linear import linear_call
 from effnetv2_jax.models.kernels.on_cpu import Pads
 
 PADDINGS = ("same", "symmetric")
@@ -107,7 +112,7 @@ class _Kind:
     gradients_on_cpu: Callable[..., tuple[jax.Array, jax.Array]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _convolved(x: Value, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads) -> jax.Array:
     default, here = (
         functools.partial(function, stride=stride, pads=pads)
@@ -118,26 +123,32 @@ def _convolved(x: Value, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads
     return lax.platform_dependent(jnp.asarray(x), kernel, cpu=here, default=default)
 
 
-def _convolved_forward(x, kernel, kind, stride, pads):
-    return _convolved(x, kernel, kind, stride, pads), (x, kernel)
+@_convolved.defjvp
+def _convolved_derivative(kind, stride, pads, primals, tangents):
+    dx, dkernel = tangents
+
+    def derivative(primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        by_x = _convolved(dx, kernel, kind, stride, pads)
+        return by_x + _convolved(x, dkernel, kind, stride, pads)
+
+    backward = functools.partial(_convolved_backward, kind, stride, pads)
+    dy = linear_call(derivative, backward, primals, (jnp.asarray(dx), dkernel))
+    return _convolved(*primals, kind, stride, pads), dy
 
 
-def _convolved_backward(kind, stride, pads, residuals, dy):
-    x, kernel = residuals
+def _convolved_backward(kind, stride, pads, primals, dy):
+    x, kernel = primals
 
     def derived(x, kernel, dy):
         forward = functools.partial(kind.default, stride=stride, pads=pads)
         return jax.vjp(forward, x, kernel)[1](dy)
 
     here = functools.partial(kind.gradients_on_cpu, stride=stride, pads=pads)
-    dx, dkernel = lax.platform_dependent(recomputed(x), kernel, dy, cpu=here, default=derived)
-    return cotangent(x, dx), dkernel
+    return lax.platform_dependent(recomputed(x), kernel, dy, cpu=here, default=derived)
 
 
-_convolved.defvjp(_convolved_forward, _convolved_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _biased(x, kernel, bias, stride: int, pads: Pads, activation: str | None) -> jax.Array:
     # On CPU, bias and activation are part of the loop that convolves.
     here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads, activation=activation)
@@ -146,19 +157,20 @@ def _biased(x, kernel, bias, stride: int, pads: Pads, activation: str | None) ->
 
 
 def _then_biased(x, kernel, bias, *, stride: int, pads: Pads, activation: str | None):
-    return activated(_convolved(x, kernel, _DEPTHWISE, stride, pads) + bias, activation)
+    y = _convolved(x, kernel, _DEPTHWISE, stride, pads)
+    return activated(y + per_channel(bias, y.ndim), activation)
 
 
-def _biased_forward(x, kernel, bias, stride, pads, activation):
-    return _biased(x, kernel, bias, stride, pads, activation), (x, kernel, bias)
-
-
-def _biased_backward(stride, pads, activation, residuals, dy):
+@_biased.defjvp
+def _biased_derivative(stride, pads, activation, primals, tangents):
     forward = functools.partial(_then_biased, stride=stride, pads=pads, activation=activation)
-    return jax.vjp(forward, *residuals)[1](dy)
-
-
-_biased.defvjp(_biased_forward, _biased_backward)
+    dy = linear_call(
+        lambda primals, tangents: jax.jvp(forward, primals, tangents)[1],
+        lambda primals, dy: jax.vjp(forward, *primals)[1](dy),
+        primals,
+        tangents,
+    )
+    return _biased(*primals, stride, pads, activation), dy
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:

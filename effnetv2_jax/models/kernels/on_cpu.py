@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from effnetv2_jax.models.kernels.activations import activated
+from effnetv2_jax.models.kernels.activations import activated, per_channel
 from effnetv2_jax.models.kernels.isolation import isolated
 
 Shape = tuple[int, ...]
@@ -132,7 +132,7 @@ def _tapped(
     activation: str | None,
 ) -> jax.Array:
     y = _summed_taps(padded, kernel, shape, stride, pads)
-    return activated(y if bias is None else y + bias, activation)
+    return activated(y if bias is None else y + per_channel(bias, y.ndim), activation)
 
 
 def _summed_taps(
@@ -141,7 +141,7 @@ def _summed_taps(
     # Sums of bfloat16 numbers are float32, here as everywhere.
     padded32, kernel = padded.astype(jnp.float32), kernel.astype(jnp.float32)
     products = [
-        channels * kernel[i, j, k]
+        channels * per_channel(kernel[i, j, k], channels.ndim)
         for i, j, tap in _taps(padded32, shape, kernel.shape, stride, pads)
         for k, channels in enumerate(jnp.split(tap, kernel.shape[2], axis=-1))
     ]

@@ -136,6 +136,8 @@ def _smoothing_width(stages: Sequence[StageRows]) -> int:
 
 def _moving_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Returns the centred means over up to ``width`` finite neighbours, [n]; NaN stays NaN."""
+    if not values.size:  # all steps of the stage were left out
+        return values
     finite, half = np.isfinite(values), width // 2
     # Not np.convolve: its "same" mode returns the window's length for a stage shorter than that.
     padded = np.pad(np.stack([np.where(finite, values, 0.0), finite]), [(0, 0), (half, half)])

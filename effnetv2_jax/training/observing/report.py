@@ -17,7 +17,7 @@ from effnetv2_jax.runtime.files import whole_file, write_atomically
 from effnetv2_jax.training.observing import reading
 from effnetv2_jax.training.observing.reading import History, StageRows, read_history, read_scores
 
-__all__ = ["read_history", "read_scores", "write_report"]
+__all__ = ["find_not_finite", "read_history", "read_scores", "write_report"]
 
 ACCURACY_NOTE = (
     "Train accuracy is measured on augmented images (RandAugment, mixup) with dropout switched "
@@ -64,6 +64,29 @@ def write_report(
         FigureCanvasAgg(figure).print_png(temporary)
     write_atomically(markdown, _markdown(stages, names, title, facts, png.name))
     return png, markdown
+
+
+def find_not_finite(history: History, names: Iterable[str]) -> tuple[list[str], set[int]]:
+    """Finds evaluations whose last loss is not finite, and the steps that were evaluated well.
+
+    Args:
+        history: The rows that ``read_history`` returns.
+        names: The names of the evaluations.
+
+    Returns:
+        The evaluations that ended badly, as text; and the steps with evaluations that are all
+        finite.
+    """
+    wrong: list[str] = []
+    by_step: dict[int, bool] = {}
+    for name in names:
+        key = f"{name}/loss"
+        losses = {int(row["step"]): row[key] for row in history if key in row}
+        for step, loss in losses.items():
+            by_step[step] = by_step.get(step, True) and math.isfinite(loss)
+        if losses and not math.isfinite(losses[max(losses)]):
+            wrong.append(f"{key} of step {max(losses)}")
+    return wrong, {step for step, good in by_step.items() if good}
 
 
 def _markdown(

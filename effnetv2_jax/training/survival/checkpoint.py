@@ -1,9 +1,9 @@
 """Checkpoints of a run, through Orbax: whole or not there, written in the background, checked.
 
 A checkpoint holds the state and a record: the config, class names, versions and whatever else the
-run needs to go on. ``checksums.json`` beside them has the size and CRC-32 of every file. It is
-written last, just before the folder gets its name. So a folder whose name is a number was complete
-once, and it is complete now if its files still match the checksums.
+run needs to go on. When it is written, every array is read back. Then ``checksums.json`` beside
+them gets the size and CRC-32 of every file, and the folder gets its name. So a folder whose name is
+a number could be read once, and it can be read now if its files still match the checksums.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from effnetv2_jax.runtime.errors import UsageError
-from effnetv2_jax.runtime.files import write_atomically
+from effnetv2_jax.runtime.files import local_path, plain_path, write_atomically
 from effnetv2_jax.training.state import TrainState
 from effnetv2_jax.training.survival.packing import abstract_packed, pack, unpack, unpack_small
 
@@ -35,6 +36,8 @@ DAMAGED = "damaged_checkpoints"
 # Orbax rewrites this file after the folder has its name.
 _REWRITTEN = "_CHECKPOINT_METADATA"
 _CHUNK = 1 << 24
+# The number of arrays that are read back at once: some for speed, not all for memory.
+_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,14 @@ class Checkpoints:
             number = multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found))
             found = int(number) if number >= 0 else None
         self._found = found
+        self._paths = contextlib.ExitStack()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        if not self._read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._paths.close()
+        self._plain = self._paths.enter_context(plain_path(self._directory))
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(self._keep.newest), _Best(self._keep.best, self.scores)]
         if self._keep.every_steps:
@@ -107,7 +115,7 @@ class Checkpoints:
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "record": ocp.JsonCheckpointHandler(),
         }
-        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self._plain, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """Returns the step that ``restore`` reads: the newest undamaged one, or None."""
@@ -176,8 +184,10 @@ class Checkpoints:
         self.finish()
         self._saving = int(state.step)
         try:
-            if self._failed:
+            if self._failed or not self._plain.exists():
                 # Orbax has forgotten the checkpoints that it meant to delete after the failed one.
+                # Without its link, which systems delete as an old temporary file, it would write
+                # into a folder that nobody looks at.
                 self._manager, self._failed = self._open(), False
             if self._saving in self._manager.all_steps():
                 return
@@ -207,6 +217,7 @@ class Checkpoints:
         """Waits until the last save has ended, and frees Orbax's threads."""
         self.finish()
         self._manager.close()
+        self._paths.close()
 
     def _report(self, error: Exception) -> None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -224,9 +235,14 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _write_checksums(self) -> None:
-        """Writes ``checksums.json``, as the last file before the folder gets its name."""
+        """Reads all arrays back and writes ``checksums.json``; then the folder gets its name."""
         # Orbax calls this in process 0.
-        (folder,) = self._directory.glob(f"{self._saving}.*")
+        (name,) = [path.name for path in self._directory.glob(f"{self._saving}.*")]
+        folder = self._plain / name
+        arrays = _open_arrays(folder)
+        for start in range(0, len(arrays), _AT_ONCE):
+            for future in [x.read() for x in arrays[start : start + _AT_ONCE]]:
+                future.result()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         files.remove(folder / _REWRITTEN)
         sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
@@ -285,11 +301,18 @@ def _ranked(steps: Sequence[int], scores: Mapping[int, float]) -> list[int]:
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, or None if they match their checksums.
+    """Returns what is wrong with a checkpoint, or None.
+
+    Nothing is wrong if its files match their checksums and its store knows all of its arrays.
 
     Args:
         folder: The folder of one step.
     """
+    with plain_path(folder) as plain:
+        return _damage(plain)
+
+
+def _damage(folder: pathlib.Path) -> str | None:
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         for name, expected in sums.items():
@@ -298,11 +321,48 @@ def find_damage(folder: pathlib.Path) -> str | None:
                 return f"{name} has {found['bytes']} of {expected['bytes']} bytes"
             if found != expected:
                 return f"{name} has other contents than were written"
+        _open_arrays(folder)
+    except _Unreadable as error:
+        return str(error)
     except FileNotFoundError as error:
         return f"{pathlib.Path(error.filename).relative_to(folder)} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} cannot be read: {error}"
     return None
+
+
+class _Unreadable(Exception):
+    """An array is not where a checkpoint says that it is."""
+
+
+def _open_arrays(folder: pathlib.Path) -> list[ts.TensorStore]:
+    """Opens the arrays that a checkpoint must have, without reading their numbers.
+
+    Args:
+        folder: The folder of one step, or one that will be; a plain path.
+
+    Raises:
+        _Unreadable: If one is not there.
+        OSError: If there is no list of them.
+    """
+    metadata = json.loads((folder / "state" / "_METADATA").read_text(encoding="utf-8"))
+    names = [
+        ".".join(part["key"] for part in tree["key_metadata"])
+        for tree in metadata["tree_metadata"].values()
+        if not tree["value_metadata"]["skip_deserialize"]  # an empty dict
+    ]
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
+    # Otherwise what is not there would be read as zeros.
+    options = {"driver": "zarr", "fill_missing_data_reads": False}
+    specs = [options | {"kvstore": store | {"path": f"{name}/"}} for name in names]
+    futures = [ts.open(spec, open=True) for spec in specs]
+    arrays = []
+    for name, future in zip(names, futures, strict=True):
+        try:
+            arrays.append(future.result())
+        except ValueError as error:  # TensorStore's class for whatever went wrong
+            raise _Unreadable(f"its array {name} cannot be read") from error
+    return arrays
 
 
 def _look(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
@@ -347,26 +407,27 @@ def read_parts(
     """
     folder = _directory(workdir) / str(step)
     handler = ocp.PyTreeCheckpointHandler()
-    path = epath.Path(folder / "state")
-    tree = handler.metadata(path).tree
-    large = {name: tree["large"][name] for name in parts if name in tree["large"]}
-    wanted = {"large": large, "small": tree["small"]}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    arguments = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-    packed = handler.restore(path, args=arguments)
+    with plain_path(folder) as plain:
+        path = epath.Path(plain / "state")
+        tree = handler.metadata(path).tree
+        large = {name: tree["large"][name] for name in parts if name in tree["large"]}
+        wanted = {"large": large, "small": tree["small"]}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        arguments = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        packed = handler.restore(path, args=arguments)
     small = unpack_small(packed["small"], _read_record(folder)["small"])
     arrays = ocp.tree.to_flat_dict(packed["large"], sep="/") | small
     return {name: x for name, x in arrays.items() if name.partition("/")[0] in parts}
 
 
 def _directory(workdir: str | pathlib.Path) -> pathlib.Path:
-    # Orbax wants an absolute path.
-    return pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+    return local_path(workdir) / "checkpoints"
 
 
 def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     # Orbax's checkpointers wait for all processes, its handlers do not.
-    return ocp.JsonCheckpointHandler().restore(epath.Path(folder / "record"))
+    with plain_path(folder) as plain:
+        return ocp.JsonCheckpointHandler().restore(epath.Path(plain / "record"))
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

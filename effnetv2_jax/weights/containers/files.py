@@ -10,18 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from effnetv2_jax.models.registry import FAMILIES
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights import description
 from effnetv2_jax.weights.containers import checkpoints, folders, hdf5, pth
 from effnetv2_jax.weights.containers.tensors import Tensors
 
 # The names of the weights in a Hugging Face repository.
 _IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
-# A name of timm's in a path, such as tf_efficientnetv2_s.in21k.
-_TIMM_NAME = re.compile(
-    rf"(({'|'.join(family.timm_names for family in FAMILIES)})_[a-z0-9]+(?:[._][a-z0-9]+)*)"
-)
-
+_ENDINGS = re.compile(r"(\.(safetensors|pth|pt|bin|tar|ckpt))+$")
 
 Opened = contextlib.AbstractContextManager[Tensors]
 
@@ -112,20 +108,31 @@ def _open_safetensors(path: pathlib.Path) -> Iterator[Tensors]:
             raise UsageError(f"{name} cannot be read from {str(path)!r}: {error}") from error
 
     with file:
-        yield Tensors(path, shapes, read, _about(path) | (file.metadata() or {}))
+        metadata = file.metadata() or {}
+        known = {x: metadata[x] for x in ("architecture", description.KEY) if x in metadata}
+        yield Tensors(path, shapes, read, _about(path) | known)
 
 
 def _about(path: pathlib.Path) -> dict[str, Any]:
-    """Finds timm's name of the network in the names of the file and its folder, or beside it."""
-    about: dict[str, Any] = {}
-    for text in (path.parent.name, path.name):
-        if match := _TIMM_NAME.search(text):
-            about["architecture"] = match[1]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        config = json.loads((path.parent / "config.json").read_text())
+    """Returns the names of the file and its folder, and what timm's config.json beside it says."""
+    about: dict[str, Any] = {"names": (_ENDINGS.sub("", path.name), path.absolute().parent.name)}
+    beside = path.parent / "config.json"
+    try:
+        config = json.loads(beside.read_text(encoding="utf-8"))
+    except OSError:
+        return about
+    except ValueError as error:
+        raise UsageError(f"{str(beside)!r}, beside the weights, is no JSON: {error}") from error
+    if isinstance(config, dict) and "architecture" in config:
         about["architecture"] = str(config["architecture"])
-        about["model_args"] = dict(config.get("model_args") or {})
-        about["model_args"] |= {x: config[x] for x in ("global_pool",) if x in config}
+        # timm's first config.json had no pretrained_cfg.
+        about["pretrained_cfg"] = config.get("pretrained_cfg") or config
+        about["model_args"] = config.get("model_args") or {}
+        for name in ("pretrained_cfg", "model_args"):
+            if not isinstance(about[name], dict):
+                raise UsageError(f"{name} in {str(beside)!r} must be an object")
+        if config.get("global_pool"):
+            about["model_args"] = {"global_pool": config["global_pool"]} | about["model_args"]
     return about
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from effnetv2_jax.models.registry import family_of, get_spec
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.runtime.files import plain_path, unnamed
 from effnetv2_jax.weights import description
 from effnetv2_jax.weights.containers.tensors import Tensors
 from effnetv2_jax.weights.description import Description
@@ -63,6 +65,7 @@ def open_run(workdir: pathlib.Path, ema: bool) -> Iterator[Tensors]:
         class_names=tuple(names),
         origin=f"a run of {spec.name} on {config['data']['name']}, step {step}"
         + (", moving average" if ema else ""),
+        exif_orientation=config["data"].get("exif_orientation", False),
     )
     yield _tensors(workdir, state, about.to_json())
 
@@ -77,29 +80,34 @@ def open_weights(folder: pathlib.Path) -> Iterator[Tensors]:
     import orbax.checkpoint as ocp
     from etils import epath
 
-    try:
-        handler = ocp.PyTreeCheckpointHandler()
-        path = epath.Path(folder.resolve())
-        tree = handler.metadata(path / _WEIGHTS).tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = handler.restore(path / _WEIGHTS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        about = ocp.JsonCheckpointHandler().restore(path / _ABOUT)[description.KEY]
-    except Exception as error:  # Orbax, TensorStore and the system share no base class.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"the weights in {str(folder)!r} cannot be read: {reason}") from error
+    with plain_path(folder) as plain:
+        path = epath.Path(plain)
+        try:
+            handler = ocp.PyTreeCheckpointHandler()
+            tree = handler.metadata(path / _WEIGHTS).tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            tree = handler.restore(path / _WEIGHTS, args=arguments)
+            about = ocp.JsonCheckpointHandler().restore(path / _ABOUT)[description.KEY]
+        except Exception as error:  # Orbax, TensorStore and the system share no base class.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UsageError(f"the weights in {str(folder)!r} cannot be read: {reason}") from error
     yield _tensors(folder, ocp.tree.to_flat_dict(tree, sep="/"), about)
 
 
 def write(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], about: Description) -> None:
-    """Writes a folder that holds ``{"params": …, "batch_stats": …}``.
+    """Writes a folder that holds ``{"params": …, "batch_stats": …}``, and reads it back.
 
     The two are nested dictionaries as NNX and Linen have them, which
     ``ocp.PyTreeCheckpointer().restore(folder / "weights")`` reads too.
 
     Args:
-        folder: The folder to make. Orbax makes it appear whole, or not at all.
+        folder: The folder to make, an absolute path. It appears whole, or not at all.
         tensors: The tensors by our names.
         about: The description to write beside them.
+
+    Raises:
+        OSError: If it cannot be written, or is not what was written when it is read back.
     """
     import orbax.checkpoint as ocp
 
@@ -117,8 +125,20 @@ def write(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], about: Descri
         _WEIGHTS: ocp.PyTreeCheckpointHandler(use_compression=False),
         _ABOUT: ocp.JsonCheckpointHandler(),
     }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-        checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items))
+    with plain_path(folder.parent) as plain:
+        # Its own name may be one that Orbax misreads.
+        temporary = unnamed(plain / "weights")
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+                checkpointer.save(temporary, args=ocp.args.Composite(**items))
+            with open_weights(temporary) as written:
+                for name, x in tensors.items():
+                    if written.read(name).tobytes() != np.asarray(x).tobytes():
+                        raise OSError(f"{name} is not read back as it was written")
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _tensors(path: pathlib.Path, state: Mapping[str, np.ndarray], about: str) -> Tensors:

@@ -194,7 +194,9 @@ def _about(content: Any) -> dict[str, Any]:
     if not isinstance(flags, _Opaque) or not flags.parts or not isinstance(flags.parts[-1], dict):
         return {"architecture": arch}
     flags = flags.parts[-1]
-    changed = {x: flags[x] for x in ("gp", "bn_eps") if flags.get(x) is not None}
+    # The flags that change what a network computes, with the names of its arguments.
+    names = {"gp": "global_pool", "bn_eps": "bn_eps"}
+    changed = {x: flags[flag] for flag, x in names.items() if flags.get(flag) is not None}
     more = flags.get("model_kwargs")
     return {
         "architecture": arch,

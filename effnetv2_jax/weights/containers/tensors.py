@@ -18,8 +18,9 @@ class Tensors:
         read: A function from a name to the tensor in the dtype that it is stored in. It raises
             UsageError if the tensor cannot be read.
         about: Other facts that the file tells of itself: ``architecture`` is timm's name of the
-            network, ``model_args`` the arguments that it was made with, ``effnetv2_jax`` our
-            description.
+            network, ``model_args`` and ``pretrained_cfg`` are those of timm's ``config.json`` or
+            of its checkpoints, ``names`` are the names of the file and its folder,
+            ``effnetv2_jax`` is our description.
     """
 
     path: pathlib.Path

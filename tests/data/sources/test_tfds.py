@@ -185,6 +185,72 @@ def test_a_slice_of_a_split_that_is_a_slice_is_refused_not_misread(tmp_path):
         source.split("train[:80%]")
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "num_classes"),
+    [
+        ("oxford_iiit_pet", "label", 37),
+        ("caltech_birds2011", "label", 200),
+        ("coil100", "angle_label", 72),
+        ("geirhos_conflict_stimuli", "shape_label", 16),
+        ("smallnorb", "label_category", 5),
+        ("wake_vision", "person", 2),
+    ],
+)
+def test_the_image_and_the_label_are_the_pair_that_tfds_names(
+    name, label, num_classes, tmp_path, monkeypatch
+):
+    """Files that TFDS writes with the features of its own builder, and reads as (image, label)."""
+    builder = tfds.builder(name, data_dir=str(tmp_path))
+    features, rng = builder.info.features, np.random.default_rng(0)
+    values = {
+        tfds.features.Image: lambda x: rng.integers(
+            0, 256, [side or 4 for side in x.shape], np.uint8
+        ),
+        tfds.features.ClassLabel: lambda x: rng.integers(x.num_classes),
+        tfds.features.Sequence: lambda x: [],
+        tfds.features.Text: lambda x: "text",
+        tfds.features.BBoxFeature: lambda x: tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+        tfds.features.Tensor: lambda x: np.zeros(x.shape, x.np_dtype),
+    }
+    examples = [
+        (i, {key: values[type(feature)](feature) for key, feature in features.items()})
+        for i in range(6)
+    ]
+    monkeypatch.setattr(type(builder), "_split_generators", lambda *args: {"train": iter(examples)})
+    builder.download_and_prepare()
+    source = open_tfds(f"tfds:{name}", str(tmp_path))
+    assert source.num_classes == num_classes
+    assert source.class_names == tuple(features[label].names)
+    pairs = list(builder.as_dataset(split="train", as_supervised=True).as_numpy_iterator())
+    ours = rows(source.split("train"))
+    assert [example["label"] for example in ours] == [label for _, label in pairs]
+    assert len({label for _, label in pairs}) > 1
+    for example, (image, _) in zip(ours, pairs, strict=True):
+        np.testing.assert_array_equal(tf.io.decode_image(example["image"]), image)
+
+
+def test_a_pair_without_a_class_is_no_classification(tmp_path):
+    pretend("symmetric_solids", tmp_path, {"train": 5})
+    with pytest.raises(UsageError, match=r"\(its own are \('image', 'rotation'\)\)"):
+        open_tfds("tfds:symmetric_solids", str(tmp_path))
+
+
+def test_a_folder_without_data_is_named(tmp_path):
+    builder = tfds.builder("cifar10", data_dir=str(tmp_path))
+    builder.data_path.mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"the folder '{builder.data_path}' of .* holds no data"):
+        open_tfds("cifar10", str(tmp_path)).split("train")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    Digits(data_dir=str(tmp_path)).download_and_prepare()
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    file.unlink()
+    split = tfds_source("digits", Digits(data_dir=str(tmp_path))).split("train")
+    with pytest.raises(UsageError, match=rf"cannot be read \({file}; No such file or directory\)"):
+        split.parse(0)
+
+
 class RealLabels(tfds.core.GeneratorBasedBuilder):
     """Five images with ReaL's features, or one with too many labels."""
 

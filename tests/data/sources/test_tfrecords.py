@@ -1,6 +1,7 @@
 """Rows of records equal what tf.data reads from the files' beginning, whatever the files are."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,16 @@ def test_every_row_equals_what_tf_data_reads(files):
         lambda row: split.read(row[0], row[1])
     )
     assert images(dataset) == [text for f, c in rows for text in expected[f : f + c]]
+
+
+def test_records_are_known_by_their_sizes_wherever_they_lie(files, tmp_path):
+    def identity(files, **part):
+        return tfrecords.open_split(files, parse, **part).identity()
+
+    (tmp_path / "moved").mkdir()
+    moved = [shutil.copy(file, tmp_path / "moved") for file in files]
+    assert identity(moved) == identity(files)
+    assert identity(files, start=1, stop=5) != identity(files, start=2, stop=6)
 
 
 def test_rows_may_be_read_in_parallel(files):

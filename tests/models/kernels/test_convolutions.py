@@ -192,3 +192,31 @@ def test_what_is_isolated_stays_a_call_on_cpu():
     text = jax.jit(block).lower(x, kernel).compile().as_text()
     assert text.count(" tanh(") == 1
     assert " call(" in text
+
+
+@pytest.mark.parametrize(
+    "function, channels, kernel, stride",
+    [
+        (convolutions.conv, 8, (1, 1, 8, 12), 1),
+        (convolutions.conv, 32, (3, 3, 32, 32), 1),
+        (convolutions.conv, 3, (3, 3, 3, 8), 2),
+        (convolutions.conv, 8, (3, 3, 8, 8), 2),
+        (convolutions.depthwise_conv, 8, (3, 3, 1, 8), 2),
+    ],
+)
+def test_forward_mode_and_batches_are_those_of_xla(function, channels, kernel, stride):
+    x, kernel = normal(0, 2, 3, 8, 8, channels), normal(1, *kernel)
+    dx, dkernel = jnp.cos(x), jnp.cos(kernel)
+
+    def derivatives(function):
+        def loss(kernel):
+            return jnp.sin(jax.vmap(lambda x: function(x, kernel, stride))(x)).sum()
+
+        def along(x, dx):
+            return jax.jvp(lambda *args: function(*args, stride), (x, kernel), (dx, dkernel))[1]
+
+        return jax.vmap(along)(x, dx), jax.grad(loss)(kernel)
+
+    assert_close(
+        jax.jit(lambda: derivatives(function))(), jax.jit(lambda: derivatives(reference))(), 1e-4
+    )

@@ -132,6 +132,29 @@ def test_report_of_a_run_that_is_nan_from_the_start(tmp_path):
     assert_picture(write(tmp_path, history)[0])
 
 
+def test_report_of_a_stage_whose_steps_were_all_left_out(tmp_path):
+    """Such a line of the log has no loss."""
+    history = make_history(stages=2)
+    stages = {row["train/stage"] for row in history if "train/stage" in row}
+    for row in history:
+        if row.get("train/stage") == max(stages):
+            del row["train/loss"], row["train/accuracy"]
+    assert_picture(write(tmp_path, history)[0])
+
+
+def test_evaluations_that_are_not_finite_are_found():
+    history = [
+        {"step": 5, "eval/loss": 1.0, "raw/loss": 2.0},
+        {"step": 10, "eval/loss": 1.0},
+        {"step": 10, "raw/loss": math.inf},
+        {"step": 15, "eval/loss": math.nan},
+        {"step": 15, "raw/loss": 1.0},
+    ]
+    assert report.find_not_finite(history, ["eval", "raw"]) == (["eval/loss of step 15"], {5})
+    assert report.find_not_finite(history, ["raw"]) == ([], {5, 15})
+    assert report.find_not_finite([], ["eval"]) == ([], set())
+
+
 def test_second_report_replaces_the_first(tmp_path, small_picture):
     write(tmp_path, make_history(), title="first")
     _, markdown = write(tmp_path, make_history(), title="second")

@@ -130,7 +130,7 @@ def test_nothing_that_a_pickle_names_is_looked_up(tmp_path, called):
 def test_a_checkpoint_of_timms_training_is_read_around_its_objects(tmp_path, protocol):
     """It holds the flags as an argparse.Namespace, and the metric as a scalar of NumPy's."""
     proof = tmp_path / "proof"
-    flags = argparse.Namespace(model="tf_efficientnetv2_b0", gp=None, bn_eps=1e-5, model_kwargs={})
+    flags = argparse.Namespace(model="tf_efficientnetv2_b0", gp="avg", bn_eps=1e-5, model_kwargs={})
     with zipfile.ZipFile(GOLDEN / "torch_nested.pth") as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     (name,) = [name for name in files if name.endswith("data.pkl")]
@@ -151,7 +151,8 @@ def test_a_checkpoint_of_timms_training_is_read_around_its_objects(tmp_path, pro
         open_pth(GOLDEN / "torch_nested.pth") as without,
     ):
         assert found.shapes == without.shapes
-        assert found.about == {"architecture": "tf_x", "model_args": {"bn_eps": 1e-5}}
+        arguments = {"global_pool": "avg", "bn_eps": 1e-5}
+        assert found.about == {"architecture": "tf_x", "model_args": arguments}
         for tensor in without.shapes:
             np.testing.assert_array_equal(found.read(tensor), without.read(tensor))
     assert not proof.exists()
