@@ -42,6 +42,7 @@ class Loaded:
     spec: EfficientNetSpec
     num_classes: int = 10
     class_names: tuple[str, ...] | None = NAMES
+    exif_orientation: bool = False
 
     def __str__(self):
         return "weights made up"

@@ -44,7 +44,7 @@ class Toy(Network):
         self.classifier = nnx.Linear(spec.width, num_classes, rngs=rngs) if num_classes else None
         self.rngs = dropout_rngs(rngs)
 
-    def pooled(self, images, training, rngs, index):
+    def pooled(self, images, train, rngs, index):
         x = images
         for layer in self.layers:
             x = layer(x)
