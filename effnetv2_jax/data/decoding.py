@@ -373,8 +373,9 @@ def _decode_by_pillow(encoded: bytes, turn: bool) -> np.ndarray:
     except UnidentifiedImageError:
         start = encoded[:12]
         found = [name for key, name in _OTHER_FORMATS.items() if key in start]
-        what = f"{found[0]} cannot be read" if found else "Unknown image format"
-        raise ValueError(f"{what}: convert it to JPEG or PNG") from None
+        if found:
+            raise ValueError(f"{found[0]} cannot be read: convert it to JPEG or PNG") from None
+        raise ValueError("it is no image of a known format") from None
     except Exception as error:  # Pillow's decoders raise nearly everything.
         raise ValueError(str(error) or type(error).__name__) from None
     _counts.add(str(name))

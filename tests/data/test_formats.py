@@ -146,21 +146,20 @@ def test_odd_images_are_pillows(encoded):
 # JPEG XL of 2 × 3 px by imagecodecs 2026.3.6, as a stream and in a container; an iPhone's start.
 JXL = bytes.fromhex("ff0a1000028048080401001c004b188b15820300")
 STRANGE = {
-    "JPEG XL": JXL,
-    "JPEG XL cannot": bytes.fromhex(
+    "JPEG XL cannot be read: convert it": JXL,
+    "JPEG XL cannot be read: convert it to JPEG": bytes.fromhex(
         "0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c200000001c6a786c63"
     )
     + JXL,
-    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40),
-    "Unknown image format": b"not an image",
+    "HEIC cannot be read: convert it to JPEG or PNG": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    + bytes(40),
+    "it is no image of a known format": b"not an image",
 }
 
 
 @pytest.mark.parametrize("what", STRANGE)
 def test_other_formats_are_called_by_name(what):
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match=f"{what}.*: convert it to JPEG or PNG"
-    ):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=what):
         decode(STRANGE[what])
 
 

@@ -42,6 +42,7 @@ class Loaded:
     spec: EfficientNetSpec
     num_classes: int = 10
     class_names: tuple[str, ...] | None = NAMES
+    exif_orientation: bool = False
 
     def __str__(self):
         return "weights made up"
@@ -160,7 +161,7 @@ def test_what_cannot_be_decoded_is_named_and_left_out(model, folder, caplog):
     left_out = [line for line in caplog.messages if "cannot be decoded" in line]
     assert len(left_out) == 2
     assert f"{folder}/broken/half.jpg (" in left_out[0] and "Invalid JPEG data" in left_out[0]
-    assert f"{folder}/broken/text.png (Unknown image file format" in left_out[1]
+    assert f"{folder}/broken/text.png (it is no image of a known format)" in left_out[1]
 
 
 def test_an_image_may_come_from_standard_input(model, folder):
