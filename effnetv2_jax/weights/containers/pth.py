@@ -198,10 +198,9 @@ def _about(content: Any) -> dict[str, Any]:
     names = {"gp": "global_pool", "bn_eps": "bn_eps"}
     changed = {x: flags[flag] for flag, x in names.items() if flags.get(flag) is not None}
     more = flags.get("model_kwargs")
-    return {
-        "architecture": arch,
-        "model_args": changed | (more if isinstance(more, dict) else {}),
-    }
+    # The keys in somebody's pickle may be of any type.
+    given = {str(name): x for name, x in more.items()} if isinstance(more, dict) else {}
+    return {"architecture": arch, "model_args": changed | given}
 
 
 def _view(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.containers.pth import _MAGIC, open_pth
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -130,7 +131,9 @@ def test_nothing_that_a_pickle_names_is_looked_up(tmp_path, called):
 def test_a_checkpoint_of_timms_training_is_read_around_its_objects(tmp_path, protocol):
     """It holds the flags as an argparse.Namespace, and the metric as a scalar of NumPy's."""
     proof = tmp_path / "proof"
-    flags = argparse.Namespace(model="tf_efficientnetv2_b0", gp="avg", bn_eps=1e-5, model_kwargs={})
+    flags = argparse.Namespace(
+        model="tf_efficientnetv2_b0", gp="avg", bn_eps=1e-5, model_kwargs={1: 2}
+    )
     with zipfile.ZipFile(GOLDEN / "torch_nested.pth") as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     (name,) = [name for name in files if name.endswith("data.pkl")]
@@ -152,9 +155,15 @@ def test_a_checkpoint_of_timms_training_is_read_around_its_objects(tmp_path, pro
     ):
         assert found.shapes == without.shapes
         arguments = {"global_pool": "avg", "bn_eps": 1e-5}
-        assert found.about == {"architecture": "tf_x", "model_args": arguments}
+        assert found.about == {"architecture": "tf_x", "model_args": arguments | {"1": 2}}
         for tensor in without.shapes:
             np.testing.assert_array_equal(found.read(tensor), without.read(tensor))
+    with open_tensors(tmp_path / "last.pth.tar") as found:
+        assert found.about == {
+            "names": ("last", tmp_path.name),
+            "architecture": "tf_x",
+            "model_args": arguments | {"1": 2},
+        }
     assert not proof.exists()
 
 
