@@ -1,7 +1,7 @@
 """A file from the network: whole, checked and under its name, or not there at all.
 
-Everything comes over HTTP, with the standard library alone. A transfer that breaks off goes on where
-it stopped, also in a later process. Processes that want the same file wait for the first one.
+Everything comes over HTTP, with the standard library alone. A transfer that breaks off goes on
+where it stopped, also in a later process. Processes that want the same file wait for the first one.
 """
 
 import base64

@@ -27,6 +27,7 @@ def create_model(
     *,
     pretrained: bool | str = False,
     num_classes: int | None = None,
+    architecture: str | None = None,
     **arguments: Any,
 ) -> Network:
     """Builds a model, with fresh parameters or with published weights, in evaluation mode.
@@ -46,6 +47,7 @@ def create_model(
             not on this machine are fetched. False gives fresh parameters.
         num_classes: The number of classes. If the weights have another number, the classifier is a
             fresh one. 0 leaves it out. None means that of the weights, or 1000 without weights.
+        architecture: timm's name of the weights' network, as for ``load_weights``.
         **arguments: Other arguments of ``effnetv2_jax.models.create_model``: ``dtype``,
             ``axis_name``, ``bn_group_size``, ``remat``, ``scan_blocks``, ``rngs``, and fields of
             the spec such as ``survival_prob=1.0``.
@@ -60,7 +62,12 @@ def create_model(
     if not pretrained:
         num_classes = 1000 if num_classes is None else num_classes
         return models.create_model(name, num_classes=num_classes, **arguments)
-    weights = read_weights(find_pretrained(name, pretrained), name)
+    weights = read_weights(
+        find_pretrained(name, pretrained),
+        name,
+        architecture=architecture,
+        preprocessing=arguments.get("preprocessing"),
+    )
     fields = dict(vars(weights.spec))
     fields.pop("name")
     for field in family_of(weights.spec).as_trained:
@@ -137,9 +144,6 @@ def _config(weights: Weights, architecture: str, dialect: Dialect) -> Mapping[st
     places = dialect.places(spec, 1)
     first = next(name for name, tensor in tensors.items() if tensor.role == "conv")
     mode, resized = images.evaluation(spec.eval_size)
-    # timm resizes to ⌊size / crop⌋, and would round 224 / (224 / 255) down to 254.
-    exact = spec.eval_size / (resized + 1e-6)
-    rounded = (round(exact, digits) for digits in range(3, 17))
     fixed = family_of(spec).positions is not None
     sizes = {"input_size": spec.eval_size if fixed else spec.train_size}
     if not fixed:
@@ -153,7 +157,7 @@ def _config(weights: Weights, architecture: str, dialect: Dialect) -> Mapping[st
             **{name: [3, size, size] for name, size in sizes.items()},
             "fixed_input_size": fixed,
             "interpolation": images.interpolation,
-            "crop_pct": next(x for x in rounded if math.floor(spec.eval_size / x) == resized),
+            "crop_pct": images.crop or _crop(spec.eval_size, resized),
             "crop_mode": mode,
             "mean": [x / 255 for x in images.mean],
             "std": [x / 255 for x in images.std],
@@ -162,6 +166,14 @@ def _config(weights: Weights, architecture: str, dialect: Dialect) -> Mapping[st
             "classifier": places[f"{CLASSIFIER}.bias"].name.removesuffix(".bias"),
         },
     }
+
+
+def _crop(image_size: int, resized: int) -> float:
+    """Returns the shortest fraction with which timm resizes to ``resized`` px."""
+    # timm resizes to ⌊size / crop⌋, and would round some exact fractions down.
+    exact = image_size / (resized + 1e-6)
+    rounded = (round(exact, digits) for digits in range(1, 17))
+    return next(x for x in rounded if math.floor(image_size / x) == resized)
 
 
 def _card(weights: Weights, architecture: str) -> str:
