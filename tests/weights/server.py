@@ -19,6 +19,7 @@ class Page:
         statuses: Errors to answer first, one a request.
         validator: True to send an ETag, which a request may be bound to.
         ranges: True to answer requests for the rest of a file.
+        shift: The number of bytes by which such an answer begins too early.
         location: The address to redirect to; empty for none.
         headers: More headers.
     """
@@ -29,6 +30,7 @@ class Page:
     statuses: list[int] = dataclasses.field(default_factory=list)
     validator: bool = True
     ranges: bool = True
+    shift: int = 0
     location: str = ""
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class Server:
         body, tag = page.body, f'"{hashlib.sha256(page.body).hexdigest()[:8]}"'
         start = 0
         if page.ranges and "Range" in asked and asked.get("If-Range", tag) == tag:
-            start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
+            start = int(asked["Range"].removeprefix("bytes=").removesuffix("-")) - page.shift
             if start >= len(body):
                 handler.send_error(416)
                 return

@@ -91,6 +91,15 @@ def test_a_later_process_goes_on_with_the_same_version_only(server, path):
     assert path.read_bytes() == BODY[::-1]
 
 
+def test_another_part_than_the_one_asked_for_is_not_appended(server, path):
+    page = server.pages[AT] = Page(BODY, drop_after=40_000, shift=1)
+    with pytest.raises(UsageError, match="try again later"):
+        fetch(URL, path, check=anything)
+    page.drop_after = None
+    fetch(URL, path, check=anything)
+    assert path.read_bytes() == BODY
+
+
 @pytest.mark.parametrize("lacks", ["validator", "ranges"])
 def test_a_server_that_cannot_go_on_begins_again(server, path, lacks):
     page = server.pages[AT] = Page(BODY, drop_after=10_000, **{lacks: False})

@@ -184,6 +184,9 @@ def test_a_repository_may_have_other_weights_and_no_config(server, folder, weigh
     at = "/huggingface.co/me/mine/resolve/main"
     server.pages[f"{at}/pytorch_model.bin"] = Page(weights_file)
     assert (resolve("hf://me/mine")[0] / "pytorch_model.bin").is_file()
+    server.requests.clear()
+    resolve("hf://me/mine")
+    assert server.requests == []
     server.pages[f"{at}/deep/x.pth"] = Page(weights_file)
     assert resolve("hf://me/mine/deep/x.pth")[0] == folder / "hf/me/main/mine/deep/x.pth"
     with pytest.raises(UsageError, match=r"hf://me/none at main has no model.safetensors or pytor"):
