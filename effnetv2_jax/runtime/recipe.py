@@ -74,16 +74,6 @@ def checked(config: Any) -> ml_collections.ConfigDict:
         config.to_dict()
     except OSError as error:
         raise UsageError(unreadable_config(error)) from error
-    refuse_unknown(flatten(config.to_dict()), flatten(common_config().to_dict()))
-    return config
-
-
-def common_config() -> ml_collections.ConfigDict:
-    """Returns the base config, which recipes change.
-
-    Raises:
-        UsageError: If ``configs/common.py`` is not there.
-    """
     try:
         common = importlib.import_module("configs.common")
     except ImportError as error:
@@ -91,7 +81,8 @@ def common_config() -> ml_collections.ConfigDict:
             "configs/common.py, which lists the fields of a recipe, cannot be imported: run from a "
             "clone of the repository"
         ) from error
-    return common.get_config()
+    refuse_unknown(flatten(config.to_dict()), flatten(common.get_config().to_dict()))
+    return config
 
 
 def refuse_unknown(fields: Iterable[str], allowed: Iterable[str]) -> None:

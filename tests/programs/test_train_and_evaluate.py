@@ -194,21 +194,6 @@ def test_evaluate_takes_another_split_size_checkpoint_and_the_raw_weights(finish
     assert "24 px, 1437 images" in result.stdout
 
 
-@pytest.mark.slow
-def test_evaluate_takes_weights_of_any_origin(finished, data_dir):
-    """A run's own, as if they were somebody's, score as the run did."""
-    workdir, _ = finished
-    weights = ("evaluate", f"--weights={workdir}")
-    result = start(data_dir, *weights, "--data=digits", "--json")
-    assert result.returncode == 0, result.stderr
-    results, row = json.loads(result.stdout), list(evaluations(workdir).values())[-1]
-    assert (results["top1"], results["count"]) == (row["eval/top1"], 360)
-    assert results["loss"] == pytest.approx(row["eval/loss"], rel=1e-5)
-    assert_one_sentence(start(data_dir, *weights), "give either --workdir, or --weights and --data")
-    result = start(data_dir, *weights, "--data=synthetic")
-    assert_one_sentence(result, "10 classes")
-
-
 # tests/runtime/test_cli.py has mistakes in flags.
 MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),
