@@ -40,8 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Compiles equal blocks of an EfficientNet as a loop, which takes less time to compile.
     config.model.scan_blocks = False
 
-    # Weights that training begins with: a file, a folder or a published name (docs/weights.md). A
-    # classifier for other classes is left out. Empty means random weights.
+    # Weights that training begins with: a file, a folder, a published name or an address, which are
+    # fetched (docs/weights.md). A classifier for other classes is left out. Empty means random
+    # weights.
     config.init_weights = ""
     # timm's name of the network in init_weights, such as tf_efficientnetv2_s.in1k, if neither the
     # file nor its name tells it.

@@ -8,9 +8,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
+    from effnetv2_jax.models import fold_batch_norm, list_models, model_info
     from effnetv2_jax.models.kernels.compiler import compiler_options
-    from effnetv2_jax.weights import load_model, load_weights, save_weights
+    from effnetv2_jax.weights import (
+        create_model,
+        list_pretrained,
+        load_model,
+        load_weights,
+        save_pretrained,
+        save_weights,
+    )
 
 __version__ = "0.1.0"
 
@@ -20,20 +27,24 @@ __all__ = [
     "create_model",
     "fold_batch_norm",
     "list_models",
+    "list_pretrained",
     "load_model",
     "load_weights",
     "model_info",
+    "save_pretrained",
     "save_weights",
 ]
 
 _MODULES = {
     "compiler_options": "effnetv2_jax.models.kernels.compiler",
-    "create_model": "effnetv2_jax.models",
+    "create_model": "effnetv2_jax.weights",
     "fold_batch_norm": "effnetv2_jax.models",
     "list_models": "effnetv2_jax.models",
+    "list_pretrained": "effnetv2_jax.weights",
     "load_model": "effnetv2_jax.weights",
     "load_weights": "effnetv2_jax.weights",
     "model_info": "effnetv2_jax.models",
+    "save_pretrained": "effnetv2_jax.weights",
     "save_weights": "effnetv2_jax.weights",
 }
 

@@ -1,14 +1,16 @@
 """Converts weights: ``python -m effnetv2_jax.convert --from=PATH_OR_NAME --to=PATH``.
 
-It reads everything that ``load_weights`` reads. It writes safetensors in our names or timm's if the
-path ends in .safetensors, and an Orbax folder otherwise.
+It reads everything that ``load_weights`` reads, and fetches what is not here. If the path ends in
+.safetensors, it writes a file in our names or timm's. Otherwise it writes a folder: an Orbax folder
+in our names, one for the Hugging Face Hub in timm's.
 """
 
 from absl import flags
 
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.runtime import cli
-from effnetv2_jax.weights import read_weights, save_weights
+from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.weights import read_weights, save_pretrained, save_weights
 from effnetv2_jax.weights.dialects.dialect import OURS, get_dialect
 from effnetv2_jax.weights.save import NAMINGS
 
@@ -18,19 +20,18 @@ MODEL = flags.DEFINE_string(
 FROM = flags.DEFINE_string(
     "from",
     None,
-    "Weights to read: a file, a folder, the prefix of a TensorFlow checkpoint, or a published "
-    "name.",
+    "Weights to read: a file, a folder, the prefix of a TensorFlow checkpoint, a published name, "
+    "or an address (https://…, hf://OWNER/REPOSITORY).",
     required=True,
 )
 TO = flags.DEFINE_string(
     "to",
     None,
-    "Path to write to: a file if it ends in .safetensors, otherwise an Orbax folder.",
+    "Path to write to: a file if it ends in .safetensors, otherwise a folder, as Orbax has it or, "
+    "with timm's names, as the Hugging Face Hub has it.",
     required=True,
 )
-NAMING = flags.DEFINE_enum(
-    "naming", OURS, NAMINGS, "Names of the tensors. timm's names need a .safetensors file."
-)
+NAMING = flags.DEFINE_enum("naming", OURS, NAMINGS, "Names of the tensors.")
 EMA = flags.DEFINE_bool("ema", True, "Take the moving averages if the weights have both.")
 ARCHITECTURE = flags.DEFINE_string(
     "architecture",
@@ -61,7 +62,12 @@ def main() -> None:
         preprocessing=PREPROCESSING.value,
         classifier=CLASSIFIER.value,
     )
-    save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
+    if NAMING.value == OURS or TO.value.endswith(".safetensors"):
+        save_weights(weights, TO.value, naming=NAMING.value, overwrite=OVERWRITE.value)
+    elif OVERWRITE.value:
+        raise UsageError("--overwrite replaces only a file, and a folder must not exist")
+    else:
+        save_pretrained(weights, TO.value)
     spec = weights.spec
     family = family_of(spec)
     numbers = sum(x.size for x in weights.tensors.values())

@@ -21,7 +21,10 @@ from effnetv2_jax.runtime.signals import leave
 from effnetv2_jax.weights import load_model
 
 WEIGHTS = flags.DEFINE_string(
-    "weights", None, "File, workdir of a run, or name of published weights.", required=True
+    "weights",
+    None,
+    "File, workdir of a run, name of published weights, or address (https://…, hf://OWNER/REPO).",
+    required=True,
 )
 MODEL = flags.DEFINE_string(
     "model", None, "Model, a name in list_models(). Inferred from the weights by default."

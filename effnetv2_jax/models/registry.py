@@ -84,6 +84,8 @@ def create_model(
 ) -> Network:
     """Builds a model with freshly initialised parameters, in evaluation mode.
 
+    ``effnetv2_jax.create_model`` takes the same arguments, and ``pretrained``.
+
     >>> model = create_model("efficientnetv2-tiny", num_classes=10)
     >>> model(jnp.zeros((1, 32, 32, 3))).shape
     (1, 10)

@@ -41,6 +41,32 @@ def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
 
 
 @contextlib.contextmanager
+def transfer(text: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows a bar over the bytes of a file while the block runs.
+
+    Args:
+        text: The text to the left of the bar.
+        start: The number of bytes that are there already.
+        total: The number of bytes in all; None if it is not known.
+
+    Yields:
+        A function that adds a number of bytes.
+    """
+    from rich import progress
+
+    columns = (
+        "{task.description}",
+        progress.BarColumn(20),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with _make_bar(*columns) as bar:
+        task = bar.add_task(text, total=total, completed=start)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextlib.contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Shows a line that spins and counts seconds while the block runs, for work of unknown length.
 

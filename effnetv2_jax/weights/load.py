@@ -86,8 +86,9 @@ def load_weights(
         path_or_name: The weights. A file: safetensors, PyTorch's .pth or .bin, Keras's .h5 or
             .keras, or an official .tgz. A folder: a TensorFlow checkpoint, a Hugging Face
             repository, the workdir of a run, or weights that ``save_weights`` wrote. The prefix of
-            a TensorFlow checkpoint. Or a published name such as
-            ``efficientnetv2-s/imagenet21k-ft1k``.
+            a TensorFlow checkpoint. A name in ``list_pretrained()`` such as
+            ``efficientnetv2-s/imagenet21k-ft1k``. Or an address, ``https://…`` or
+            ``hf://OWNER/REPOSITORY``. What is not on this machine is fetched.
         strict: Refuses weights whose classifier or position embedding does not fit, and files with
             tensors that are no part of the network.
         ema: Takes the moving averages if the weights have both.

@@ -1,17 +1,26 @@
-"""Names of published weights, such as ``efficientnetv2-s/imagenet21k-ft1k``.
+"""Names and addresses of weights, such as ``efficientnetv2-s/imagenet21k-ft1k``, and their files.
 
-Nothing is downloaded. If a file is missing, the error gives the address to fetch it from.
+A file that is not here is fetched (``fetch.py``) into the folder of weights.
 """
 
 import dataclasses
+import difflib
+import fnmatch
 import hashlib
+import json
 import os
 import pathlib
+import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from effnetv2_jax.models.registry import family_of, get_spec
 from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.files import cache_folder
+from effnetv2_jax.weights import timm
+from effnetv2_jax.weights.containers.files import IN_REPOSITORIES, open_tensors
+from effnetv2_jax.weights.fetch import Absent, fetch, hub
 
 FOLDER_VARIABLE = "EFFNETV2_JAX_WEIGHTS"
 
@@ -101,8 +110,59 @@ def _all() -> Iterator[tuple[str, Published]]:
 
 PUBLISHED: dict[str, Published] = dict(_all())
 
-# The files whose names nobody else's have, as they have the beginning of a sum.
+# Other addresses of the same files are known too, as they have the beginning of a sum.
 _BY_FILE = {published.file: published for published in PUBLISHED.values() if published.sha256}
+_BY_URL = {published.url: name for name, published in PUBLISHED.items()}
+
+# timm's weights are repositories of its own on the Hugging Face Hub, each named as the network.
+_TIMM = "timm/"
+_UNTRAINED = "untrained"
+
+_HUB = re.compile(
+    r"hf://(?P<owner>\w[\w.-]*)/(?P<repository>\w[\w.-]*)(@(?P<revision>[^/]+))?(/(?P<file>.+))?"
+)
+
+
+def list_pretrained(pattern: str = "*") -> list[str]:
+    """Returns the sorted names of published weights that match a shell pattern.
+
+    >>> list_pretrained("efficientnetv2-xl/*")
+    ['efficientnetv2-xl/imagenet21k', 'efficientnetv2-xl/imagenet21k-ft1k']
+
+    Names that begin with ``timm/`` are of repositories on the Hugging Face Hub.
+    """
+    return sorted(fnmatch.filter([*PUBLISHED, *_of_timm()], pattern))
+
+
+def _of_timm() -> list[str]:
+    tags = timm.networks().items()
+    return [f"{_TIMM}{x}.{tag}" for x, of in tags for tag in of if tag != _UNTRAINED]
+
+
+def find_pretrained(model: str, pretrained: str | bool) -> str:
+    """Returns the weights that ``create_model(model, pretrained=...)`` means.
+
+    Args:
+        model: The name of a model.
+        pretrained: True for the weights that timm takes for this network; the second part of a
+            name in ``PUBLISHED``, for example ``imagenet21k-ft1k``; or any path, name or address.
+
+    Raises:
+        UsageError: If the model is unknown, or timm has no weights of it.
+    """
+    if isinstance(pretrained, str):
+        name = f"{model}/{pretrained}"
+        return name if name in PUBLISHED else pretrained
+    spec = get_spec(model)
+    family = family_of(spec)
+    theirs = next(x for x in family.names if x.library == "timm").their_model(spec)
+    tag = next(iter(timm.networks().get(theirs or "", [_UNTRAINED])))
+    if tag == _UNTRAINED:
+        raise UsageError(
+            f"pretrained=True: timm has no weights of {model}; name a file or an address, or "
+            "another model"
+        )
+    return f"{_TIMM}{theirs}.{tag}"
 
 
 def weights_folder() -> pathlib.Path:
@@ -112,42 +172,104 @@ def weights_folder() -> pathlib.Path:
 
 
 def resolve(path_or_name: str) -> tuple[pathlib.Path, Published | None]:
-    """Finds weights: a path stays as it is, a published name becomes the path of its file.
+    """Finds weights, and fetches them if they are not on this machine.
 
     Args:
-        path_or_name: A file, a folder, the prefix of a TensorFlow checkpoint, or a name in
-            ``PUBLISHED``.
+        path_or_name: A file, a folder, the prefix of a TensorFlow checkpoint; a name in
+            ``list_pretrained()``; or an address: ``https://…``, ``hf://OWNER/REPOSITORY`` or
+            ``hf://OWNER/REPOSITORY@REVISION/FILE``.
 
     Returns:
-        The path, and the entry of ``PUBLISHED`` if it is a published name or a file of one.
+        The path of a file or folder, and the entry of ``PUBLISHED`` if it is one of these files.
 
     Raises:
-        UsageError: If there is neither, or the file is not the one that was published.
+        UsageError: If there is none of these, or the file cannot be fetched, or is not the one that
+            was published.
     """
     path = pathlib.Path(os.path.expanduser(path_or_name))
     if path.exists() or path.with_name(f"{path.name}.index").exists():
         return path, _BY_FILE.get(path.name)
-    if path_or_name not in PUBLISHED:
-        model, _, kind = path_or_name.partition("/")
-        kinds = {name for name in PUBLISHED if name.startswith(f"{model}/")}
-        if kinds and kind:
-            raise unknown_name("weights", path_or_name, kinds)
+    name = _BY_URL.get(path_or_name, path_or_name)
+    if published := PUBLISHED.get(name):
+        path = weights_folder() / name / published.file
+        fetch(published.url, path, sha256=published.sha256, check=_check_weights)
+        return path, published
+    if name.startswith("https://"):
+        path = _place_of(name)
+        fetch(name, path, check=_check_weights)
+        return path, _BY_FILE.get(path.name)
+    if hub_name := _HUB.fullmatch(name):
+        return _from_hub(**hub_name.groupdict()), None
+    if "://" in name:
         raise UsageError(
-            f"weights {path_or_name!r} are neither a file or folder nor a published name such as "
-            "'efficientnetv2-s/imagenet21k-ft1k'"
+            f"weights {name!r}: only https://… and hf://OWNER/REPOSITORY can be fetched"
         )
-    published = PUBLISHED[path_or_name]
-    path = weights_folder() / path_or_name / published.file
-    if not path.is_file():
-        raise UsageError(
-            f"the weights {path_or_name!r} are not here: fetch {published.url} and put it at {path}"
-        )
-    if published.sha256:
-        with path.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        if not found.startswith(published.sha256):
-            raise UsageError(
-                f"{str(path)!r} is not the file that was published: its SHA-256 is {found}, which "
-                f"should begin with {published.sha256}"
-            )
-    return path, published
+    if name.startswith(_TIMM) and (known := _default_tag(name.removeprefix(_TIMM))):
+        return _from_hub("timm", known), None
+    raise _unknown(name)
+
+
+def _default_tag(name: str) -> str | None:
+    """Returns timm's full name of a network, with the tag that timm takes if there is none."""
+    known = timm.find(name)
+    if known and "." not in known:
+        known = f"{known}.{next(iter(timm.networks()[known]))}"
+    return None if known is None or known.endswith(f".{_UNTRAINED}") else known
+
+
+def _unknown(name: str) -> UsageError:
+    model, _, kind = name.partition("/")
+    kinds = [x for x in PUBLISHED if x.startswith(f"{model}/")]
+    if kinds and kind:
+        return unknown_name("weights", name, kinds)
+    near = kinds or difflib.get_close_matches(name, list_pretrained(), n=5, cutoff=0.5)
+    hint = f": did you mean {' or '.join(near)}?" if near else " such as efficientnetv2-s/imagenet"
+    return UsageError(
+        f"weights {name!r} are neither a file or folder nor an address nor a published name{hint}"
+    )
+
+
+def _place_of(url: str) -> pathlib.Path:
+    """Returns the place of an address's file, which keeps its own name: it may say what it is."""
+    match = re.fullmatch(r"https://(?P<host>[\w.-]+)(:\d+)?/([^?#]*/)?(?P<file>[^?#/]+).*", url)
+    name = urllib.parse.unquote(match["file"]) if match else ""
+    if not match or not re.fullmatch(r"(?!\.)[^\x00-\x1f/\\]{1,150}", name):
+        raise UsageError(f"{url!r} must be the address of a file, such as https://HOST/NAME.pth")
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return weights_folder() / "https" / match["host"] / folder / name
+
+
+def _from_hub(
+    owner: str, repository: str, revision: str | None = None, file: str | None = None
+) -> pathlib.Path:
+    """Fetches a repository's weights and its ``config.json``, and returns the file or folder."""
+    if file and not all(re.fullmatch(r"(?!\.)[\w .+=@-]{1,150}", x) for x in file.split("/")):
+        raise UsageError(f"{file!r} is no file of hf://{owner}/{repository}")
+    revision = urllib.parse.quote(revision or "main", safe="")
+    # The folder has the repository's name, which may be timm's of the network.
+    folder = weights_folder() / "hf" / owner / revision / repository
+    names = (file,) if file else IN_REPOSITORIES
+    beside = str(pathlib.PurePosixPath(names[0]).with_name("config.json"))
+    # The weights are fetched last: if they are here, all is.
+    here = [name for name in names if (folder / name).is_file()]
+    for name in here[:1] or (beside, *names):
+        url = f"{hub()}/{owner}/{repository}/resolve/{revision}/{urllib.parse.quote(name)}"
+        try:
+            fetch(url, folder / name, check=_check_json if name == beside else _check_weights)
+        except Absent:
+            continue
+        if name in names:
+            return folder / name if file else folder
+    raise UsageError(f"hf://{owner}/{repository} at {revision} has no {' or '.join(names)}")
+
+
+def _check_weights(path: pathlib.Path) -> None:
+    with open_tensors(path):
+        pass
+
+
+def _check_json(path: pathlib.Path) -> None:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"it is no JSON: {error}") from error

@@ -45,7 +45,7 @@ def save_weights(
     import safetensors.numpy
 
     path = local_path(path)
-    weights = model if isinstance(model, Weights) else _weights(model, class_names)
+    weights = model if isinstance(model, Weights) else as_weights(model, class_names)
     if naming not in NAMINGS:
         raise unknown_name("naming", naming, NAMINGS)
     if path.suffix != _ENDING and naming != OURS:
@@ -67,7 +67,12 @@ def save_weights(
         raise UsageError(f"{str(path)!r} cannot be written: {error}") from error
 
 
-def _weights(model: Network, class_names: tuple[str, ...] | None) -> Weights:
+def as_weights(model: Network, class_names: tuple[str, ...] | None) -> Weights:
+    """Returns a model's weights, copied to the host.
+
+    Raises:
+        UsageError: If there are more or fewer names than classes.
+    """
     tensors = {name: np.asarray(x[...]) for name, x in layout.variables(model).items()}
     bias = tensors.get(f"{CLASSIFIER}.bias")
     num_classes = 0 if bias is None else bias.shape[0]

@@ -93,3 +93,15 @@ def test_a_mistake_is_one_sentence(folder):
         "training)\n"
     )
     assert not (folder / "c").exists()
+
+
+def test_timms_names_make_a_folder_for_the_hub(tmp_path):
+    save_weights(create_model("deit-ti", num_classes=2), tmp_path / "a.safetensors")
+    arguments = (f"--from={tmp_path}/a.safetensors", f"--to={tmp_path}/hub", "--naming=timm")
+    result = convert(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("/hub in timm's names, for timm's deit_tiny_patch16_224\n")
+    assert (tmp_path / "hub" / "config.json").is_file()
+    result = convert(*arguments, "--overwrite")
+    assert result.returncode == 2
+    assert "--overwrite replaces only a file" in result.stderr

@@ -15,8 +15,9 @@ from effnetv2_jax.weights import description
 from effnetv2_jax.weights.containers import checkpoints, folders, hdf5, pth
 from effnetv2_jax.weights.containers.tensors import Tensors
 
-# The names of the weights in a Hugging Face repository.
-_IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
+IN_REPOSITORIES = ("model.safetensors", "pytorch_model.bin")
+"""The names of the weights in a Hugging Face repository; the first one counts."""
+
 _ENDINGS = re.compile(r"(\.(safetensors|pth|pt|bin|tar|ckpt))+$")
 
 Opened = contextlib.AbstractContextManager[Tensors]
@@ -60,14 +61,14 @@ def _open_folder(path: pathlib.Path, ema: bool) -> Opened:
         return folders.open_run(path, ema)
     if folders.holds_weights(path):
         return folders.open_weights(path)
-    for name in _IN_REPOSITORIES:
+    for name in IN_REPOSITORIES:
         if (path / name).is_file():
             return open_tensors(path / name, ema)
     prefix = checkpoints.find_prefix(path)
     if prefix is None:
         raise UsageError(
             f"the folder {str(path)!r} holds no weights: no checkpoints/ of a run, no weights/ of "
-            f"ours, none of {', '.join(_IN_REPOSITORIES)}, and no TensorFlow checkpoint"
+            f"ours, none of {', '.join(IN_REPOSITORIES)}, and no TensorFlow checkpoint"
         )
     return checkpoints.open_checkpoint(prefix, ema)
 

@@ -11,6 +11,7 @@ from effnetv2_jax.models import get_spec
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, read_weights
 from tests.weights import official
+from tests.weights.server import Page, serve
 
 # As the official configs write them: repeats, op, kernel, stride, expansion, filters, SE.
 TINY = [
@@ -165,24 +166,26 @@ def pack(folder, path, root="efficientnet-b0"):
             archive.add(file, f"{root}/{file.name}")
 
 
-def test_published_archives_are_found_by_name(tmp_path, monkeypatch, forward):
-    """AdvProp's B0 is found as it is downloaded, in the place that the error names."""
+def test_a_published_archive_is_fetched_by_name(tmp_path, monkeypatch, forward):
+    """AdvProp's B0: first cut short on the way, then whole."""
     monkeypatch.setenv("EFFNETV2_JAX_WEIGHTS", str(tmp_path / "weights"))
-    with pytest.raises(UsageError) as error:
-        load_model("efficientnet-b0/advprop")
-    url = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/advprop/"
-    place = tmp_path / "weights" / "efficientnet-b0" / "advprop" / "efficientnet-b0.tar.gz"
-    assert str(error.value) == (
-        f"the weights 'efficientnet-b0/advprop' are not here: fetch {url}efficientnet-b0.tar.gz "
-        f"and put it at {place}"
-    )
+    monkeypatch.setenv("no_proxy", "*")
     network = official.Network("efficientnet-b0")
     expected = compute(network, "efficientnet-b0")
     (tmp_path / "checkpoint").mkdir()
     official.save_graph(tmp_path / "checkpoint" / "model.ckpt", network.variables)
-    place.parent.mkdir(parents=True)
-    pack(tmp_path / "checkpoint", place)
-    model, loaded = load_model("efficientnet-b0/advprop")
+    pack(tmp_path / "checkpoint", tmp_path / "packed.tgz")
+    archive = (tmp_path / "packed.tgz").read_bytes()
+    at = "/storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/advprop/efficientnet-b0.tar.gz"
+    with serve() as server:
+        monkeypatch.setenv("EFFNETV2_JAX_MIRROR", server.url)
+        server.pages[at] = Page(archive[: len(archive) // 2])
+        with pytest.raises(
+            UsageError, match=r"is no whole file of its kind: .* cannot be unpacked"
+        ):
+            load_model("efficientnet-b0/advprop")
+        server.pages[at] = Page(archive)
+        model, loaded = load_model("efficientnet-b0/advprop")
     assert loaded.spec.preprocessing == "advprop"
     check(forward(model, official.IMAGE), expected)
 
