@@ -1,0 +1,1 @@
+"""What a trained network does well and what it confuses: ``evaluate --report``."""
