@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ _NAME_LETTERS = 24
 _NAME_POINTS = 7.5
 _LETTER_INCHES = style.GLYPH_WIDTH * _NAME_POINTS / style.POINTS_PER_INCH
 _BARS_INCHES = 1.5
+_SMALLEST_POINTS = 6.5
+# With more image sizes, not each has its number.
+_MANY_SIZES = 12
 
 
 def draw_confusions(
@@ -54,22 +58,27 @@ def draw_confusions(
     labels = [_short(names[x.number]) for x in shown] + ["all others"] * few
 
     cell = 0.42 if rows <= 12 else 0.3
-    left = 0.55 + _LETTER_INCHES * max(map(len, labels))
-    below = 0.45 + _LETTER_INCHES * max(map(len, labels))
+    longest = _LETTER_INCHES * max(map(len, labels))
+    # Short names fit below their columns as they are.
+    upright = longest > 0.8 * cell
+    left, below = 0.5 + longest, 0.42 + (longest if upright else 0.1)
     top = 0.75
     wide, high = cell * counts.shape[1], cell * rows
     width, height = max(left + wide + 0.15 + _BARS_INCHES + 0.2, 5.2), top + high + below
     figure = Figure(figsize=(width, height), dpi=style.DPI, facecolor="white")
     box = (left / width, below / height, wide / width, high / height)
     axes = figure.add_axes(box)
-    _draw_matrix(axes, counts, labels, cell)
+    _draw_matrix(axes, counts, labels, cell, upright)
     bars = figure.add_axes(
         ((left + wide + 0.15) / width, box[1], _BARS_INCHES / width, box[3]), sharey=axes
     )
     _draw_bars(bars, shown)
     subtitle = "blue: right, orange: mistakes; colours are shares of a row, numbers are images"
     if few:
-        subtitle = f"the {rows} of {len(present)} classes with the most mistakes; {subtitle}"
+        subtitle = (
+            f"the {rows} of {len(present)} classes with the most mistakes, which are in other "
+            f"classes where grey; {subtitle}"
+        )
     _head(figure, title, subtitle)
     return figure
 
@@ -83,40 +92,45 @@ def draw_calibration(title: str, calibration: Calibration) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 6.4), dpi=style.DPI, facecolor="white")
+    figure = Figure(figsize=(5.4, 6.2), dpi=style.DPI, facecolor="white")
     axes, below = figure.subplots(
         2,
         1,
         sharex=True,
         gridspec_kw={
-            **{"height_ratios": (3.4, 1), "hspace": 0.08},
-            **{"left": 0.13, "right": 0.96, "bottom": 0.09, "top": 0.87},
+            **{"height_ratios": (3.4, 1), "hspace": 0.1},
+            **{"left": 0.17, "right": 0.95, "bottom": 0.09, "top": 0.84},
         },
     )
-    edges, widths = calibration.edges[:-1], np.diff(calibration.edges)
     filled = calibration.count > 0
-    accuracy, confidence = calibration.accuracy[filled], calibration.confidence[filled]
-    bars = {"align": "edge", "linewidth": 0}
-    axes.bar(edges[filled], accuracy, widths[filled] * 0.94, color=style.BLUE, **bars)
-    axes.bar(
-        edges[filled],
-        confidence - accuracy,
-        widths[filled] * 0.94,
-        bottom=accuracy,
-        color=style.VERMILLION,
-        alpha=0.45,
-        label="gap to the mean confidence",
-        **bars,
+    edges, widths = calibration.edges[:-1][filled], np.diff(calibration.edges)[filled]
+    bars = {"width": 0.94 * widths, "align": "edge", "linewidth": 0}
+    middles = edges + 0.47 * widths
+    axes.bar(edges, calibration.accuracy[filled], color=style.BLUE, label="right answers", **bars)
+    axes.hlines(
+        calibration.confidence[filled],
+        edges - 0.03 * widths,
+        edges + 0.97 * widths,
+        color=style.ORANGE,
+        linewidth=3,
+        label="mean probability",
     )
-    axes.plot([0, 1], [0, 1], color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.text(0.03, 0.09, "as right as sure", rotation=0, size=8, color=style.GREY)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.vlines(
+        middles,
+        calibration.accuracy[filled],
+        calibration.confidence[filled],
+        color=style.ORANGE,
+        linewidth=1.2,
+    )
+    axes.plot([0, 1], [0, 1], color=style.GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0,
+              label="as right as sure")  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_ylabel("share of right answers", size=9, color=style.INK)
-    axes.legend(loc="upper left", frameon=False, fontsize=8, borderaxespad=0.8)
-    below.bar(edges, calibration.count / calibration.count.sum(), widths * 0.94,
-              color=style.SKY, **bars)  # fmt: skip
+    _legend_above(axes)
+    below.bar(edges, calibration.count[filled] / calibration.count.sum(), color=style.SKY, **bars)
     below.set_ylabel("share of\nimages", size=9, color=style.INK)
     below.set_xlabel("probability of the likeliest class", size=9, color=style.INK)
+    figure.align_ylabels()
     for part in (axes, below):
         _plain(part)
         part.yaxis.set_major_formatter(_percent)
@@ -149,38 +163,46 @@ def draw_sizes(
         trained: The smallest and the largest image size in training.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(6.4, 4.0), dpi=style.DPI, facecolor="white")
-    axes = figure.add_axes((0.11, 0.13, 0.85, 0.70))
+    axes = figure.add_axes((0.11, 0.13, 0.85, 0.65))
     sizes = sorted(by_size)
     axes.axvspan(*trained, color=style.PALE, alpha=0.35, linewidth=0, label="sizes in training")
     axes.axvline(own_size, color=style.GREY, linewidth=0.9, linestyle=(0, (4, 3)),
                  label="the run's evaluation")  # fmt: skip
     best = max(sizes, key=lambda size: by_size[size]["top1"])
-    for name, colour, text in (("top5", style.SKY, "top-5"), ("top1", style.BLUE, "top-1")):
+    lines = [("top1", style.BLUE, "top-1"), ("top5", style.SKY, "top-5")]
+    # With up to five classes, the second line would say nothing.
+    for name, colour, text in lines[: 2 - all(x["top5"] == 1 for x in by_size.values())]:
         values = [100 * by_size[size][name] for size in sizes]
         axes.plot(sizes, values, "o-", color=colour, markersize=4, linewidth=1.6, label=text)
-    top1 = 100 * by_size[best]["top1"]
-    axes.annotate(
-        f"{top1:.1f} % at {best} px",
-        (best, top1),
-        (0, -14),
-        textcoords="offset points",
-        ha="center",
-        size=8,
-        color=style.INK,
-    )
+    for size in sizes if len(sizes) <= _MANY_SIZES else [best]:
+        top1 = 100 * by_size[size]["top1"]
+        axes.annotate(
+            f"{top1:.1f}",
+            (size, top1),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            size=8,
+            color=style.INK,
+            weight="bold" if size == best else "normal",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
     axes.set_xticks(sizes)
     axes.margins(x=0.06, y=0.12)
     axes.set_ylabel("accuracy (%)", size=9, color=style.INK)
     axes.set_xlabel("side of the images in evaluation (px)", size=9, color=style.INK)
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    _legend_above(axes)
     _head(figure, title, "the same weights on images of other sizes")
     return figure
 
 
-def _draw_matrix(axes: Axes, counts: np.ndarray, labels: Sequence[str], cell: float) -> None:
+def _draw_matrix(
+    axes: Axes, counts: np.ndarray, labels: Sequence[str], cell: float, upright: bool
+) -> None:
     from matplotlib.colors import to_rgb
 
     rows, columns = counts.shape
@@ -189,6 +211,7 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, labels: Sequence[str], cell: fl
     # A mistake is seldom, so that it is seen from a few percent on.
     strength = np.where(right, shares, np.sqrt(shares))[..., None]
     colours = np.where(right[..., None], to_rgb(style.BLUE), to_rgb(style.VERMILLION))
+    colours[:, rows:] = to_rgb(style.GREY)  # all others
     axes.imshow(1 - strength * (1 - colours), aspect="equal", interpolation="nearest")
     points = min(7.5, 0.8 * cell * style.POINTS_PER_INCH / len(str(counts.max())) / 0.62)
     for row, column in np.argwhere(counts):
@@ -196,7 +219,7 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, labels: Sequence[str], cell: fl
         axes.text(column, row, str(counts[row, column]), size=points, color=colour,
                   ha="center", va="center_baseline")  # fmt: skip
     font = {"size": _NAME_POINTS, "parse_math": False, "color": style.INK}
-    axes.set_xticks(range(columns), labels, rotation=90, **font)
+    axes.set_xticks(range(columns), labels, rotation=90 * upright, **font)
     axes.set_yticks(range(rows), labels[:rows], **font)
     axes.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
@@ -230,6 +253,21 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8, color=style.GREY, labelcolor=style.INK, width=0.8, length=3)
 
 
+def _legend_above(axes: Axes) -> None:
+    """Explains the colours in a row above the axes, where no data are."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.4,
+        labelcolor=style.INK,
+    )
+
+
 def _head(figure: Figure, title: str, subtitle: str) -> None:
     """Writes a title and a line below it, as large as the figure is wide."""
     width, height = figure.get_size_inches()
@@ -237,8 +275,10 @@ def _head(figure: Figure, title: str, subtitle: str) -> None:
         (title, 0.12, 11.0, "bold", style.INK),
         (subtitle, 0.38, 8.0, "normal", style.GREY),
     ):
-        room = (width - 0.3) * style.POINTS_PER_INCH / (0.56 * len(text))
-        figure.text(0.15 / width, 1 - below / height, text, size=min(points, room), weight=weight,
+        room = (width - 0.3) * style.POINTS_PER_INCH / style.GLYPH_WIDTH
+        size = max(_SMALLEST_POINTS, min(points, room / len(text)))
+        text = textwrap.shorten(text, int(room / size), placeholder=" …")
+        figure.text(0.15 / width, 1 - below / height, text, size=size, weight=weight,
                     color=colour, va="top", parse_math=False)  # fmt: skip
 
 

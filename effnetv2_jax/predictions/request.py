@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -173,19 +174,13 @@ def answer(
         if not file.isatty():  # on a terminal the predictions themselves show the progress
             rest = bars.track(rest, "predicting", len(images))
         width = column_width([image.name for image in images])
+        write = {"table": functools.partial(as_table, width=width), "json": as_json, "csv": as_csv}
         if format == "csv":
             print(csv_header(top), file=file)
-        drawn: list[Prediction] = []
-        count = 0
-        for count, prediction in enumerate(rest, 1):
-            match format:
-                case "json":
-                    text = as_json(prediction)
-                case "csv":
-                    text = as_csv(prediction)
-                case _:
-                    text = as_table(prediction, width)
-            print(text, file=file, flush=output is None)
+        count, drawn = 0, list[Prediction]()
+        for prediction in rest:
+            print(write[format](prediction), file=file, flush=output is None)
+            count += 1
             if picture and len(drawn) < MAX_IMAGES:
                 drawn.append(prediction)
     if output:
