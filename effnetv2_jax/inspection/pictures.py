@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -218,7 +218,7 @@ def _draw_matrix(
         colour = "white" if strength[row, column, 0] > 0.6 else style.INK
         axes.text(column, row, str(counts[row, column]), size=points, color=colour,
                   ha="center", va="center_baseline")  # fmt: skip
-    font = {"size": _NAME_POINTS, "parse_math": False, "color": style.INK}
+    font: dict[str, Any] = {"size": _NAME_POINTS, "parse_math": False, "color": style.INK}
     axes.set_xticks(range(columns), labels, rotation=90 * upright, **font)
     axes.set_yticks(range(rows), labels[:rows], **font)
     axes.set_xticks(np.arange(columns - 1) + 0.5, minor=True)

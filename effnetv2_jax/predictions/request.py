@@ -174,6 +174,7 @@ def answer(
         if not file.isatty():  # on a terminal the predictions themselves show the progress
             rest = bars.track(rest, "predicting", len(images))
         width = column_width([image.name for image in images])
+        write: dict[str, Callable[[Prediction], str]]
         write = {"table": functools.partial(as_table, width=width), "json": as_json, "csv": as_csv}
         if format == "csv":
             print(csv_header(top), file=file)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 import optax
+from absl import logging
 
 from effnetv2_jax import progressive
 from effnetv2_jax.data import images, sampling
@@ -118,6 +119,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
         source.class_names,
         lambda: sampling.count_classes(source, train_split),
     )
+    if arguments["training"]["class_weights"] and config.data.sampler == "balanced":
+        logging.warning("class_weights weigh the classes that data.sampler has balanced already")
     # Data that cannot be sampled so say it now, not at the first batch.
     sampling.make_order(source, train_split, config.seed, config.data.sampler)
     optimizer, learning_rate = make_optimizer(arguments)

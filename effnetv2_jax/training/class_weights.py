@@ -1,18 +1,18 @@
 """Weights of classes in the loss, as a config gives them and as the training step takes them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from absl import logging
 
 from effnetv2_jax.runtime.errors import Number, UsageError, near_names
 
-BALANCED = "balanced"
+BALANCED: Final = "balanced"
 
 # Weights in a form that can be compared: ``BALANCED``, a number per class, or pairs of a class's
 # name and number.
-Weights = str | tuple[float, ...] | tuple[tuple[str, float], ...] | None
+Weights = Literal["balanced"] | tuple[float | tuple[str, float], ...] | None
 
 _ALLOWED = Number(least=0)
 # Names of classes that a message lists.
@@ -72,16 +72,9 @@ def resolve(
     if weights == BALANCED:
         counts = count_classes()
         found = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)
-    elif isinstance(weights[0], float):
-        if len(weights) != len(class_names):
-            raise UsageError(
-                f"class_weights must have one number for each of the {len(class_names)} classes, "
-                f"got {len(weights)}"
-            )
-        found = np.array(weights)
-    else:
+    elif isinstance(weights[0], tuple):
         place = {name: number for number, name in enumerate(class_names)}
-        for name, weight in weights:
+        for name, weight in dict(weights).items():
             if name not in place:
                 near = near_names(name, class_names)[:3]
                 few = list(class_names[:_FEW]) + ["…"] * (len(class_names) > _FEW)
@@ -91,6 +84,13 @@ def resolve(
                     + f"the {len(class_names)} classes are {', '.join(few)}"
                 )
             found[place[name]] = weight
+    else:
+        if len(weights) != len(class_names):
+            raise UsageError(
+                f"class_weights must have one number for each of the {len(class_names)} classes, "
+                f"got {len(weights)}"
+            )
+        found = np.array(weights)
     if not found.any():
         raise UsageError("class_weights must have a number above 0, got only 0")
     smallest, largest = int(found.argmin()), int(found.argmax())
