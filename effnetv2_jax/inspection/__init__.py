@@ -1,1 +1,1 @@
-"""What a trained network does well and what it confuses: ``evaluate --report``."""
+"""A look at what a trained network does well and what it confuses: ``evaluate --report``."""

@@ -35,7 +35,7 @@ _ROWS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a report is about.
+    """The network and the images that a report is about.
 
     Attributes:
         title: The network and the images in half a line.

@@ -76,8 +76,8 @@ def as_csv(prediction: Prediction) -> str:
     for guess in prediction.guesses:
         record += [guess.number, guess.name, f"{guess.probability:.7g}"]
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(record)
-    return text.getvalue()
+    csv.writer(text).writerow(record)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def answer(
@@ -121,7 +121,7 @@ def answer(
     for name, value in (("image_size", image_size), ("batch_size", batch_size), ("top", top)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    ending = os.path.splitext(output or ".txt")[1].lower()
+    ending = os.path.splitext(output)[1].lower() if output else ".txt"
     if format is None and ending not in ENDINGS:
         raise UsageError(
             f"output {output!r} must end in one of {', '.join(ENDINGS)}, or --format name its "

@@ -72,9 +72,9 @@ def resolve(
     if weights == BALANCED:
         counts = count_classes()
         found = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)
-    elif isinstance(weights[0], tuple):
+    elif by_name := [pair for pair in weights if isinstance(pair, tuple)]:
         place = {name: number for number, name in enumerate(class_names)}
-        for name, weight in dict(weights).items():
+        for name, weight in by_name:
             if name not in place:
                 near = near_names(name, class_names)[:3]
                 few = list(class_names[:_FEW]) + ["…"] * (len(class_names) > _FEW)
