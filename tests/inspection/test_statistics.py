@@ -61,5 +61,7 @@ def test_calibration_is_scikit_learns(answers):
     np.testing.assert_allclose(calibration.accuracy[filled], accuracy)
     np.testing.assert_allclose(calibration.confidence[filled], confidence)
     assert 0 < filled.sum() < 10
+    below, above = calibration.edges[:-1][filled], calibration.edges[1:][filled]
+    assert ((below < confidence) & (confidence <= above)).all()
     expected = np.sum(np.abs(accuracy - confidence) * calibration.count[filled]) / 500
     assert calibration.error == pytest.approx(expected)
