@@ -81,6 +81,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Smallest and largest area of the random crop, as fractions of the image. Empty means the input
     # family's.
     config.data.area_range = ()
+    # Order of training examples: shuffled shows each once per epoch; balanced shows all classes
+    # equally often, whatever their numbers of examples.
+    config.data.sampler = "shuffled"
 
     # Number of passes over the training split; it may be a fraction.
     config.epochs = 350.0
@@ -138,6 +141,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Training loss: softmax or sigmoid.
     config.loss = "softmax"
+    # Weights of the classes in the training loss. None means 1 for all; "balanced", one over a
+    # class's share of the examples; (1.0, 2.5), one for each class in their order; {"cat": 2.5},
+    # those of some classes by name, while the others have 1.
+    config.class_weights = config_dict.placeholder(object)
     # Label smoothing of the loss, in 0 … 1.
     config.label_smoothing = 0.1
     # Decay of the moving averages of weights, in 0 … 1; closer to 1 averages over more steps.

@@ -54,7 +54,15 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Number of images per batch.
 TOP = flags.DEFINE_integer(
     "top", None, "Number of classes shown per image. 5 by default, or all if there are fewer."
 )
-FORMAT = flags.DEFINE_string("format", "table", "table, or json for one JSON object per line.")
+FORMAT = flags.DEFINE_string(
+    "format",
+    None,
+    "table, json for one JSON object per line, or csv for one record per image. By default what "
+    "--output ends in, or table.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "File for the predictions, such as a.csv, instead of standard output."
+)
 PICTURE = flags.DEFINE_string(
     "picture", None, "File for a picture of the images and their classes, such as a.png."
 )
@@ -83,6 +91,7 @@ def main(arguments: list[str]) -> None:
             batch_size=BATCH_SIZE.value,
             top=TOP.value,
             format=FORMAT.value,
+            output=OUTPUT.value,
             picture=PICTURE.value,
         )
     except BrokenPipeError:

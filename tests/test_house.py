@@ -19,6 +19,7 @@ ROOMS = {
     "training": {"models", "runtime", "preprocessing", "progressive"},
     "weights": {"models", "training", "runtime", "preprocessing"},
     "predictions": {"models", "training", "weights", "data", "runtime", "preprocessing"},
+    "inspection": {"training", "predictions", "data", "runtime"},
     "benchmarks": {
         *("models", "training", "weights", "data", "predictions", "runtime"),
         *("preprocessing", "progressive"),

@@ -45,6 +45,8 @@ class Use(enum.IntEnum):
     CROP = 4
     FLIP = 5
     AUGMENT = 6
+    # Another name of CHUNKS: what is drawn by class is not read in chunks.
+    CLASSES = 1
 
 
 # 2⁶⁴ over the golden ratio, as int64. Whole multiples lie far apart, so no two runs with seeds of a
@@ -82,12 +84,16 @@ class Order:
     split: Split
     seed: int
 
+    def epoch(self, position: tf.Tensor | int) -> tf.Tensor | int:
+        """Returns how often the example at a position of the stream came before it."""
+        return position // self.split.size
+
     def locate(self, position: tf.Tensor | int) -> tf.Tensor:
         """Returns the number in the split of the example at a position of the stream, int64 []."""
         position = tf.convert_to_tensor(position, tf.int64)
         epoch, j = position // self.split.size, position % self.split.size
         if self.split.random_access:
-            return _permuted(j, self._seed(Use.EXAMPLES, epoch), self.split.size)
+            return permuted(j, self._seed(Use.EXAMPLES, epoch), self.split.size)
         lane, rank = j % WINDOW % LANES, j % WINDOW // LANES
         chunk = tf.minimum(j // WINDOW, max(self._num_windows - 1, 0)) * LANES + lane
         in_chunk = self._chunk_first(epoch, chunk) + self._within(epoch, chunk, rank)
@@ -141,7 +147,7 @@ class Order:
         position = element["position"]
         number = self.locate(position) if self.split.random_access else element["id"]
         example = self.split.parse(element.get("record", number))
-        seed = make_seed(self.seed, position // self.split.size, number)
+        seed = make_seed(self.seed, self.epoch(position), number)
         return example | {"position": position, "id": number, "seed": seed}
 
     @property
@@ -163,18 +169,18 @@ class Order:
 
     def _in_tail(self, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         size = self.split.size - self._tail_begin
-        order = _permuted(index, self._seed(Use.EXAMPLES, epoch), max(size, 1))
+        order = permuted(index, self._seed(Use.EXAMPLES, epoch), max(size, 1))
         return self._tail_first(epoch) + order
 
     def _chunk_first(self, epoch: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         chunks = max(self._num_windows, 1) * LANES
-        first = CHUNK * _permuted(chunk, self._seed(Use.CHUNKS, epoch), chunks)
+        first = CHUNK * permuted(chunk, self._seed(Use.CHUNKS, epoch), chunks)
         tail = self.split.size - self._tail_begin
         return first + tail * tf.cast(first >= self._tail_first(epoch), tf.int64)
 
     def _within(self, epoch: tf.Tensor, chunk: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
         """The place in a chunk of the example that is read at a rank, or of several."""
-        return _permuted(rank, self._seed(Use.WITHIN, epoch, chunk), CHUNK)
+        return permuted(rank, self._seed(Use.WITHIN, epoch, chunk), CHUNK)
 
     def _read_windows(
         self, epoch: tf.Tensor, begin: tf.Tensor, residue: tf.Tensor, process_count: int
@@ -273,11 +279,11 @@ def read_one(split: Split, number: tf.Tensor) -> tf.data.Dataset:
     )
 
 
-def _permuted(index: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
+def permuted(index: tf.Tensor, seed: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
     """The place of an index (or of each of several) in a random permutation of 0 … size − 1."""
     # tf.random.experimental.index_shuffle would use only a few bits of each word of the seed and
     # pad it with a constant. Of 60 epochs, some would have the same order.
     words = tf.random.stateless_uniform([3], seed, None, None, tf.uint32)
     return tf.raw_ops.RandomIndexShuffle(
-        index=index, seed=words, max_index=tf.constant(size - 1, tf.int64), rounds=8
+        index=index, seed=words, max_index=tf.convert_to_tensor(size - 1, tf.int64), rounds=8
     )

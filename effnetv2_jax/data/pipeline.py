@@ -22,7 +22,8 @@ from absl import logging
 
 from effnetv2_jax.data.decoding import decode_box, whole_box
 from effnetv2_jax.data.images import Augmentation, eval_image, train_image
-from effnetv2_jax.data.order import CHUNK, Order, attempt, read_row
+from effnetv2_jax.data.order import CHUNK, attempt, read_row
+from effnetv2_jax.data.sampling import make_order
 from effnetv2_jax.data.sources import Example, Source, Split
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage
@@ -61,6 +62,10 @@ class Share:
     count: int = 1
     threads: int | None = None
 
+    def range_of(self, size: int) -> tuple[int, int]:
+        """Returns the first example of a split that this process evaluates, and the end."""
+        return size * self.index // self.count, size * (self.index + 1) // self.count
+
 
 def train_batches(
     source: Source,
@@ -72,6 +77,7 @@ def train_batches(
     seed: int,
     preprocessing: Preprocessing,
     augmentation: Augmentation,
+    sampler: str = "shuffled",
     max_bad_fraction: float = 0.001,
     share: Share = Share(),
 ) -> Iterator[Batch]:
@@ -90,6 +96,7 @@ def train_batches(
         seed: The seed of the run.
         preprocessing: The input family.
         augmentation: Crop, flip, and RandAugment or AutoAugment.
+        sampler: The order of examples, a name in ``sampling.SAMPLERS``.
         max_bad_fraction: The largest fraction of the split's examples that may be undecodable. If
             it is above 0, five may be, up to half of the split.
         share: The part of every batch that this process reads.
@@ -109,7 +116,7 @@ def train_batches(
             f"batch_size must be at most the {examples.size} examples of split {split!r} of "
             f"{source.name}, got {stage.batch_size}"
         )
-    order = Order(examples, seed)
+    order = make_order(source, split, seed, sampler)
     elements = order.elements(first_example, share.index, share.count)
     batch_size = _batch_share("batch_size", stage.batch_size, share)
     bad = _BadExamples(source, split, max_bad_fraction)
@@ -141,22 +148,27 @@ def train_batches(
 
 
 def examples_at(
-    split: Split, seed: int, *, first_example: int, count: int
+    source: Source,
+    split: str,
+    seed: int,
+    *,
+    first_example: int,
+    count: int,
+    sampler: str = "shuffled",
 ) -> list[tuple[int, str]]:
     """Finds out which examples a training batch has, without reading them.
 
     Args:
-        split: The split of a source.
-        seed: The seed of the run.
+        source, split, seed, sampler: See ``train_batches``.
         first_example: The batch's first position, as for ``train_batches``.
         count: The number of examples in the batch, over all processes.
 
     Returns:
         The number in the split and the description of each example, in the order of the stream.
     """
-    order = Order(split, seed)
+    order = make_order(source, split, seed, sampler)
     numbers = [int(order.locate(first_example + i)) for i in range(count)]
-    return [(number, split.describe(number)) for number in numbers]
+    return [(number, order.split.describe(number)) for number in numbers]
 
 
 def eval_batches(
@@ -183,7 +195,7 @@ def eval_batches(
     examples = source.split(split)
     bad = _BadExamples(source, split, max_bad_fraction)
     batch_size = _batch_share("eval_batch_size", batch_size, share)
-    begin, end = (examples.size * i // share.count for i in (share.index, share.index + 1))
+    begin, end = share.range_of(examples.size)
     largest_share = math.ceil(examples.size / share.count)
     num_batches = math.ceil(largest_share / batch_size)
 

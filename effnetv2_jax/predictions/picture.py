@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from effnetv2_jax.data.sources.named_images import printable, small_copy
 from effnetv2_jax.predictions.prediction import Prediction
 from effnetv2_jax.runtime.errors import UsageError, reason
-from effnetv2_jax.training.observing.style import BLUE, GLYPH_WIDTH, GREY, INK, POINTS_PER_INCH
+from effnetv2_jax.training.observing.style import (
+    BLUE,
+    GLYPH_WIDTH,
+    GREEN,
+    GREY,
+    INK,
+    POINTS_PER_INCH,
+    VERMILLION,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,13 +49,17 @@ def check_picture(path: str) -> None:
         raise UsageError(f"picture {path!r} must end in one of {endings}")
 
 
-def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
+def write_picture(
+    path: str, title: str, predictions: list[Prediction], right: Sequence[int] | None = None
+) -> None:
     """Draws every image whole, in its own shape, beside bars of its likeliest classes.
 
     Args:
         path: The file for the picture.
         title: The title above it.
         predictions: At least one prediction. The first MAX_GUESSES guesses of each are drawn.
+        right: The number of the right class of each image, whose bars are green and the others
+            orange. None if it is not known.
 
     Raises:
         UsageError: If the picture cannot be written.
@@ -67,7 +80,7 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
         row, column = divmod(number, columns)
         left = _MARGIN + column * (_CELL_WIDTH + _BETWEEN)
         top = height - _TITLE - row * (_CELL_HEIGHT + _BETWEEN)
-        _draw_cell(axes, left, top, prediction)
+        _draw_cell(axes, left, top, prediction, right[number] if right else None)
     axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -76,7 +89,9 @@ def write_picture(path: str, title: str, predictions: list[Prediction]) -> None:
         raise UsageError(f"picture {path!r} cannot be written: {reason(error)}") from error
 
 
-def _draw_cell(axes: Axes, left: float, top: float, prediction: Prediction) -> None:
+def _draw_cell(
+    axes: Axes, left: float, top: float, prediction: Prediction, right: int | None
+) -> None:
     """Draws one image with its guesses; ``left`` and ``top`` are its corner in inches."""
     from matplotlib.patches import Rectangle
 
@@ -89,12 +104,13 @@ def _draw_cell(axes: Axes, left: float, top: float, prediction: Prediction) -> N
     left, step = left + _SQUARE + _GAP, _SQUARE / MAX_GUESSES
     for number, guess in enumerate(prediction.guesses[:MAX_GUESSES]):
         height = bottom + _SQUARE - number * step
+        full = BLUE if right is None else GREEN if guess.number == right else VERMILLION
         style = {"size": _NAME_POINTS, "color": INK, "weight": "normal" if number else "bold"}
         percent = f"{100 * guess.probability:.1f} %"
         room = _ROWS - _width(f"  {percent}")
         _write(axes, left, height - 0.1, _beginning_of(printable(guess.name), room), **style)
         _write(axes, left + _ROWS, height - 0.1, percent, ha="right", **style)
-        for length, colour in ((1.0, _TRACK), (guess.probability, BLUE)):
+        for length, colour in ((1.0, _TRACK), (guess.probability, full)):
             corner = (left, height - 0.2 - _BAR)
             axes.add_patch(Rectangle(corner, _ROWS * length, _BAR, color=colour, linewidth=0))
 

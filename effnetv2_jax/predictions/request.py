@@ -1,9 +1,14 @@
 """Predictions as text, JSON and a picture: the program ``predict`` without its flags."""
 
+import contextlib
+import csv
 import dataclasses
+import functools
+import io
 import itertools
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TextIO
 
 from absl import logging
@@ -16,11 +21,15 @@ from effnetv2_jax.predictions.picture import MAX_IMAGES, check_picture, write_pi
 from effnetv2_jax.predictions.prediction import Prediction, predict
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import bars
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import UsageError, reason, unknown_name
+from effnetv2_jax.runtime.files import local_path, whole_file
 from effnetv2_jax.weights import Loaded
 
-FORMATS = ("table", "json")
+FORMATS = ("table", "json", "csv")
+# The formats of an output file by its ending.
+ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "table"}
 DEFAULT_TOP = 5
+_COLUMNS = ("class", "name", "probability")
 # The widest column of names. Longer names push their line to the right.
 MAX_COLUMN = 48
 
@@ -55,6 +64,22 @@ def as_json(prediction: Prediction) -> str:
     return json.dumps({"image": prediction.image.name, "predictions": guesses})
 
 
+def csv_header(top: int) -> str:
+    """Returns the first line of a CSV file with so many classes per image."""
+    columns = (f"{name}_{rank}" for rank in range(1, top + 1) for name in _COLUMNS)
+    return ",".join(["image", *columns])
+
+
+def as_csv(prediction: Prediction) -> str:
+    """Returns one record: the image, then number, name and probability of each guess."""
+    record: list[object] = [prediction.image.name]
+    for guess in prediction.guesses:
+        record += [guess.number, guess.name, f"{guess.probability:.7g}"]
+    text = io.StringIO()
+    csv.writer(text).writerow(record)
+    return text.getvalue().removesuffix("\r\n")
+
+
 def answer(
     arguments: list[str],
     stdin: BinaryIO,
@@ -66,10 +91,11 @@ def answer(
     exif_orientation: bool | None = None,
     batch_size: int = 32,
     top: int | None = None,
-    format: str = "table",
+    format: str | None = None,
+    output: str | None = None,
     picture: str | None = None,
 ) -> int:
-    """Prints the predictions of each image.
+    """Prints the predictions of each image as soon as its batch is done, and keeps none of them.
 
     Args:
         arguments: Files, folders or ``-``, as for ``find_images``.
@@ -81,7 +107,8 @@ def answer(
         exif_orientation: True turns images as their EXIF says. None means as in training.
         batch_size: The number of images per batch.
         top: The number of classes per image. None means five, or all if there are fewer.
-        format: A name in ``FORMATS``.
+        format: A name in ``FORMATS``. None means the one of the output's ending, or ``table``.
+        output: The file to write instead of ``stdout``. It appears when it is complete.
         picture: The file for a picture of the images and their classes. None draws none.
 
     Returns:
@@ -94,6 +121,13 @@ def answer(
     for name, value in (("image_size", image_size), ("batch_size", batch_size), ("top", top)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
+    ending = os.path.splitext(output)[1].lower() if output else ".txt"
+    if format is None and ending not in ENDINGS:
+        raise UsageError(
+            f"output {output!r} must end in one of {', '.join(ENDINGS)}, or --format name its "
+            f"format: {', '.join(FORMATS)}"
+        )
+    format = format or ENDINGS[ending]
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     if preprocessing:
@@ -121,6 +155,7 @@ def answer(
         "--image_size change this)",
         *(family.name, image_size, ", turned as their EXIF says" if exif_orientation else ""),
     )
+    top = top or min(DEFAULT_TOP, loaded.num_classes)
     predictions = predict(
         model,
         images,
@@ -128,27 +163,54 @@ def answer(
         image_size=image_size,
         class_names=class_names(loaded.class_names, loaded.num_classes),
         batch_size=batch_size,
-        top=top or min(DEFAULT_TOP, loaded.num_classes),
+        top=top,
     )
-    with bars.spinner("compiling"):
-        first = next(predictions, None)
-    if first is None:
-        raise UsageError(f"none of the {len(images)} images can be decoded")
-    rest: Iterable[Prediction] = itertools.chain([first], predictions)
-    if not stdout.isatty():  # on a terminal the predictions themselves show the progress
-        rest = bars.track(rest, "predicting", len(images))
-    width = column_width([image.name for image in images])
-    done = []
-    for prediction in rest:
-        text = as_json(prediction) if format == "json" else as_table(prediction, width)
-        print(text, file=stdout, flush=True)
-        done.append(prediction)
+    with _opened(output, stdout) as file:
+        with bars.spinner("compiling"):
+            first = next(predictions, None)
+        if first is None:
+            raise UsageError(f"none of the {len(images)} images can be decoded")
+        rest: Iterable[Prediction] = itertools.chain([first], predictions)
+        if not file.isatty():  # on a terminal the predictions themselves show the progress
+            rest = bars.track(rest, "predicting", len(images))
+        width = column_width([image.name for image in images])
+        write: dict[str, Callable[[Prediction], str]]
+        write = {"table": functools.partial(as_table, width=width), "json": as_json, "csv": as_csv}
+        if format == "csv":
+            print(csv_header(top), file=file)
+        count, drawn = 0, list[Prediction]()
+        for prediction in rest:
+            print(write[format](prediction), file=file, flush=output is None)
+            count += 1
+            if picture and len(drawn) < MAX_IMAGES:
+                drawn.append(prediction)
+    if output:
+        logging.info("%s: %d images", output, count)
     if picture:
-        if len(done) > MAX_IMAGES:
-            logging.info("the picture has the first %d of %d images", MAX_IMAGES, len(done))
-        write_picture(picture, f"{loaded.spec.name}, {image_size} px", done[:MAX_IMAGES])
+        if count > MAX_IMAGES:
+            logging.info("the picture has the first %d of %d images", MAX_IMAGES, count)
+        write_picture(picture, f"{loaded.spec.name}, {image_size} px", drawn)
         logging.info("picture: %s", picture)
-    return int(len(done) < len(images))
+    return int(count < len(images))
+
+
+@contextlib.contextmanager
+def _opened(output: str | None, stdout: TextIO) -> Iterator[TextIO]:
+    """Opens the file for predictions, which appears when the block ends; None means ``stdout``."""
+    if output is None:
+        yield stdout
+        return
+    path = local_path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            whole_file(path) as temporary,
+            # Names of files need not be text.
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+        ):
+            yield file
+    except OSError as error:
+        raise UsageError(f"output {output!r} cannot be written: {reason(error)}") from error
 
 
 def class_names(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import ml_collections
 import optax
+from absl import logging
 
 from effnetv2_jax import progressive
-from effnetv2_jax.data import images
+from effnetv2_jax.data import images, sampling
 from effnetv2_jax.data.sources import Source, Split, digest, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
@@ -29,7 +30,7 @@ from effnetv2_jax.runtime.errors import (
 )
 from effnetv2_jax.runtime.recipe import flatten
 from effnetv2_jax.runtime.run import Run, Scorer
-from effnetv2_jax.training import optimizers
+from effnetv2_jax.training import class_weights, optimizers
 from effnetv2_jax.training.build import AUTO, DTYPES, build_training
 from effnetv2_jax.training.evaluation import WEIGHTS, Evaluation
 from effnetv2_jax.training.losses import LOSSES
@@ -113,6 +114,15 @@ def build(config: ml_collections.ConfigDict) -> Run:
             "learn with fewer than two"
         )
     arguments = training_arguments(config, source.split(train_split).size)
+    arguments["training"]["class_weights"] = class_weights.resolve(
+        arguments["training"]["class_weights"],
+        source.class_names,
+        lambda: sampling.count_classes(source, train_split),
+    )
+    if arguments["training"]["class_weights"] and config.data.sampler == "balanced":
+        logging.warning("class_weights weigh the classes that data.sampler has balanced already")
+    # Data that cannot be sampled so say it now, not at the first batch.
+    sampling.make_order(source, train_split, config.seed, config.data.sampler)
     optimizer, learning_rate = make_optimizer(arguments)
     training = build_training(
         mesh=mesh,
@@ -214,6 +224,7 @@ def training_arguments(
             "reduce_dtype": config.reduce_dtype,
             "loss": config.loss,
             "label_smoothing": config.label_smoothing,
+            "class_weights": class_weights.normalized(config.class_weights),
             "ema_decay": config.ema_decay,
             "mixing": any(stage.mixup_alpha or stage.cutmix_alpha for stage in stages),
             "accumulation_steps": config.accumulation_steps,
@@ -231,6 +242,7 @@ def training_arguments(
                 cutout_const=config.data.cutout_const,
                 area_range=tuple(config.data.area_range) or None,
             ),
+            "sampler": config.data.sampler,
             "init_weights": config.init_weights,
             "init_architecture": config.init_architecture,
             "seed": config.seed,
@@ -274,7 +286,7 @@ def build_scorer(
         mesh=make_mesh(),
         optimizer=optax.identity(),
         num_classes=sources[evaluation.data].num_classes,
-        **{**arguments, "bn_group_size": None},
+        **{**arguments, "bn_group_size": None, "class_weights": None},
     )
     return Scorer(
         name=config.model.name,
@@ -429,6 +441,7 @@ def _check(
         "model.dtype": (AUTO, *DTYPES),
         "reduce_dtype": DTYPES,
         "loss": LOSSES,
+        "data.sampler": sampling.SAMPLERS,
     }
     for name, table in tables.items():
         if flat[name] not in table:

@@ -25,6 +25,8 @@ ADDED: dict[str, Any] = {
     "optimizer.options": {},
     "evals": {"eval": {}},
     "data.exif_orientation": False,
+    "data.sampler": "shuffled",
+    "class_weights": None,
     "init_architecture": None,
 }
 # Dictionaries whose entries ``config.build`` checks.
@@ -93,9 +95,12 @@ def checked(config: Any) -> ml_collections.ConfigDict:
         UsageError: If its file cannot be read, or for a field that ``configs/common.py`` lacks.
     """
     try:
-        config.to_dict()
+        weights = config.to_dict().get("class_weights")
     except OSError as error:
         raise UsageError(unreadable_config(error)) from error
+    if isinstance(weights, Mapping):
+        # Names of classes are no names of fields.
+        config.class_weights = [[str(name), weight] for name, weight in weights.items()]
     try:
         common = importlib.import_module("configs.common")
     except ImportError as error:

@@ -14,6 +14,7 @@ from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import Preprocessing
 from effnetv2_jax.progressive import Stage, examples_before, stage_at
 from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.training.answers import Answers, collect
 from effnetv2_jax.training.build import Training
 from effnetv2_jax.training.evaluation import Evaluation, evaluate
 from effnetv2_jax.training.mesh import Batch, abstract_batch
@@ -60,6 +61,17 @@ class Scorer:
             moves=moves,
         )
 
+    def answer(self, evaluation: Evaluation, state: TrainState) -> Answers:
+        """Evaluates a state example by example, see ``answers.collect``."""
+        size = self.sources[evaluation.data].split(evaluation.split).size
+        return collect(
+            self.training.answer_step,
+            *evaluation.choose_weights(state),
+            self.eval_batches(evaluation),
+            self.training.mesh,
+            first=_share().range_of(size)[0],
+        )
+
     def eval_batches(self, evaluation: Evaluation) -> Iterator[pipeline.Batch]:
         """Yields this process's part of the batches of an evaluation."""
         return pipeline.eval_batches(
@@ -84,6 +96,7 @@ class Run(Scorer):
         train_split: The split of ``source`` that is trained on.
         evaluations: The evaluations; the first one scores the checkpoints.
         augmentation: The changes to training images.
+        sampler: The order of training examples, a name in ``sampling.SAMPLERS``.
         init_weights: The weights that training begins with; empty for random numbers.
         init_architecture: timm's name of their network; None if they say it.
         seed: The seed of the run.
@@ -95,6 +108,7 @@ class Run(Scorer):
     train_split: str
     evaluations: tuple[Evaluation, ...]
     augmentation: images.Augmentation
+    sampler: str
     init_weights: str
     init_architecture: str | None
     seed: int
@@ -128,6 +142,7 @@ class Run(Scorer):
             seed=self.seed,
             preprocessing=self.preprocessing,
             augmentation=self.augmentation,
+            sampler=self.sampler,
             max_bad_fraction=self.max_bad_fraction,
             share=_share(),
         )
@@ -141,8 +156,10 @@ class Run(Scorer):
     def examples(self, step: int) -> list[tuple[int, str]]:
         """Returns the examples of a step's batch: number in the split, and how to find each."""
         return pipeline.examples_at(
-            self.source.split(self.train_split),
+            self.source,
+            self.train_split,
             self.seed,
+            sampler=self.sampler,
             first_example=examples_before(self.stages, step - 1),
             count=self.stages[0].batch_size,
         )

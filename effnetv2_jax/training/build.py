@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from effnetv2_jax.models import Network, abstract_model, create_model, get_spec
 from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.training.answers import AnswerStep, make_answer_step
 from effnetv2_jax.training.evaluation import EvalStep, make_eval_step
 from effnetv2_jax.training.mesh import AXES, abstract_state
 from effnetv2_jax.training.state import TrainState, create_state, functional
@@ -38,6 +39,7 @@ class Training:
         train_step: The training step, which compiles for a batch's shapes when it is called or
             lowered.
         eval_step: The evaluation step, which compiles when it is called.
+        answer_step: The step that answers every example, which compiles when it is called.
         create: Makes the network with random weights.
     """
 
@@ -46,6 +48,7 @@ class Training:
     shapes: TrainState
     train_step: TrainStep
     eval_step: EvalStep
+    answer_step: AnswerStep
     create: Callable[[], Network]
 
     def abstract_state(self) -> TrainState:
@@ -115,7 +118,8 @@ def build_training(
         seed: The seed of the random weights and of everything that a step draws.
         spec_fields: Fields of the model's spec to change, such as ``{"survival_prob": 0.9}``.
         **step_options: Further arguments of ``step.make_train_step``, such as ``loss``,
-            ``label_smoothing``, ``ema_decay``, ``mixing`` and ``accumulation_steps``.
+            ``label_smoothing``, ``class_weights``, ``ema_decay``, ``mixing`` and
+            ``accumulation_steps``.
 
     Raises:
         UsageError: For the first argument that cannot be used.
@@ -151,5 +155,6 @@ def build_training(
             **step_options,
         ),
         eval_step=make_eval_step(apply, mesh=mesh, **images),
+        answer_step=make_answer_step(apply, mesh=mesh, **images),
         create=lambda: create_model(model, rngs=nnx.Rngs(seed), **arguments),
     )

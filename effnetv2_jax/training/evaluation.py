@@ -97,16 +97,9 @@ def make_eval_step(
         logits, _ = apply(
             params, batch_stats, normalize(batch["image"], mean, std, dtype), train=False
         )
-        labels = batch["label"].reshape(len(logits), -1)  # [batch, labels]
-        # The rank of the best of the right classes. Ties count against it, so NaN is never right.
-        scores = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")
-        own = jnp.max(jnp.where(labels >= 0, scores, -jnp.inf), axis=-1, keepdims=True)
-        rank = jnp.sum(~(logits < own), axis=-1) - 1
-        losses = optax.softmax_cross_entropy(logits, targets_of(labels, logits.shape[-1]))
+        rank, losses, counts = judge(logits, batch)
         sums = {"top1": rank < 1, "top5": rank < 5, "loss": losses, "count": jnp.ones_like(losses)}
-        # Images without any label, of which ReaL has some, do not count (Beyer et al. 2020). This
-        # is a where and not a product: NaN in a padded image must not reach the sum.
-        counts = (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
+        # This is a where and not a product: NaN in a padded image must not reach the sum.
         masked = {name: jnp.where(counts, x, 0.0).sum() for name, x in sums.items()}
         if "wishes" in batch:
             masked["wishes"] = batch["wishes"].sum(axis=0)
@@ -122,6 +115,27 @@ def make_eval_step(
         ),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
+
+
+def judge(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compares a network's outputs with the labels of a batch.
+
+    Args:
+        logits: The outputs, float32 [batch, classes].
+        batch: The batch, of which ``label`` and ``mask`` are used.
+
+    Returns:
+        The rank of the best of the right classes from 0, int32 [batch]; the cross-entropy without
+        smoothing, float32 [batch]; and True for the examples that count, bool [batch].
+    """
+    labels = batch["label"].reshape(len(logits), -1)  # [batch, labels]
+    # Ties count against the right class, so NaN is never right.
+    scores = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")
+    own = jnp.max(jnp.where(labels >= 0, scores, -jnp.inf), axis=-1, keepdims=True)
+    rank = jnp.sum(~(logits < own), axis=-1) - 1
+    losses = optax.softmax_cross_entropy(logits, targets_of(labels, logits.shape[-1]))
+    # Images without any label, of which ReaL has some, do not count (Beyer et al. 2020).
+    return rank, losses, (batch["mask"] > 0) & (labels >= 0).any(axis=-1)
 
 
 def evaluate(

@@ -7,6 +7,7 @@ Readers who look for ``pmap`` or ``pjit``: this is their successor. Every device
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -148,6 +149,7 @@ def make_train_step(
     std: tuple[float, float, float],
     loss: str = "softmax",
     label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
     ema_decay: float = 0.9999,
     mixing: bool = False,
     seed: int = 0,
@@ -167,6 +169,9 @@ def make_train_step(
         std: The standard deviation of the input family, per channel.
         loss: A name in ``LOSSES``.
         label_smoothing: The label smoothing of the loss, in 0 … 1.
+        class_weights: One factor per class. The loss of an example is multiplied by that of its
+            class; if it is mixed or has several labels, by the mean of theirs, weighted as in the
+            targets. The sum is still divided by the number of examples. None means 1 for all.
         ema_decay: The decay of the moving averages of parameters and batch statistics. At a step
             it is min(ema_decay, (1 + step) / (10 + step)).
         mixing: Compiles Mixup and CutMix into the step. False saves their time if no stage mixes.
@@ -216,6 +221,8 @@ def make_train_step(
                 index=batch["index"],
             )
             losses = loss_function(logits, targets, label_smoothing) * batch["mask"]
+            if class_weights is not None:
+                losses *= (targets * jnp.asarray(class_weights, jnp.float32)).sum(axis=-1)
             # This part's term of the mean over all. Dividing here saves a pass over the gradients.
             return losses.sum() / count, (logits, new_batch_stats)
 

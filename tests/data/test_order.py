@@ -247,7 +247,7 @@ def test_permutations_are_uniform(small_windows):
     # Of the examples and of the chunks: each of 8 at each place equally often. A permutation's
     # counts are bound in both directions: 49 degrees of freedom, times 8 / 7.
     def permutation(number):
-        return order._permuted(tf.range(8, dtype=tf.int64), make_seed(7, number, 0), 8)
+        return order.permuted(tf.range(8, dtype=tf.int64), make_seed(7, number, 0), 8)
 
     permuted = next(tf.data.Dataset.range(2000).map(permutation).batch(2000).as_numpy_iterator())
     counts = np.stack([np.bincount(column, minlength=8) for column in permuted.T])

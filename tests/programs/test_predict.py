@@ -1,5 +1,6 @@
 """From images that somebody names to what a network sees in them: text, JSON and a picture."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import weakref
 from typing import ClassVar
 
 import jax
@@ -110,6 +112,63 @@ def test_the_likeliest_classes_of_each_image_in_order(model, folder):
         assert [guess["name"] for guess in line["predictions"]] == [NAMES[i] for i in order]
         found = [guess["probability"] for guess in line["predictions"]]
         np.testing.assert_allclose(found, expected[order], rtol=1e-4)
+
+
+def test_a_folder_becomes_a_table_of_one_record_per_image(model, folder, tmp_path):
+    path = tmp_path / "new" / "out.csv"
+    code, printed = answered(model, [folder], top=2, output=str(path), batch_size=2)
+    assert (code, printed) == (1, "")
+    with path.open(encoding="utf-8", newline="") as file:
+        records = list(csv.DictReader(file))
+    _, lines = answered(model, [folder], top=2, format="json", batch_size=2)
+    for record, line in zip(records, map(json.loads, lines.splitlines()), strict=True):
+        expected = {"image": line["image"]}
+        for rank, guess in enumerate(line["predictions"], 1):
+            expected |= {f"{name}_{rank}": str(value) for name, value in guess.items()}
+        assert record == expected
+    # The same to standard output, and JSON into a file.
+    assert answered(model, [folder], top=2, format="csv", batch_size=2)[1] == path.read_text()
+    answered(model, [folder], top=2, output=str(tmp_path / "out.json"), batch_size=2)
+    assert (tmp_path / "out.json").read_text() == lines
+
+
+def test_names_in_a_table_may_hold_anything():
+    guesses = (Guess(0, 'a "b", c', 0.5), Guess(1, "d\ne", 0.25))
+    text = request.as_csv(Prediction(NamedImage("x,y.jpg"), guesses))
+    (record,) = csv.reader(io.StringIO(text, newline=""))
+    assert record == ["x,y.jpg", "0", 'a "b", c', "0.5", "1", "d\ne", "0.25"]
+
+
+def test_predictions_are_not_kept(model, folder, monkeypatch):
+    """Any number of images needs the memory of a batch."""
+    alive, most = weakref.WeakSet(), 0
+
+    def watched(prediction):
+        nonlocal most
+        alive.add(prediction.image)
+        most = max(most, len(alive))
+        return ""
+
+    monkeypatch.setattr(request, "as_json", watched)
+    images = [NamedImage(str(folder / "a.jpg")) for _ in range(40)]
+    monkeypatch.setattr(request, "find_images", lambda *_: images)
+    monkeypatch.setattr(request, "predict", lambda *_, **__: made(40))
+
+    def made(count):
+        for number in range(count):
+            yield Prediction(NamedImage(str(number)), (Guess(0, "a", 1.0),))
+
+    answered(model, ["x"], format="json")
+    assert most <= 3
+
+
+def test_a_table_that_cannot_be_finished_is_not_there(model, folder, tmp_path):
+    path = tmp_path / "out.csv"
+    with pytest.raises(UsageError, match="none of the 2 images can be decoded"):
+        answered(model, [folder / "broken"], output=str(path))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match=r"output '/proc/x\.csv' cannot be written"):
+        answered(model, [folder / "a.jpg"], output="/proc/x.csv")
 
 
 def test_size_and_family_can_be_chosen(model, folder):
@@ -227,6 +286,7 @@ class TestWhatCannotBeUsed:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"image_size": -1}, "image_size must be at least 1, got -1"),
         ({"format": "tabel"}, "unknown format 'tabel': did you mean table?"),
+        ({"output": "out.xls"}, "output 'out.xls' must end in one of .csv, .json"),
         ({"preprocessing": "v3"}, "unknown preprocessing 'v3'"),
         ({"picture": "out"}, "picture 'out' must end in one of"),
         ({"picture": "out.doc"}, "picture 'out.doc' must end in one of"),

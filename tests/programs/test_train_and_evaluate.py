@@ -1,5 +1,6 @@
 """The programs as a user runs them: a run, a killed and resumed run, an evaluation, mistakes."""
 
+import csv
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from effnetv2_jax.data.sources.registry import get_source
 from effnetv2_jax.training.observing import report
@@ -201,6 +203,51 @@ def test_evaluate_takes_another_split_size_checkpoint_and_the_raw_weights(finish
     assert result.returncode == 0, result.stderr
     assert "digits/train at step 50" in result.stdout
     assert "24 px, 1437 images" in result.stdout
+
+
+def test_evaluate_writes_a_report_and_compares_sizes(finished, data_dir, tmp_path):
+    workdir, _ = finished
+    folder = tmp_path / "report"
+    # On several devices, of which the last has only padding.
+    result = subprocess.run(
+        command("evaluate", f"--workdir={workdir}", f"--report={folder}", "--image_sizes=16",
+                "--json"),
+        cwd=ROOT,
+        env=environment(data_dir, devices=7),
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["image_size"] for row in rows] == [16, 17]
+    last = evaluations(workdir)[STEPS]
+    assert {name: rows[1][name] for name in ("top1", "top5", "count")} == {
+        name: last[f"eval/{name}"] for name in ("top1", "top5", "count")
+    }
+    assert {x.name for x in folder.iterdir()} == {
+        *("report.md", "classes.csv", "confusions.csv", "examples.csv"),
+        *("confusions.png", "mistakes.png", "calibration.png", "sizes.png"),
+    }
+    with (folder / "examples.csv").open(encoding="utf-8") as file:
+        examples = list(csv.DictReader(file))
+    assert [int(x["class"]) for x in examples] == load_digits().target[1437:].tolist()
+    assert examples[7]["example"] == "example 7 of test of digits"
+    right = [x["class"] == x["taken_for"] for x in examples]
+    assert sum(right) / 360 == pytest.approx(rows[1]["top1"])
+    with (folder / "classes.csv").open(encoding="utf-8") as file:
+        assert sum(int(x["correct"]) for x in csv.DictReader(file)) == sum(right)
+    text = (folder / "report.md").read_text()
+    assert f"top-1 {100 * rows[1]['top1']:.2f} %" in text
+    assert f"error: {100 * rows[1]['ece']:.2f} %" in text
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(finished, data_dir):
+    workdir, _ = finished
+    result = start(data_dir, "evaluate", f"--workdir={workdir}", "--report=/proc/report")
+    assert result.returncode == 2
+    assert "report '/proc/report' cannot be written" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 # tests/runtime/test_cli.py has mistakes in flags.

@@ -15,6 +15,8 @@ def test_an_old_config_has_the_names_and_fields_of_today():
         "optimizer.learning_rate_schedule": "cosine",
         "optimizer.options": {},
         "data.exif_orientation": False,
+        "data.sampler": "shuffled",
+        "class_weights": None,
         "init_architecture": None,
         "evals.eval": {},
     }
@@ -39,6 +41,9 @@ def test_a_field_that_is_not_there_is_refused_with_the_near_ones():
 def test_every_field_of_every_recipe_is_in_common():
     assert checked(digits.get_config()).seed == 0
     config = digits.get_config()
+    config.class_weights = {"a.b c": 2}
+    # A class's name may be no name of a field.
+    assert checked(config).class_weights == [["a.b c", 2]]
     with config.unlocked():
         config.sead = 1
     with pytest.raises(UsageError, match="did you mean seed"):

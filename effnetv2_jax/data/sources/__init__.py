@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from effnetv2_jax.runtime.errors import UsageError
@@ -48,6 +49,8 @@ class Split:
         fingerprint: A function that returns two texts. The first depends on the examples and their
             order, as far as names show them, and the second on their sizes. Neither depends on
             where the data lie. None means that the descriptions of the examples are enough.
+        labels: A function that returns the labels of all examples, int64 [size], in no time. None
+            means that ``sampling.labels_of`` has to read the examples.
         random_access: Set if reading a single example costs no more than reading one of many in a
             row. Records are then the numbers of their examples. It is not set for large files of
             records on a disk or in a bucket.
@@ -59,6 +62,7 @@ class Split:
     describe: Callable[[int], str]
     fingerprint: Callable[[], tuple[str, str]] | None = None
     random_access: bool = False
+    labels: Callable[[], np.ndarray] | None = None
 
     @classmethod
     def of_examples(
@@ -67,11 +71,12 @@ class Split:
         get: Callable[[tf.Tensor], Example],
         describe: Callable[[int], str] = "example {}".format,
         fingerprint: Callable[[], tuple[str, str]] | None = None,
+        labels: Callable[[], np.ndarray] | None = None,
     ) -> "Split":
         """Returns a split with random access.
 
         Args:
-            size, describe, fingerprint: As the attributes.
+            size, describe, fingerprint, labels: As the attributes.
             get: A function of an example's number, int64 [], that returns the example.
         """
         return cls(
@@ -81,6 +86,7 @@ class Split:
             describe,
             fingerprint,
             random_access=True,
+            labels=labels,
         )
 
     def identity(self) -> dict[str, Any]:

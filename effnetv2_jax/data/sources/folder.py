@@ -337,8 +337,8 @@ def _split(images: _Images, root: str) -> Split:
     # Bytes, because a file's name need not be text.
     paths = [os.fsencode(file) for files in images.values() for file in files]
     counts = [len(files) for files in images.values()]
-    path_of = tf.constant(paths)
-    label_of = tf.constant(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+    labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    path_of, label_of = tf.constant(paths), tf.constant(labels)
 
     def get(index: tf.Tensor) -> Example:
         image = tf.io.read_file(tf.gather(path_of, index))
@@ -352,7 +352,11 @@ def _split(images: _Images, root: str) -> Split:
             return names, digest(b"%d" % size for size in pool.map(_size, looked_at))
 
     return Split.of_examples(
-        len(paths), get, lambda i: paths[i].decode(errors="replace"), fingerprint
+        len(paths),
+        get,
+        lambda i: paths[i].decode(errors="replace"),
+        fingerprint,
+        labels=lambda: labels,
     )
 
 
