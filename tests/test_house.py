@@ -19,8 +19,11 @@ ROOMS = {
     "training": {"models", "runtime", "preprocessing", "progressive"},
     "weights": {"models", "training", "runtime", "preprocessing"},
     "predictions": {"models", "training", "weights", "data", "runtime", "preprocessing"},
+    "exporting": {
+        *("models", "training", "weights", "data", "predictions", "runtime", "preprocessing"),
+    },
     "benchmarks": {
-        *("models", "training", "weights", "data", "predictions", "runtime"),
+        *("models", "training", "weights", "data", "predictions", "exporting", "runtime"),
         *("preprocessing", "progressive"),
     },
     "progressive": {"runtime"},
