@@ -12,13 +12,8 @@ import numpy as np
 from effnetv2_jax.exporting import photographs
 from effnetv2_jax.exporting.check import Comparison, check
 from effnetv2_jax.exporting.formats import FORMATS, NONE, QUANTIZATIONS, Format
-from effnetv2_jax.exporting.manifest import (
-    LABELS_FILE,
-    MANIFEST_FILE,
-    WEIGHTS_FILE,
-    Manifest,
-)
-from effnetv2_jax.exporting.program import Program, make_program
+from effnetv2_jax.exporting.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from effnetv2_jax.exporting.program import LABELS_FILE, Program, make_program
 from effnetv2_jax.models import Network
 from effnetv2_jax.models.kernels.platforms import neutral_platform
 from effnetv2_jax.predictions.request import class_names

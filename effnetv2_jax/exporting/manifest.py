@@ -5,7 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from effnetv2_jax.runtime.errors import UsageError
+from effnetv2_jax.exporting.formats import FORMATS
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.weights.description import KEY, Description
 
 LAYOUT = 1
@@ -13,13 +14,11 @@ LAYOUT = 1
 
 MANIFEST_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
-LABELS_FILE = "labels.txt"
-"""The class names inside an artefact, one per line in the order of the labels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder holds.
+    """The content of an artefact's folder.
 
     Attributes:
         format: The format, a name in ``formats.FORMATS``.
@@ -83,6 +82,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         Description.from_json(description)
         manifest = Manifest(**fields, description=description)
         int(manifest.image_size)
+        if manifest.format not in FORMATS:
+            raise unknown_name("format", manifest.format, FORMATS)
         return manifest
     except (TypeError, ValueError, LookupError) as error:
         raise UsageError(f"{str(path)!r} is broken: {error}") from error

@@ -6,8 +6,7 @@ import pathlib
 
 import jax
 
-from effnetv2_jax.exporting.manifest import LABELS_FILE
-from effnetv2_jax.exporting.program import Program
+from effnetv2_jax.exporting.program import LABELS_FILE, Program
 
 OPSET = 21
 

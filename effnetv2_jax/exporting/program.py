@@ -11,6 +11,9 @@ from effnetv2_jax.preprocessing import Preprocessing, get_preprocessing
 from effnetv2_jax.training.state import functional
 from effnetv2_jax.training.step import normalize
 
+LABELS_FILE = "labels.txt"
+"""The class names inside an artefact, one per line in the order of the labels."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:

@@ -81,9 +81,10 @@ def _described(folder: str, manifest: Manifest, comparison: Comparison) -> str:
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     batch = manifest.batch_size or "any number of"
+    noun = "image" if batch == 1 else "images"
     of_kind = "" if manifest.quantize == NONE else f"{manifest.quantize}, "
     return (
         f"{folder}/{manifest.file}: {megabytes:.1f} MB, {of_kind}takes {batch} "
-        f"{manifest.images['dtype']} images of {manifest.image_size} px\n"
+        f"{manifest.images['dtype']} {noun} of {manifest.image_size} px\n"
         f"by {FORMATS[manifest.format].runtime} without this package: {comparison}"
     )

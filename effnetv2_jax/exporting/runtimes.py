@@ -27,6 +27,14 @@ def _stablehlo(path: str, threads: int) -> Run:
     from jax import export
 
     exported = export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
+    # JAX itself would call a program of another convention with the wrong arguments.
+    oldest = export.minimum_supported_calling_convention_version
+    newest = export.maximum_supported_calling_convention_version
+    if not oldest <= exported.calling_convention_version <= newest:
+        raise ValueError(
+            f"it has calling convention {exported.calling_convention_version}, and this jax reads "
+            f"{oldest} to {newest}"
+        )
     run = jax.jit(exported.call)
     return lambda images: np.asarray(run(images))
 

@@ -2,8 +2,7 @@
 
 import pathlib
 
-from effnetv2_jax.exporting.manifest import LABELS_FILE
-from effnetv2_jax.exporting.program import Program
+from effnetv2_jax.exporting.program import LABELS_FILE, Program
 from effnetv2_jax.exporting.stablehlo import PLATFORMS
 
 TOP = 5
