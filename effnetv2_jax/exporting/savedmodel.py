@@ -22,13 +22,15 @@ def write(program: Program, path: pathlib.Path) -> None:
     from effnetv2_jax.data.images import eval_image
 
     batch = "batch" if program.batch_size is None else str(program.batch_size)
-    logits = jax2tf.convert(
+    converted = jax2tf.convert(
         program.logits,
         polymorphic_shapes=[f"({batch}, ...)"],
         with_gradient=False,
         native_serialization_platforms=PLATFORMS,
     )
     spec = tf.TensorSpec(program.shape, program.dtype, "images")
+    # A function that both signatures call, so that the weights are there once.
+    logits = tf.function(converted, autograph=False, input_signature=[spec])
     module = tf.Module()
     default = tf.function(
         lambda images: {"logits": logits(images)}, autograph=False, input_signature=[spec]
