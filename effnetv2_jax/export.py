@@ -74,7 +74,7 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     caches.turn_on()
-    given = [flag for flag in (WEIGHTS, WORKDIR, CHECK) if flag.value]
+    given = [x.value for x in (WEIGHTS, WORKDIR, CHECK) if x.value]
     if len(given) != 1:
         raise UsageError(
             f"exactly one of --weights, --workdir and --check is needed, got {len(given)}"
@@ -86,7 +86,7 @@ def main() -> None:
         raise UsageError(f"--to is needed, one of {', '.join(FORMATS)}")
     answer(
         load_model=lambda: load_model(
-            WEIGHTS.value or WORKDIR.value,
+            given[0],
             MODEL.value,
             ema=EMA.value,
             architecture=ARCHITECTURE.value,

@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from effnetv2_jax.exporting import runtimes
@@ -107,16 +108,16 @@ def _found(
     """Returns the logits of images by the artefact."""
     if manifest.images["dtype"] != "uint8":
         family = get_preprocessing(model.spec.preprocessing)
-        images = np.asarray(normalize(images, family.mean, family.std))
+        images = np.asarray(normalize(jnp.asarray(images), family.mean, family.std))
     with tempfile.TemporaryDirectory() as scratch:
-        paths = {"images": f"{scratch}/images.npy", "logits": f"{scratch}/logits.npy"}
-        np.save(paths["images"], images)
+        given, answered = f"{scratch}/images.npy", f"{scratch}/logits.npy"
+        np.save(given, images)
         try:
             with Worker(runtimes.FILE, "Runtime", {"folder": str(folder)}) as worker:
-                worker.call("run", **paths)
+                worker.call("run", images=given, logits=answered)
         except WorkerError as error:
             raise UsageError(
                 f"{str(folder / manifest.file)!r} does not run here: {error}; it was written by "
                 f"{manifest.written_by}, and can be exported again from {WEIGHTS_FILE} beside it"
             ) from error
-        return np.load(paths["logits"])
+        return np.load(answered)

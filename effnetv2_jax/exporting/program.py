@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from effnetv2_jax.models import Network, fold_batch_norm
@@ -50,7 +51,8 @@ class Program:
         """Returns images, uint8 [batch, size, size, 3], as the function takes them."""
         if self.dtype == "uint8":
             return images
-        return np.asarray(normalize(images, self.preprocessing.mean, self.preprocessing.std))
+        family = self.preprocessing
+        return np.asarray(normalize(jnp.asarray(images), family.mean, family.std))
 
 
 def make_program(

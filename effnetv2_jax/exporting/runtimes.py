@@ -59,9 +59,12 @@ def _savedmodel(path: str, threads: int) -> Run:
     import tensorflow as tf
 
     model = tf.saved_model.load(path)
-    run = model.signatures["serving_default"]
-    # The signature does not keep the model alive.
-    return lambda images, model=model: run(images=tf.constant(images))["logits"].numpy()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        # The model itself is named, because a signature does not keep it alive.
+        return model.signatures["serving_default"](images=tf.constant(images))["logits"].numpy()
+
+    return run
 
 
 RUNTIMES = {

@@ -178,7 +178,10 @@ def test_a_folder_that_holds_no_export(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"to": "caffe"}, r"unknown format 'caffe': .*allowed are onnx, savedmodel, stablehlo, tfl"),
+        (
+            {"to": "caffe"},
+            r"unknown format 'caffe': .*allowed are onnx, savedmodel, stablehlo, tfl",
+        ),
         ({"quantize": "int4"}, "unknown quantize 'int4': did you mean int8"),
         ({"quantize": "float16"}, "must be none for stablehlo, got 'float16': tflite can be"),
         ({"to": "tflite", "quantize": "int8"}, "needs images, a folder of photographs"),
@@ -205,7 +208,7 @@ def test_a_format_that_breaks_leaves_nothing(folder, tmp_path, monkeypatch):
     disk_full = dataclasses.replace(FORMATS["stablehlo"], write=broken)
     monkeypatch.setitem(FORMATS, "stablehlo", disk_full)
     model, loaded = load_model(str(folder / "w.safetensors"))
-    with pytest.raises(UsageError, match="cannot be written: .*No space left on device"):
+    with pytest.raises(UsageError, match=r"cannot be written: .*No space left on device"):
         export_model(model, loaded, to="stablehlo", output=str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
