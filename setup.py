@@ -59,6 +59,17 @@ setuptools.setup(
     ],
     extras_require={
         "train": TRAIN,
+        # Beside [train]. jax2onnx is installed with pip install --no-deps jax2onnx: it asks for an
+        # old Orbax, which it does not use. Four of these are what it does use.
+        "export": [
+            "ai-edge-litert>=2.3",
+            "einops>=0.8",
+            "equinox>=0.13",
+            "onnx>=1.23",
+            "onnx-ir>=1.1",
+            "onnxruntime>=1.31",
+            "tensorflow-cpu>=2.21",
+        ],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "test": [

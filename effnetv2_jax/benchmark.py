@@ -15,6 +15,7 @@ from effnetv2_jax.runtime.extras import MissingExtraError, hush_tensorflow
 BENCHMARKS = {
     "all": "all",
     "checkpoint": "timing.checkpoint",
+    "export": "peers.export",
     "input": "timing.input",
     "peers": "peers.peers",
     "plots": "tables.plots",

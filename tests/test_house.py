@@ -20,8 +20,11 @@ ROOMS = {
     "weights": {"models", "training", "runtime", "preprocessing"},
     "predictions": {"models", "training", "weights", "data", "runtime", "preprocessing"},
     "inspection": {"training", "predictions", "data", "runtime"},
+    "exporting": {
+        *("models", "training", "weights", "data", "predictions", "runtime", "preprocessing"),
+    },
     "benchmarks": {
-        *("models", "training", "weights", "data", "predictions", "runtime"),
+        *("models", "training", "weights", "data", "predictions", "exporting", "runtime"),
         *("preprocessing", "progressive"),
     },
     "progressive": {"runtime"},

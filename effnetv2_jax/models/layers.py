@@ -22,6 +22,7 @@ from effnetv2_jax.models.kernels.activations import (
     per_channel,
 )
 from effnetv2_jax.models.kernels.isolation import isolated
+from effnetv2_jax.models.kernels.platforms import by_platform
 from effnetv2_jax.runtime.errors import UsageError
 
 # One mesh axis or several.
@@ -119,7 +120,7 @@ def dropout(
 def global_average_pool(x: Value) -> jax.Array:
     """Averages over the pixels: [batch, height, width, channels] → float32 [batch, channels]."""
     # Isolated on CPU: XLA would hand the matrix products before and after it to YNNPACK as well.
-    return lax.platform_dependent(jnp.asarray(x), cpu=_pixel_means_on_cpu, default=_pixel_means)
+    return by_platform(jnp.asarray(x), cpu=_pixel_means_on_cpu, default=_pixel_means)
 
 
 def _pixel_means(x: jax.Array) -> jax.Array:

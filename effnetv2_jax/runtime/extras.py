@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 
 from effnetv2_jax.runtime.errors import UsageError
 
@@ -11,30 +12,40 @@ EXTRAS = {
         *("clu", "etils", "filelock", "h5py", "matplotlib", "ml_collections", "orbax.checkpoint"),
         *("PIL", "rich", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets"),
     ),
+    "export": (
+        *("ai_edge_litert", "einops", "equinox", "jax2onnx", "onnx", "onnx_ir", "onnxruntime"),
+        "tensorflow",
+    ),
     "tpu": ("libtpu",),
 }
 """The modules that each extra of ``setup.py`` brings along."""
+
+APART = {"jax2onnx": "pip install --no-deps jax2onnx"}
+"""Modules that no extra can bring along, because they ask for versions that do not go with ours."""
 
 
 class MissingExtraError(ImportError, UsageError):
     """An optional dependency that is not installed; the message is one sentence."""
 
 
-def need(extra: str, what: str) -> None:
+def need(extra: str, what: str, modules: Iterable[str] | None = None) -> None:
     """Checks that an extra is installed, without importing any of it.
 
     Args:
         extra: A name in ``EXTRAS``.
         what: The program or function that needs it, for the message.
+        modules: The modules of the extra that are needed; None for all of them.
 
     Raises:
         MissingExtraError: If a module of the extra cannot be found.
     """
-    missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
+    wanted = EXTRAS[extra] if modules is None else modules
+    missing = [name for name in wanted if not _is_installed(name)]
     if missing:
+        commands = [f"pip install 'effnetv2_jax[{extra}]'"] if set(missing) - set(APART) else []
+        commands += [APART[name] for name in missing if name in APART]
         raise MissingExtraError(
-            f"{what} needs {', '.join(missing)}: install them with "
-            f"pip install 'effnetv2_jax[{extra}]'"
+            f"{what} needs {', '.join(missing)}: install them with {' and '.join(commands)}"
         )
 
 

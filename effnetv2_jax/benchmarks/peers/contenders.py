@@ -1,9 +1,14 @@
 """The contenders of the benchmark ``peers``, and what each calls our models."""
 
 import dataclasses
+import os
 import pathlib
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+from effnetv2_jax.runtime.errors import UsageError
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
@@ -98,3 +103,18 @@ CONTENDERS: dict[str, Contender] = {
 """All contenders by name; ours is the first."""
 
 PEERS = tuple(name for name in CONTENDERS if name != OURS)
+
+
+def find_python(name: str | None) -> str:
+    """Returns the path of the interpreter in a ``--torch_python`` flag; None is this one.
+
+    Raises:
+        UsageError: If there is no such program.
+    """
+    if name is None:
+        return sys.executable
+    found = shutil.which(os.path.expanduser(name))
+    if found is None:
+        raise UsageError(f"--torch_python must be a program, got {name!r}")
+    # Links are kept: a virtual environment's interpreter is one, and finds its folder by it.
+    return os.path.abspath(found)

@@ -10,13 +10,12 @@ belongs to one process at a time, so nothing stands beside our code there.
 
 import json
 import os
-import shutil
 import sys
 from typing import Any
 
 from absl import flags
 
-from effnetv2_jax.benchmarks.peers.contenders import CONTENDERS, OURS, PEERS
+from effnetv2_jax.benchmarks.peers.contenders import CONTENDERS, OURS, PEERS, find_python
 from effnetv2_jax.benchmarks.peers.race import WHATS, Task, race
 from effnetv2_jax.benchmarks.peers.table import as_json, as_markdown
 from effnetv2_jax.models import get_spec
@@ -65,7 +64,7 @@ def main() -> None:
     if DTYPE.value not in DTYPES:
         raise unknown_name("dtype", DTYPE.value, DTYPES)
     cores = len(os.sched_getaffinity(0))
-    threads, torch_python = THREADS.value or cores, _torch_python()
+    threads, torch_python = THREADS.value or cores, find_python(TORCH_PYTHON.value)
     if threads > cores:
         raise UsageError(
             f"--threads must be from 1 to {cores}, the cores of this process, got {threads}"
@@ -108,13 +107,3 @@ def _chosen(kind: str, names: list[str], allowed: tuple[str, ...]) -> list[str]:
         if name not in allowed:
             raise unknown_name(kind, name, allowed)
     return [name for name in allowed if name in names]
-
-
-def _torch_python() -> str:
-    if TORCH_PYTHON.value is None:
-        return sys.executable
-    found = shutil.which(os.path.expanduser(TORCH_PYTHON.value))
-    if found is None:
-        raise UsageError(f"--torch_python must be a program, got {TORCH_PYTHON.value!r}")
-    # Links are kept: a virtual environment's interpreter is one, and finds its folder by it.
-    return os.path.abspath(found)

@@ -14,6 +14,7 @@ from jax import lax
 
 from effnetv2_jax.models.kernels.isolation import isolated
 from effnetv2_jax.models.kernels.linear import linear_call
+from effnetv2_jax.models.kernels.platforms import by_platform
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 """Activations by the names that specs give them."""
@@ -124,7 +125,7 @@ def recomputed(x: Value) -> jax.Array:
         return array if x.gate is None else array * x.gate
 
     if isinstance(x, Normalized):
-        return lax.platform_dependent(x, tpu=again, default=lambda x: x.array)
+        return by_platform(x, tpu=again, default=lambda x: x.array)
     return x
 
 
@@ -151,7 +152,7 @@ def scale_shift(
         functools.partial(function, activation=activation, dtype=dtype)
         for function in (_forward_on_cpu, _forward)
     )
-    return lax.platform_dependent(x, scale, shift, cpu=on_cpu, default=default)
+    return by_platform(x, scale, shift, cpu=on_cpu, default=default)
 
 
 @scale_shift.defjvp
@@ -172,8 +173,8 @@ def _scale_shift_backward(activation, dtype, primals, dy):
         functools.partial(function, activation=activation, dtype=dtype)
         for function in (_before_activation_on_cpu, _before_activation)
     )
-    dz = lax.platform_dependent(x, scale, shift, dy, cpu=on_cpu, default=default)
-    dscale, dshift = lax.platform_dependent(x, dz, cpu=_sums_on_cpu, default=_sums)
+    dz = by_platform(x, scale, shift, dy, cpu=on_cpu, default=default)
+    dscale, dshift = by_platform(x, dz, cpu=_sums_on_cpu, default=_sums)
     # Not isolated: XLA fuses it with the gradients that reach x through its mean and variance.
     return (dz * per_channel(scale, x.ndim)).astype(x.dtype), dscale, dshift
 

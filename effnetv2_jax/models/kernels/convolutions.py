@@ -25,6 +25,7 @@ from effnetv2_jax.models.kernels.activations import (
 )
 from effnetv2_jax.models.kernels.linear import linear_call
 from effnetv2_jax.models.kernels.on_cpu import Pads
+from effnetv2_jax.models.kernels.platforms import by_platform, is_neutral
 
 PADDINGS = ("same", "symmetric")
 """Names of paddings. Both give ceil(size / stride) px; they differ if the stride is 2.
@@ -118,9 +119,12 @@ def _convolved(x: Value, kernel: jax.Array, kind: _Kind, stride: int, pads: Pads
         functools.partial(function, stride=stride, pads=pads)
         for function in (kind.default, kind.on_cpu)
     )
+    if is_neutral():
+        # Converters do not know a matrix product of images for what it is.
+        return _xla_conv(jnp.asarray(x), kernel, stride=stride, pads=pads)
     if kind.on_cpu is kind.default:
         return default(jnp.asarray(x), kernel)
-    return lax.platform_dependent(jnp.asarray(x), kernel, cpu=here, default=default)
+    return by_platform(jnp.asarray(x), kernel, cpu=here, default=default)
 
 
 @_convolved.defjvp
@@ -145,7 +149,7 @@ def _convolved_backward(kind, stride, pads, primals, dy):
         return jax.vjp(forward, x, kernel)[1](dy)
 
     here = functools.partial(kind.gradients_on_cpu, stride=stride, pads=pads)
-    return lax.platform_dependent(recomputed(x), kernel, dy, cpu=here, default=derived)
+    return by_platform(recomputed(x), kernel, dy, cpu=here, default=derived)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
@@ -153,7 +157,7 @@ def _biased(x, kernel, bias, stride: int, pads: Pads, activation: str | None) ->
     # On CPU, bias and activation are part of the loop that convolves.
     here = functools.partial(on_cpu.conv_by_taps, stride=stride, pads=pads, activation=activation)
     default = functools.partial(_then_biased, stride=stride, pads=pads, activation=activation)
-    return lax.platform_dependent(x, kernel, bias, cpu=here, default=default)
+    return by_platform(x, kernel, bias, cpu=here, default=default)
 
 
 def _then_biased(x, kernel, bias, *, stride: int, pads: Pads, activation: str | None):
