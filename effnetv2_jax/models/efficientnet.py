@@ -97,7 +97,7 @@ class _Block(nnx.Module):
             if draw is None:
                 if rngs is None:
                     raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
-                draw = uniform_by_example(rngs.dropout(), jnp.arange(len(x)))
+                draw = uniform_by_example(rngs.dropout(), jnp.arange(x.shape[0]))
             prob = self.survival_prob if survival_prob is None else survival_prob
             y = stochastic_depth(y, prob, draw)
         return x + y
@@ -374,7 +374,7 @@ class EfficientNet(Network):
         # One program draws for all blocks: the numbers are few, but compiling takes long.
         draws: Draws = [None] * len(self.blocks)
         if self.spec.survival_prob < 1.0 and trains(self.blocks, train):
-            index = jnp.arange(len(images)) if index is None else index
+            index = jnp.arange(images.shape[0]) if index is None else index
             draws = list(uniform_by_example(rngs.dropout(), index, (len(self.blocks),)).T)
 
         for row in self.rows:

@@ -128,7 +128,9 @@ class Embedding(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps [batch, eval_size, eval_size, 3] to [batch, 1 + patches, width]."""
         x = self.patches(images)
-        start = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        start = jnp.broadcast_to(
+            self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         return jnp.concatenate([start, x], axis=1) + self.positions[...].astype(x.dtype)
 
 
@@ -223,7 +225,7 @@ class TransformerBlock(nnx.Module):
         for norm, branch in pairs:
             y = branch(norm(x))
             if training and self.survival_prob < 1.0:
-                numbers = jnp.arange(len(x)) if index is None else index
+                numbers = jnp.arange(x.shape[0]) if index is None else index
                 draw = uniform_by_example(rngs.dropout(), numbers)
                 y = stochastic_depth(y, self.survival_prob, draw)
             x = x + y

@@ -9,12 +9,14 @@ Arrays are NHWC, kernels HWIO. An input may be a ``Normalized``, which the gradi
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
 from effnetv2_jax.models.kernels.activations import (
@@ -174,11 +176,13 @@ def _biased_derivative(stride, pads, activation, primals, tangents):
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+    # XLA takes padding as numbers or as a word. Only "same" depends on the size of the images.
+    known = not any(map(is_symbolic_dim, itertools.chain(*pads)))
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        pads,
+        pads if known else "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from effnetv2_jax.models.kernels.activations import activated, per_channel
 from effnetv2_jax.models.kernels.isolation import isolated
@@ -161,15 +162,15 @@ def _products_by_tap(
     They are float32 [kernel_height · kernel_width, remaining images, height, width, channels]. The
     sum is elementwise: a reduction to a number per channel would read all products from memory.
     """
-    batch, dtype = len(dy), jnp.float32
-    left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+    batch, dtype = dy.shape[0], jnp.float32
+    left, starts = batch, range(1)  # of a batch whose size is not known yet
+    if not is_symbolic_dim(batch):
+        left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+        starts = range(0, batch, left)
     seen = {(i, j): tap for i, j, tap in _taps(padded, shape, kernel_size, stride, pads)}
 
     def summed(tap: jax.Array) -> jax.Array:
-        terms = [
-            tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype)
-            for k in range(0, batch, left)
-        ]
+        terms = [tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype) for k in starts]
         return functools.reduce(operator.add, terms)
 
     nothing = jnp.zeros((left, *dy.shape[1:]), dtype)
@@ -202,5 +203,8 @@ def _slices(
     span = (size + sum(pad) - kernel_size) // stride * stride + 1
     for first in range(kernel_size):
         end = first + span
-        if any(pad[0] <= position < pad[0] + size for position in range(first, end, stride)):
+        # Of a size that is not known yet, each tap may see a part.
+        if is_symbolic_dim(size) or any(
+            pad[0] <= position < pad[0] + size for position in range(first, end, stride)
+        ):
             yield first, end
