@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from effnetv2_jax.models.family import CLASSIFIER, Network, Spec
@@ -11,6 +12,8 @@ from effnetv2_jax.models.registry import build, family_of
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import layout
 from effnetv2_jax.weights.read import Weights, read_weights
+
+_RGB = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Loaded:
         changes: The fields of the spec that the model took over and that it had otherwise.
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
+        adapted: The kernel that was adapted to other channels of images; empty if none was.
         assumed: The source of the spec's fields that weights bring along.
     """
 
@@ -40,6 +44,7 @@ class Loaded:
     changes: dict[str, Any]
     reason: str
     interpolated: str = ""
+    adapted: str = ""
     assumed: str = ""
 
     def __str__(self) -> str:
@@ -48,7 +53,8 @@ class Loaded:
         left = f"{', '.join(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
         images = f"images as {self.spec.preprocessing} takes them, {self.assumed}"
-        parts = [start, taken and f"with {taken}", self.interpolated, left, self.assumed and images]
+        parts = [start, taken and f"with {taken}", self.interpolated, self.adapted, left]
+        parts.append(self.assumed and images)
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
 
 
@@ -65,8 +71,9 @@ def load_weights(
 
     The model takes over the weights' padding, epsilon of batch or layer norm, and preprocessing,
     also in its ``spec``. If the numbers of classes differ, the model keeps its own classifier. If
-    the image sizes differ, a ViT's position embedding is interpolated. If anything else does not
-    fit, the model is not changed.
+    the image sizes differ, a ViT's position embedding is interpolated. If the model's images have
+    other than three channels, the first kernel is adapted as ``adapt_channels`` says. If anything
+    else does not fit, the model is not changed.
 
     >>> load_weights(model, "efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
@@ -77,7 +84,7 @@ def load_weights(
             repository, the workdir of a run, or weights that ``save_weights`` wrote. The prefix of
             a TensorFlow checkpoint. Or a published name such as
             ``efficientnetv2-s/imagenet21k-ft1k``.
-        strict: Refuses weights whose classifier or position embedding does not fit.
+        strict: Refuses weights whose classifier, position embedding or first kernel does not fit.
         ema: Takes the moving averages if the weights have both.
         architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
             takes what the file, its ``config.json`` or its name say.
@@ -108,8 +115,8 @@ def load_model(
 ) -> tuple[Network, Loaded]:
     """Builds the model that weights are for, with their number of classes, in evaluation mode.
 
-    A ViT is built for the image size of the weights; to use another, build it with
-    ``create_model`` and call ``load_weights``.
+    The model has the weights' number of channels of images, and a ViT their image size. To use
+    others, build it with ``create_model`` and call ``load_weights``.
 
     >>> model, loaded = load_model("efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
@@ -134,6 +141,25 @@ def load_model(
     return network, put(weights, network)
 
 
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Makes a kernel that sees RGB images see images of other channels, as timm does.
+
+    One channel gets the sum over red, green and blue, so that a grey image gives what it gave as
+    RGB. More channels repeat them, scaled so that equal channels give what they gave.
+
+    Args:
+        kernel: [height, width, 3, out_channels].
+        channels: The number of channels of the images.
+
+    Returns:
+        float32 [height, width, channels, out_channels].
+    """
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    repeated = np.tile(kernel, (1, 1, -(-channels // _RGB), 1))[:, :, :channels]
+    return repeated * np.float32(_RGB / channels)
+
+
 def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
     """Puts weights that ``read_weights`` read for ``model.spec`` into the model.
 
@@ -151,7 +177,7 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         tensors = {name: x for name, x in tensors.items() if name not in left}
     if strict and reason:
         raise UsageError(f"{weights.origin} does not fit: {', '.join(left)} differ ({reason})")
-    spec, changes, interpolated = weights.spec, dict(weights.changes), ""
+    spec, changes, interpolated, adapted = weights.spec, dict(weights.changes), "", ""
     family = family_of(spec)
     if positions := family.positions:
         name = positions.tensor
@@ -167,6 +193,18 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
             # The model stays one for its own images.
             spec = dataclasses.replace(spec, eval_size=model.spec.eval_size)
             changes.pop("eval_size", None)
+    if spec.in_channels != model.spec.in_channels:
+        channels = model.spec.in_channels
+        if strict or spec.in_channels != _RGB:
+            raise UsageError(
+                f"{weights.origin} does not fit: it is for images of {spec.in_channels} channels, "
+                f"the model for {channels}"
+                + ("" if strict else f"; only weights for {_RGB} channels can be adapted")
+            )
+        tensors[family.input_kernel] = adapt_channels(tensors[family.input_kernel], channels)
+        adapted = f"{family.input_kernel} adapted from {_RGB} to {channels} channels"
+        spec = dataclasses.replace(spec, in_channels=channels)
+        changes.pop("in_channels")
     # The model computes from now on as the spec says.
     for _, module in nnx.iter_modules(model):
         for field, followers in family.as_trained.items():
@@ -188,5 +226,6 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         changes=changes,
         reason=reason,
         interpolated=interpolated,
+        adapted=adapted,
         assumed=weights.assumed,
     )

@@ -117,6 +117,28 @@ def conv_by_taps(
     )
 
 
+def phases(x: jax.Array, dilation: int) -> jax.Array:
+    """Returns the images that a dilated kernel sees, each of every dilation-th pixel.
+
+    They are [batch · dilation², ceil(height / dilation), ceil(width / dilation), channels], filled
+    up with zeros.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // dilation), -(-width // dilation)
+    ends = ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0))
+    x = jnp.pad(x, ends).reshape(batch, rows, dilation, columns, dilation, channels)
+    x = x.transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(batch * dilation**2, rows, columns, channels)
+
+
+def from_phases(x: jax.Array, dilation: int, shape: Shape) -> jax.Array:
+    """Puts the images of ``phases`` together again; the first three axes have this shape."""
+    batch, height, width = shape[:3]
+    _, rows, columns, channels = x.shape
+    x = x.reshape(batch, dilation, dilation, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(batch, rows * dilation, columns * dilation, channels)[:, :height, :width]
+
+
 def _padded(x: jax.Array, pads: Pads) -> jax.Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
