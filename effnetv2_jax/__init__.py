@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effnetv2_jax.models import create_model, fold_batch_norm, list_models, model_info
     from effnetv2_jax.models.kernels.compiler import compiler_options
+    from effnetv2_jax.transforms import make_transform
     from effnetv2_jax.weights import load_model, load_weights, save_weights
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_weights",
+    "make_transform",
     "model_info",
     "save_weights",
 ]
@@ -33,6 +35,7 @@ _MODULES = {
     "list_models": "effnetv2_jax.models",
     "load_model": "effnetv2_jax.weights",
     "load_weights": "effnetv2_jax.weights",
+    "make_transform": "effnetv2_jax.transforms",
     "model_info": "effnetv2_jax.models",
     "save_weights": "effnetv2_jax.weights",
 }

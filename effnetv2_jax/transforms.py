@@ -180,6 +180,6 @@ def _weights(
     centers = (np.arange(new) + 0.5 + begin) / scale
     width = max(1 / scale, 1) if antialias else 1
     weights = _KERNELS[interpolation]((np.arange(old) + 0.5 - centers[:, None]) / width)
-    weights /= weights.sum(1, keepdims=True)
-    weights[(centers < 0) | (centers > old)] = 0
-    return weights.astype(np.float32)
+    inside = ((centers >= 0) & (centers <= old))[:, None]
+    sums = np.where(inside, weights.sum(1, keepdims=True), 1)
+    return np.where(inside, weights / sums, 0).astype(np.float32)

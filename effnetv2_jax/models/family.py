@@ -198,10 +198,10 @@ class Network(nnx.Module):
         """Returns feature maps, for detection and segmentation.
 
         >>> from effnetv2_jax import create_model
-        >>> model = create_model("efficientnetv2-tiny", num_classes=0, output_stride=16)
-        >>> maps = model.features(jnp.zeros((1, 64, 64, 3)), levels=(2, 5))
+        >>> model = create_model("efficientnetv2-tiny", num_classes=0)
+        >>> maps = model.features(jnp.zeros((1, 64, 64, 3)), levels=(1, 3))
         >>> {name: x.shape for name, x in maps.items()}
-        {'reduction_2': (1, 16, 16, 16), 'reduction_5': (1, 4, 4, 32)}
+        {'reduction_1': (1, 32, 32, 8), 'reduction_3': (1, 8, 8, 24)}
 
         Args:
             images: Float [batch, height, width, in_channels], as for ``__call__``.
@@ -214,8 +214,8 @@ class Network(nnx.Module):
         Returns:
             The maps by name, [batch, height, width, channels] of the compute dtype. An EfficientNet
             has ``reduction_1`` … ``reduction_5``, the outputs of the last blocks before the image
-            is halved again, [batch, ceil(height / 2^i), ceil(width / 2^i), channels]; a smaller
-            ``output_stride`` bounds the divisor. A ViT has ``block_1`` …, the patches after each
+            is halved again: [batch, ceil(height / 2^i), ceil(width / 2^i), channels], where a
+            smaller ``output_stride`` bounds 2^i. A ViT has ``block_1`` …, the patches after each
             block.
 
         Raises:
