@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effnetv2_jax.models import fold_batch_norm, list_models, model_info
     from effnetv2_jax.models.kernels.compiler import compiler_options
+    from effnetv2_jax.transforms import make_transform
     from effnetv2_jax.weights import (
         create_model,
         list_pretrained,
@@ -30,6 +31,7 @@ __all__ = [
     "list_pretrained",
     "load_model",
     "load_weights",
+    "make_transform",
     "model_info",
     "save_pretrained",
     "save_weights",
@@ -43,6 +45,7 @@ _MODULES = {
     "list_pretrained": "effnetv2_jax.weights",
     "load_model": "effnetv2_jax.weights",
     "load_weights": "effnetv2_jax.weights",
+    "make_transform": "effnetv2_jax.transforms",
     "model_info": "effnetv2_jax.models",
     "save_pretrained": "effnetv2_jax.weights",
     "save_weights": "effnetv2_jax.weights",

@@ -3,7 +3,7 @@
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
 from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec, GroupSpec
-from effnetv2_jax.models.family import Network, Spec
+from effnetv2_jax.models.family import Feature, Network, Spec
 from effnetv2_jax.models.folding import fold_batch_norm
 from effnetv2_jax.models.registry import (
     ModelInfo,
@@ -18,6 +18,7 @@ from effnetv2_jax.models.vit import VisionTransformer, VisionTransformerSpec
 __all__ = [
     "EfficientNet",
     "EfficientNetSpec",
+    "Feature",
     "FusedMBConv",
     "GroupSpec",
     "MBConv",

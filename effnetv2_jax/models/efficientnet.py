@@ -3,6 +3,7 @@
 import abc
 import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +11,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.models.efficientnet_specs import EfficientNetSpec
-from effnetv2_jax.models.family import Network, dropout_rngs
+from effnetv2_jax.models.efficientnet_specs import OUTPUT_STRIDES, EfficientNetSpec
+from effnetv2_jax.models.family import Feature, Network, dropout_rngs
 from effnetv2_jax.models.initializers import dense_kernel_init
 from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
     BATCH_STATISTICS,
     CONVOLUTION,
+    POOLINGS,
     AxisName,
     BatchNorm,
     Conv,
     ConvNorm,
     DepthwiseConv,
     SqueezeExcite,
-    check_images,
-    global_average_pool,
     stochastic_depth,
     trains,
     uniform_by_example,
@@ -97,7 +97,7 @@ class _Block(nnx.Module):
             if draw is None:
                 if rngs is None:
                     raise UsageError("training a block with survival_prob < 1 needs rngs, got None")
-                draw = uniform_by_example(rngs.dropout(), jnp.arange(len(x)))
+                draw = uniform_by_example(rngs.dropout(), jnp.arange(x.shape[0]))
             prob = self.survival_prob if survival_prob is None else survival_prob
             y = stochastic_depth(y, prob, draw)
         return x + y
@@ -117,6 +117,7 @@ class MBConv(_Block):
         filters: The number of channels of the output.
         kernel_size: The side of the k × k kernel in px.
         stride: The stride of the k × k convolution.
+        dilation: The dilation of the k × k convolution; more than 1 needs stride 1.
         expand_ratio: The number of channels inside the block over in_filters; 1 leaves out the
             expansion.
         se_ratio: The number of channels in SE's bottleneck over in_filters; 0 leaves out SE.
@@ -136,6 +137,7 @@ class MBConv(_Block):
         *,
         kernel_size: int = 3,
         stride: int = 1,
+        dilation: int = 1,
         expand_ratio: int = 4,
         se_ratio: float = 0.25,
         survival_prob: float = 1.0,
@@ -159,6 +161,7 @@ class MBConv(_Block):
                 kernel_size=kernel_size,
                 stride=stride,
                 padding=padding,
+                dilation=dilation,
                 dtype=dtype,
                 rngs=rngs,
             ),
@@ -198,6 +201,7 @@ class FusedMBConv(_Block):
         *,
         kernel_size: int = 3,
         stride: int = 1,
+        dilation: int = 1,
         expand_ratio: int = 4,
         se_ratio: float = 0.0,
         survival_prob: float = 1.0,
@@ -211,7 +215,11 @@ class FusedMBConv(_Block):
         inside = in_filters * expand_ratio
         pointwise = functools.partial(Conv, dtype=dtype, rngs=rngs)
         square = functools.partial(
-            pointwise, kernel_size=kernel_size, stride=stride, padding=padding
+            pointwise,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
         )
         self.expand = (
             _identity
@@ -267,6 +275,8 @@ class EfficientNet(Network):
         rngs: Gives the ``params`` keys, and the ``dropout`` key that training uses by default.
     """
 
+    poolings = POOLINGS
+
     def __init__(
         self,
         spec: EfficientNetSpec,
@@ -282,6 +292,10 @@ class EfficientNet(Network):
         super().__init__(spec, num_classes, remat)
         if spec.padding not in PADDINGS:
             raise unknown_name("padding", spec.padding, PADDINGS)
+        if spec.output_stride not in OUTPUT_STRIDES:
+            strides = ", ".join(map(str, OUTPUT_STRIDES))
+            raise UsageError(f"output_stride must be one of {strides}, got {spec.output_stride}")
+        self.dtype = dtype
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(
             BatchNorm,
@@ -292,7 +306,9 @@ class EfficientNet(Network):
             dtype=dtype,
         )
         self.stem = ConvNorm(
-            conv(3, spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding),
+            conv(
+                spec.in_channels, spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding
+            ),
             norm(spec.stem_filters),
             spec.activation,
         )
@@ -306,6 +322,7 @@ class EfficientNet(Network):
                     stride=block.stride,
                     expand_ratio=block.expand_ratio,
                     se_ratio=block.se_ratio,
+                    dilation=block.dilation,
                     # Block i of n survives with probability 1 − (1 − p) · i / n.
                     survival_prob=1.0 - (1.0 - spec.survival_prob) * i / len(blocks),
                     padding=spec.padding,
@@ -317,9 +334,12 @@ class EfficientNet(Network):
                 for i, block in enumerate(blocks)
             ]
         )
-        # A reduction ends where the next block halves the image, and at the last block.
-        strides = [block.stride for block in blocks[1:]] + [2]
-        self.reduction_ends = tuple(i for i, stride in enumerate(strides) if stride > 1)
+        # A reduction ends where the next group halves the image, or dilates in place of it.
+        ends = list(itertools.accumulate(group.repeats for group in spec.groups))
+        strides = [group.stride for group in spec.groups[1:]] + [2]
+        self.reduction_ends = tuple(
+            end - 1 for end, stride in zip(ends, strides, strict=True) if stride > 1
+        )
         # A run is a range of blocks in one loop. A row is a tuple of runs recomputed together.
         runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
         by_group = itertools.groupby(runs, key=lambda run: blocks[run.start].group)
@@ -330,58 +350,54 @@ class EfficientNet(Network):
             norm(spec.head_filters),
             spec.activation,
         )
-        init = functools.partial(dense_kernel_init, scale=spec.head_init_scale)
-        linear = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.classifier = linear(spec.head_filters, num_classes) if num_classes else None
+        self.classifier = self.new_classifier(num_classes, rngs) if num_classes else None
         self.rngs = dropout_rngs(rngs)
+
+    def new_classifier(self, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+        init = functools.partial(dense_kernel_init, scale=self.spec.head_init_scale)
+        return nnx.Linear(
+            self.spec.head_filters, num_classes, kernel_init=init, dtype=self.dtype, rngs=rngs
+        )
 
     def pooled(
         self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        x, _ = self._body(images, train, rngs, index)
-        return global_average_pool(self.head(x, train))
+        last = self.maps(images, train, rngs, index, len(self.reduction_ends))[-1]
+        return self.poolings[self.spec.pooling](self.head(last, train))
 
-    def features(
+    @property
+    def feature_info(self) -> tuple[Feature, ...]:
+        blocks = self.spec.blocks
+        reductions = list(itertools.accumulate((b.stride for b in blocks), operator.mul, initial=2))
+        return tuple(
+            Feature(f"reduction_{number}", blocks[end].filters, reductions[end + 1])
+            for number, end in enumerate(self.reduction_ends, 1)
+        )
+
+    def maps(
         self,
         images: jax.Array,
-        *,
-        train: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        index: jax.Array | None = None,
-    ) -> dict[str, jax.Array]:
-        """Returns feature maps for detection and segmentation.
-
-        Args:
-            images: Float [batch, height, width, 3], as for ``__call__``.
-            train: The mode, as for ``__call__``.
-            rngs: Gives the ``dropout`` key in training. None takes the model's own.
-            index: The number of each image, as for ``__call__``.
-
-        Returns:
-            ``reduction_1`` … ``reduction_5``, the output of the last block at each scale:
-            [batch, ceil(height / 2^i), ceil(width / 2^i), filters], of the compute dtype.
-        """
-        check_images(images, index)
-        rngs = self.rngs if rngs is None else rngs
-        return self._body(images, train, rngs, index)[1]
-
-    def _body(
-        self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        train: bool | None,
+        rngs: nnx.Rngs,
+        index: jax.Array | None,
+        count: int,
+    ) -> list[jax.Array]:
         x = jnp.asarray(self.stem(images, train))
-        reductions: dict[str, jax.Array] = {}
+        maps: list[jax.Array] = []
 
         # One program draws for all blocks: the numbers are few, but compiling takes long.
         draws: Draws = [None] * len(self.blocks)
         if self.spec.survival_prob < 1.0 and trains(self.blocks, train):
-            index = jnp.arange(len(images)) if index is None else index
+            index = jnp.arange(images.shape[0]) if index is None else index
             draws = list(uniform_by_example(rngs.dropout(), index, (len(self.blocks),)).T)
 
         for row in self.rows:
             x = self._run(row, x, train, draws)
             if row[-1].stop - 1 in self.reduction_ends:
-                reductions[f"reduction_{len(reductions) + 1}"] = x
-        return x, reductions
+                maps.append(x)
+                if len(maps) == count:
+                    break
+        return maps
 
     def _run(
         self, row: tuple[range, ...], x: jax.Array, train: bool | None, draws: Draws

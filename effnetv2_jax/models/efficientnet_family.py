@@ -98,6 +98,7 @@ _IN_TIMM = re.compile(
 def _in_timm(spec: EfficientNetSpec) -> str | None:
     name = _timm_name(spec.name, spec.padding)
     trained = _TENSORFLOW if name.startswith("tf_") else _PYTORCH
+    trained = trained | {"output_stride": 32, "pooling": "avg"}
     same = all(getattr(spec, field) == value for field, value in trained.items())
     return name if same and _IN_TIMM.fullmatch(name) else None
 
@@ -307,5 +308,7 @@ FAMILY = Family(
     },
     also_adopted=("preprocessing", "train_size", "eval_size"),
     compared=("groups", "activation"),
+    chosen=("output_stride", "pooling"),
+    input_kernel="stem.conv.kernel",
     names=_NAMES,
 )

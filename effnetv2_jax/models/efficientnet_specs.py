@@ -45,6 +45,7 @@ class BlockSpec:
         repeat: The index of the block in its group.
         in_filters: The number of input channels.
         stride: The stride of this block.
+        dilation: The dilation of its k × k convolution, 1 except for a smaller output stride.
     """
 
     group: int
@@ -56,6 +57,11 @@ class BlockSpec:
     stride: int
     expand_ratio: int
     se_ratio: float
+    dilation: int = 1
+
+
+OUTPUT_STRIDES = (8, 16, 32)
+"""The values of ``EfficientNetSpec.output_stride``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,11 @@ class EfficientNetSpec:
             have 1e-5.
         padding: The padding of convolutions, one of ``convolutions.PADDINGS``: ``same``, or
             ``symmetric`` for networks that were trained in PyTorch.
+        in_channels: The number of channels of images.
+        output_stride: The side of an image over that of the last feature map, one of
+            ``OUTPUT_STRIDES``. Below 32, the last groups dilate their kernels instead of striding,
+            as in timm, and any weights of the network can still be loaded.
+        pooling: The pooling before the classifier, a name in ``layers.POOLINGS``.
     """
 
     name: str
@@ -98,12 +109,22 @@ class EfficientNetSpec:
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     padding: str = "same"
+    in_channels: int = 3
+    output_stride: int = 32
+    pooling: str = "avg"
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All blocks of the body, in order."""
         blocks: list[BlockSpec] = []
+        reduction, dilation = 2, 1  # of the stem
         for number, group in enumerate(self.groups):
+            strides = reduction * group.stride <= self.output_stride
+            first_dilation = dilation
+            if strides:
+                reduction *= group.stride
+            else:
+                dilation *= group.stride
             for repeat in range(group.repeats):
                 blocks.append(
                     BlockSpec(
@@ -113,9 +134,11 @@ class EfficientNetSpec:
                         in_filters=blocks[-1].filters if blocks else self.stem_filters,
                         filters=group.filters,
                         kernel_size=group.kernel_size,
-                        stride=group.stride if repeat == 0 else 1,
+                        stride=group.stride if repeat == 0 and strides else 1,
                         expand_ratio=group.expand_ratio,
                         se_ratio=group.se_ratio,
+                        # The block that would have halved the image still reads its neighbours.
+                        dilation=first_dilation if repeat == 0 else dilation,
                     )
                 )
         return tuple(blocks)

@@ -7,7 +7,7 @@ line in ``registry.FAMILIES``. Nothing else in the package asks which family a n
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -41,6 +41,25 @@ class Spec(Protocol):
     def survival_prob(self) -> float: ...
     @property
     def preprocessing(self) -> str: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def pooling(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A feature map that a network can return.
+
+    Attributes:
+        name: The map's name in the result of ``features``.
+        channels: The number of its channels.
+        reduction: The side of an image over that of the map, rounded up for odd sizes.
+    """
+
+    name: str
+    channels: int
+    reduction: int
 
 
 REMAT = ("none", "blocks", "stages")
@@ -61,7 +80,8 @@ def dropout_rngs(rngs: nnx.Rngs) -> nnx.Rngs:
 class Network(nnx.Module):
     """The base of the modules of all families, with their checks, modes and classifier.
 
-    A subclass makes its layers, ``classifier`` and last ``rngs``, and defines ``pooled``.
+    A subclass makes its layers, ``classifier`` and last ``rngs``, and defines ``poolings``,
+    ``pooled``, ``new_classifier``, ``feature_info`` and ``maps``.
 
     Args:
         spec: The spec that the module is built from.
@@ -69,23 +89,56 @@ class Network(nnx.Module):
         remat: A name in ``REMAT``.
     """
 
+    poolings: ClassVar[Mapping[str, Callable[[Any], jax.Array]]]
+    """The family's poolings by name."""
+
     classifier: nnx.Linear | None
     rngs: nnx.Rngs
 
     def __init__(self, spec: Any, num_classes: int, remat: str):
-        if num_classes < 0:
-            raise UsageError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        self._check(num_classes, spec.pooling)
         if remat not in REMAT:
             raise unknown_name("remat", remat, REMAT)
+        if spec.in_channels < 1:
+            raise UsageError(f"in_channels must be at least 1, got {spec.in_channels}")
         self.spec = spec
         self.remat = remat
         self.deterministic = True
+
+    def _check(self, num_classes: int, pooling: str) -> None:
+        if num_classes < 0:
+            raise UsageError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        if pooling not in self.poolings:
+            raise unknown_name("pooling", pooling, self.poolings)
+
+    @abc.abstractmethod
+    def new_classifier(self, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+        """Returns the layer ``classifier`` with initial parameters for one class or more."""
+
+    @property
+    @abc.abstractmethod
+    def feature_info(self) -> tuple[Feature, ...]:
+        """The maps that ``features`` can return, from the image to the classifier."""
+
+    @abc.abstractmethod
+    def maps(
+        self,
+        images: jax.Array,
+        train: bool | None,
+        rngs: nnx.Rngs,
+        index: jax.Array | None,
+        count: int,
+    ) -> list[jax.Array]:
+        """Returns the first ``count`` maps of ``feature_info`` and computes no more than these.
+
+        The other arguments are those of ``features`` after its checks; rngs is not None.
+        """
 
     @abc.abstractmethod
     def pooled(
         self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        """Returns the features that the classifier sees, float32 [batch, features].
+        """Returns the features that the classifier sees, pooled as the spec says, in float32.
 
         The arguments are those of ``__call__`` after its checks; rngs is not None.
         """
@@ -102,8 +155,9 @@ class Network(nnx.Module):
         """Classifies images.
 
         Args:
-            images: Float [batch, height, width, 3], normalised as ``spec.preprocessing`` says. An
-                EfficientNet takes any height and width, a ViT only ``spec.eval_size``.
+            images: Float [batch, height, width, in_channels], normalised as
+                ``spec.preprocessing`` says. An EfficientNet takes any height and width, a ViT only
+                ``spec.eval_size``.
             train: True uses the batch's statistics, stochastic depth and dropout in all layers, and
                 False in none. With None, each layer does what ``.train()`` or ``.eval()`` said last
                 of it or of a module around it, so that some can be frozen.
@@ -115,12 +169,14 @@ class Network(nnx.Module):
 
         Returns:
             float32 logits [batch, num_classes]. If num_classes is 0, the float32 features
-            [batch, features] that a classifier would see.
+            [batch, features] that a classifier would see. Pooling ``none`` gives these of each
+            pixel of the last map, [batch, height, width, ...], or of a ViT's tokens, [batch, 1 +
+            patches, ...].
 
         Raises:
             UsageError: If the images or index have another shape or dtype.
         """
-        check_images(images, index)
+        check_images(images, index, self.spec.in_channels)
         rngs = self.rngs if rngs is None else rngs
         x = self.pooled(images, train=train, rngs=rngs, index=index)
         if self.classifier is None:
@@ -129,6 +185,73 @@ class Network(nnx.Module):
             rate = self.spec.dropout_rate if dropout_rate is None else dropout_rate
             x = dropout(x, rate, rngs.dropout(), index)
         return self.classifier(x).astype(jnp.float32)
+
+    def features(
+        self,
+        images: jax.Array,
+        levels: Iterable[int] | None = None,
+        *,
+        train: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+        index: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Returns feature maps, for detection and segmentation.
+
+        >>> from effnetv2_jax import create_model
+        >>> model = create_model("efficientnetv2-tiny", num_classes=0)
+        >>> maps = model.features(jnp.zeros((1, 64, 64, 3)), levels=(1, 3))
+        >>> {name: x.shape for name, x in maps.items()}
+        {'reduction_1': (1, 32, 32, 8), 'reduction_3': (1, 8, 8, 24)}
+
+        Args:
+            images: Float [batch, height, width, in_channels], as for ``__call__``.
+            levels: The numbers of the maps, which ``feature_info`` lists from 1. Layers after the
+                last of them are not computed. None takes all.
+            train: The mode, as for ``__call__``.
+            rngs: Gives the ``dropout`` key in training. None takes the model's own.
+            index: The number of each image, as for ``__call__``.
+
+        Returns:
+            The maps by name, [batch, height, width, channels] of the compute dtype. An EfficientNet
+            has ``reduction_1`` … ``reduction_5``, the outputs of the last blocks before the image
+            is halved again: [batch, ceil(height / 2^i), ceil(width / 2^i), channels], where a
+            smaller ``output_stride`` bounds 2^i. A ViT has ``block_1`` …, the patches after each
+            block.
+
+        Raises:
+            UsageError: If the images or index have another shape or dtype, or there is no such
+                level.
+        """
+        check_images(images, index, self.spec.in_channels)
+        info = self.feature_info
+        chosen = range(1, len(info) + 1) if levels is None else tuple(levels)
+        if not chosen or not all(1 <= level <= len(info) for level in chosen):
+            raise UsageError(f"levels must be some of 1 … {len(info)}, got {list(chosen)}")
+        rngs = self.rngs if rngs is None else rngs
+        maps = self.maps(images, train, rngs, index, max(chosen))
+        return {info[level - 1].name: maps[level - 1] for level in chosen}
+
+    def reset_classifier(
+        self, num_classes: int, *, pooling: str | None = None, rngs: nnx.Rngs | None = None
+    ) -> None:
+        """Replaces the classifier by a new one with initial parameters.
+
+        Make optimisers after this, because they hold on to the parameters.
+
+        Args:
+            num_classes: The new number of classes; 0 for no classifier.
+            pooling: The new pooling; None keeps the pooling.
+            rngs: Gives the ``params`` keys; None means ``nnx.Rngs(0)``.
+
+        Raises:
+            UsageError: If num_classes or pooling are not as for ``create_model``.
+        """
+        pooling = self.spec.pooling if pooling is None else pooling
+        self._check(num_classes, pooling)
+        self.spec = dataclasses.replace(self.spec, pooling=pooling)
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        classifier = self.new_classifier(num_classes, rngs) if num_classes else None
+        self.classifier = nnx.data(classifier)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +329,9 @@ class Family:
             these fields along.
         also_adopted: The other fields that weights bring along.
         compared: The fields that must be equal for weights to fit, although no shape shows them.
+        input_kernel: The kernel that sees the images, [height, width, in_channels, out_channels].
+        chosen: The fields that a model may have otherwise than its weights had. A model that is
+            built for weights has them as they were.
         lacks: The arguments of ``create_model`` that the module does not take.
         names: The names of the layers in each library's files. The first one that a file matches
             counts.
@@ -222,6 +348,8 @@ class Family:
     also_adopted: tuple[str, ...]
     compared: tuple[str, ...]
     names: tuple[Names, ...]
+    input_kernel: str
+    chosen: tuple[str, ...] = ()
     lacks: frozenset[str] = frozenset()
     positions: Positions | None = None
 

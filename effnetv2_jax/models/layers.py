@@ -4,6 +4,8 @@ Arrays are NHWC. Parameters are float32; ``dtype`` is the dtype of the computati
 array or the ``Normalized`` that batch norm returns, which can be used as one.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +37,11 @@ CONVOLUTION = "convolution"
 """The name of a convolution's result for ``jax.checkpoint``. What follows it is cheap."""
 
 
-def check_images(images: jax.Array, index: jax.Array | None = None) -> None:
-    """Raises UsageError unless images are floats [batch, height, width, 3] and index is [batch]."""
-    if images.ndim != 4 or images.shape[-1] != 3:
+def check_images(images: jax.Array, index: jax.Array | None = None, channels: int = 3) -> None:
+    """Raises UsageError unless images are floats of this many channels and index is [batch]."""
+    if images.ndim != 4 or images.shape[-1] != channels:
         raise UsageError(
-            f"images must have shape [batch, height, width, 3], got {list(images.shape)}"
+            f"images must have shape [batch, height, width, {channels}], got {list(images.shape)}"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UsageError(f"images must be normalised floats, got dtype {images.dtype}")
@@ -130,6 +132,22 @@ def _pixel_means(x: jax.Array) -> jax.Array:
 _pixel_means_on_cpu = isolated(_pixel_means)
 
 
+def _pixel_maxima(x: Value) -> jax.Array:
+    return jnp.asarray(x).max((1, 2)).astype(jnp.float32)
+
+
+POOLINGS: dict[str, Callable[[Value], jax.Array]] = {
+    "avg": global_average_pool,
+    "max": _pixel_maxima,
+    "avgmax": lambda x: (global_average_pool(x) + _pixel_maxima(x)) / 2,
+    "none": lambda x: jnp.asarray(x).astype(jnp.float32),
+}
+"""Names of poolings, as in timm: float32 [batch, channels] from [batch, height, width, channels].
+
+``avgmax`` is the mean of the other two. ``none`` keeps the pixels, each of which is classified.
+"""
+
+
 class Conv(nnx.Module):
     """A dense convolution.
 
@@ -139,6 +157,8 @@ class Conv(nnx.Module):
         kernel_size: The side of the square kernel in px.
         stride: The stride in both directions.
         padding: One of ``convolutions.PADDINGS``.
+        dilation: The distance in px of the pixels that neighbours in the kernel read; more than 1
+            needs stride 1.
         use_bias: Whether to add a bias, which starts at 0.
         dtype: The dtype of the computation. The kernel [kernel_size, kernel_size, in_channels,
             out_channels] stays float32.
@@ -153,6 +173,7 @@ class Conv(nnx.Module):
         kernel_size: int = 1,
         stride: int = 1,
         padding: str = "same",
+        dilation: int = 1,
         use_bias: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -162,6 +183,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(full(out_channels, 0.0)) if use_bias else None
         self.stride = stride
         self.padding = padding
+        self.dilation = dilation
         self.dtype = dtype
 
     def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
@@ -175,7 +197,7 @@ class Conv(nnx.Module):
             [batch, ceil(height / stride), ceil(width / stride), out_channels].
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        y = convolutions.conv(x, kernel, self.stride, self.padding)
+        y = convolutions.conv(x, kernel, self.stride, self.padding, self.dilation)
         y = checkpoint_name(y, CONVOLUTION)
         y = y if self.bias is None else y + per_channel(self.bias[...].astype(self.dtype), y.ndim)
         return activated(y, activation)
@@ -189,6 +211,7 @@ class DepthwiseConv(nnx.Module):
         kernel_size: The side of the square kernel in px.
         stride: The stride in both directions.
         padding: One of ``convolutions.PADDINGS``.
+        dilation: The distance in px of the pixels that the kernel reads, as for ``Conv``.
         dtype: The dtype of the computation. The kernel [kernel_size, kernel_size, 1, channels]
             stays float32.
         rngs: Gives the ``params`` key.
@@ -201,6 +224,7 @@ class DepthwiseConv(nnx.Module):
         kernel_size: int = 3,
         stride: int = 1,
         padding: str = "same",
+        dilation: int = 1,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -209,6 +233,7 @@ class DepthwiseConv(nnx.Module):
         self.bias: nnx.Param | None = None
         self.stride = stride
         self.padding = padding
+        self.dilation = dilation
         self.dtype = dtype
 
     def __call__(self, x: Value, activation: str | None = None) -> jax.Array:
@@ -217,9 +242,9 @@ class DepthwiseConv(nnx.Module):
         if self.bias is not None:
             bias = self.bias[...].astype(self.dtype)
             return convolutions.biased_depthwise_conv(
-                x, kernel, bias, self.stride, self.padding, activation
+                x, kernel, bias, self.stride, self.padding, activation, self.dilation
             )
-        y = convolutions.depthwise_conv(x, kernel, self.stride, self.padding)
+        y = convolutions.depthwise_conv(x, kernel, self.stride, self.padding, self.dilation)
         return activated(checkpoint_name(y, CONVOLUTION), activation)
 
 

@@ -79,6 +79,7 @@ def create_model(
     bn_group_size: int | None = None,
     remat: str = "none",
     scan_blocks: bool = False,
+    drop_path_rate: float | None = None,
     rngs: nnx.Rngs | None = None,
     **overrides,
 ) -> Network:
@@ -103,20 +104,35 @@ def create_model(
             ``none``, ``blocks`` or ``stages``.
         scan_blocks: Runs equal blocks of an EfficientNet as a loop, which compiles faster.
             Parameters and results stay the same.
+        drop_path_rate: The rate of stochastic depth in the last block, in timm's words. None leaves
+            it to ``survival_prob``, which is 1 − drop_path_rate.
         rngs: The keys ``params`` and ``dropout``; None means ``nnx.Rngs(0)``.
-        **overrides: Fields of the model's spec to change, for example ``survival_prob=1.0`` or
-            ``bn_momentum=0.9``. A ViT for another image size needs ``eval_size=224``.
+        **overrides: Fields of the model's spec to change, for example ``in_channels=1``,
+            ``output_stride=8``, ``pooling="avgmax"``, ``survival_prob=1.0`` or ``bn_momentum=0.9``.
+            A ViT for another image size needs ``eval_size=224``.
 
     Returns:
         The Flax NNX module.
 
     Raises:
-        UsageError: If the name, remat or an override is unknown, num_classes is negative, or
-            scan_blocks is asked of a network that has none.
+        UsageError: If the name, remat or an override is unknown, num_classes is negative, a value
+            is not allowed, or a network is asked for what it does not have.
     """
     spec = get_spec(name)
+    if drop_path_rate is not None:
+        if "survival_prob" in overrides:
+            raise UsageError("drop_path_rate is 1 - survival_prob: give one of them, not both")
+        if not 0 <= drop_path_rate < 1:
+            raise UsageError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
+        overrides["survival_prob"] = 1 - drop_path_rate
     for field in overrides:
         if field not in vars(spec):
+            others = [x.title for x in FAMILIES if field in x.spec.__dataclass_fields__]
+            if others:
+                raise UsageError(
+                    f"{field} is an argument for {others[0]}s, but {name} is a "
+                    f"{family_of(spec).title}"
+                )
             arguments = set(inspect.signature(create_model).parameters) - {"overrides"}
             kind = f"argument of create_model({name!r})"
             raise unknown_name(kind, field, arguments | set(vars(spec)))

@@ -23,9 +23,9 @@ None if nothing is random.
 def equal_runs(blocks: Sequence[BlockSpec]) -> list[range]:
     """Returns ranges of the blocks that follow each other and differ only in their parameters."""
 
-    def shape(number: int) -> tuple[int, int, int]:
+    def shape(number: int) -> tuple[int, int, int, int]:
         block = blocks[number]
-        return block.group, block.in_filters, block.stride
+        return block.group, block.in_filters, block.stride, block.dilation
 
     groups = itertools.groupby(range(len(blocks)), key=shape)
     return [range(numbers[0], numbers[-1] + 1) for _, each in groups if (numbers := list(each))]

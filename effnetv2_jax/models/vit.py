@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effnetv2_jax.models.family import Network, dropout_rngs
+from effnetv2_jax.models.family import Feature, Network, dropout_rngs
 from effnetv2_jax.models.initializers import small_normal_init
 from effnetv2_jax.models.kernels.activations import per_channel
 from effnetv2_jax.models.layers import stochastic_depth, trains, uniform_by_example
@@ -39,6 +39,8 @@ class VisionTransformerSpec:
         survival_prob: The probability that the last block's branches survive stochastic depth; it
             falls linearly from 1.
         norm_epsilon: The epsilon of layer norm.
+        in_channels: The number of channels of images.
+        pooling: The pooling before the last norm and the classifier, a name in ``POOLINGS``.
     """
 
     name: str
@@ -52,6 +54,8 @@ class VisionTransformerSpec:
     dropout_rate: float = 0.0
     survival_prob: float = 1.0
     norm_epsilon: float = 1e-6
+    in_channels: int = 3
+    pooling: str = "token"
 
     @property
     def train_size(self) -> int:
@@ -85,23 +89,33 @@ class Patches(nnx.Module):
     Args:
         patch_size: The side of a patch in px.
         width: The number of features of a token.
-        dtype: The dtype of the computation. The kernel [patch_size, patch_size, 3, width] stays
-            float32.
+        in_channels: The number of channels of images.
+        dtype: The dtype of the computation. The kernel [patch_size, patch_size, in_channels, width]
+            stays float32.
         rngs: The source of the ``params`` key.
     """
 
-    def __init__(self, patch_size: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        shape = (patch_size, patch_size, 3, width)
+    def __init__(
+        self,
+        patch_size: int,
+        width: int,
+        *,
+        in_channels: int = 3,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (patch_size, patch_size, in_channels, width)
         self.kernel = nnx.Param(small_normal_init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, 3] to [batch, patches, width], row after row of patches."""
-        size, _, _, width = self.kernel.shape
+        """Maps [batch, height, width, in_channels] to [batch, patches, width], row after row."""
+        size, _, channels, width = self.kernel.shape
         batch, height, columns, _ = images.shape
-        x = images.astype(self.dtype).reshape(batch, height // size, size, columns // size, size, 3)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * 3)
+        x = images.astype(self.dtype)
+        x = x.reshape(batch, height // size, size, columns // size, size, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
         x = x @ self._as(self.kernel).reshape(-1, width)
         return x + per_channel(self._as(self.bias), x.ndim)
 
@@ -121,14 +135,18 @@ class Embedding(nnx.Module):
 
     def __init__(self, spec: VisionTransformerSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
         tokens = 1 + (spec.eval_size // spec.patch_size) ** 2
-        self.patches = Patches(spec.patch_size, spec.width, dtype=dtype, rngs=rngs)
+        self.patches = Patches(
+            spec.patch_size, spec.width, in_channels=spec.in_channels, dtype=dtype, rngs=rngs
+        )
         self.class_token = nnx.Param(small_normal_init(rngs.params(), (1, 1, spec.width)))
         self.positions = nnx.Param(small_normal_init(rngs.params(), (1, tokens, spec.width)))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps [batch, eval_size, eval_size, 3] to [batch, 1 + patches, width]."""
+        """Maps [batch, eval_size, eval_size, in_channels] to [batch, 1 + patches, width]."""
         x = self.patches(images)
-        start = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        start = jnp.broadcast_to(
+            self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         return jnp.concatenate([start, x], axis=1) + self.positions[...].astype(x.dtype)
 
 
@@ -223,11 +241,25 @@ class TransformerBlock(nnx.Module):
         for norm, branch in pairs:
             y = branch(norm(x))
             if training and self.survival_prob < 1.0:
-                numbers = jnp.arange(len(x)) if index is None else index
+                numbers = jnp.arange(x.shape[0]) if index is None else index
                 draw = uniform_by_example(rngs.dropout(), numbers)
                 y = stochastic_depth(y, self.survival_prob, draw)
             x = x + y
         return x
+
+
+POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "token": lambda x: x[:, 0],
+    "avg": lambda x: x[:, 1:].mean(1, dtype=jnp.float32).astype(x.dtype),
+    "max": lambda x: x[:, 1:].max(1),
+    "avgmax": lambda x: (POOLINGS["avg"](x) + POOLINGS["max"](x)) / 2,
+    "none": lambda x: x,
+}
+"""Names of poolings, as in timm: [batch, width] from the tokens [batch, 1 + patches, width].
+
+``token`` is the class token, ``avg`` and ``max`` are of the patches, ``avgmax`` is the mean of the
+two, and ``none`` keeps all tokens, each of which is classified.
+"""
 
 
 class VisionTransformer(Network):
@@ -239,14 +271,16 @@ class VisionTransformer(Network):
 
     Args:
         spec: The network.
-        num_classes: The number of classes; 0 leaves out the classifier, and the model returns the
-            class token.
+        num_classes: The number of classes; 0 leaves out the classifier, and the model returns
+            pooled tokens.
         dtype: The dtype of the computation, as for ``create_model``.
         remat: A name in ``family.REMAT``. ``stages`` recomputes blocks: anything coarser would need
             the inside of several blocks at once.
         rngs: The source of the ``params`` keys, and of the ``dropout`` key that training uses if a
             call gives none.
     """
+
+    poolings = POOLINGS
 
     def __init__(
         self,
@@ -258,6 +292,7 @@ class VisionTransformer(Network):
         rngs: nnx.Rngs,
     ):
         super().__init__(spec, num_classes, remat)
+        self.dtype = dtype
         if spec.eval_size < 1 or spec.eval_size % spec.patch_size:
             raise UsageError(
                 f"eval_size of {spec.name} must be a multiple of its patches' {spec.patch_size} "
@@ -267,9 +302,7 @@ class VisionTransformer(Network):
             raise UsageError(
                 f"num_heads of {spec.name} must divide its width {spec.width}, got {spec.num_heads}"
             )
-        linear = functools.partial(
-            nnx.Linear, kernel_init=small_normal_init, dtype=dtype, rngs=rngs
-        )
+        linear = self._linear(rngs)
         norm = functools.partial(
             nnx.LayerNorm,
             spec.width,
@@ -294,12 +327,53 @@ class VisionTransformer(Network):
             ]
         )
         self.norm = norm()
-        self.classifier = linear(spec.width, num_classes) if num_classes else None
+        self.classifier = self.new_classifier(num_classes, rngs) if num_classes else None
         self.rngs = dropout_rngs(rngs)
+
+    def _linear(self, rngs: nnx.Rngs) -> Linear:
+        return functools.partial(
+            nnx.Linear, kernel_init=small_normal_init, dtype=self.dtype, rngs=rngs
+        )
+
+    def new_classifier(self, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+        return self._linear(rngs)(self.spec.width, num_classes)
+
+    @property
+    def feature_info(self) -> tuple[Feature, ...]:
+        return tuple(
+            Feature(f"block_{number}", self.spec.width, self.spec.patch_size)
+            for number in range(1, self.spec.depth + 1)
+        )
+
+    def maps(
+        self,
+        images: jax.Array,
+        train: bool | None,
+        rngs: nnx.Rngs,
+        index: jax.Array | None,
+        count: int,
+    ) -> list[jax.Array]:
+        grid = self.spec.eval_size // self.spec.patch_size
+        return [
+            x[:, 1:].reshape(-1, grid, grid, self.spec.width)
+            for x in self._tokens(images, train, rngs, index, count)
+        ]
 
     def pooled(
         self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
+        tokens = self._tokens(images, train, rngs, index, self.spec.depth)[-1]
+        return self.norm(self.poolings[self.spec.pooling](tokens)).astype(jnp.float32)
+
+    def _tokens(
+        self,
+        images: jax.Array,
+        train: bool | None,
+        rngs: nnx.Rngs,
+        index: jax.Array | None,
+        count: int,
+    ) -> list[jax.Array]:
+        """Returns the tokens [batch, 1 + patches, width] after each of the first blocks."""
         height, width = images.shape[1:3]
         size = self.spec.eval_size
         if (height, width) != (size, size):
@@ -315,8 +389,7 @@ class VisionTransformer(Network):
 
         if self.remat != "none" and trains(self.blocks, train):
             run = nnx.remat(run)
-        x = self.embed(images)
-        for block in self.blocks:
-            x = run(block, x, rngs, index)
-        # Only the class token is used from here on.
-        return self.norm(x[:, 0]).astype(jnp.float32)
+        tokens = [self.embed(images)]
+        for block in self.blocks[:count]:
+            tokens.append(run(block, tokens[-1], rngs, index))
+        return tokens[1:]

@@ -71,7 +71,8 @@ def _in_timm(spec: VisionTransformerSpec) -> str | None:
         same_size = name.endswith(f"_{spec.eval_size}")
         if same_size and ours.removesuffix("-384") == spec.name.removesuffix("-384"):
             known = VIT_SPECS[ours]
-            same = (spec.num_heads, spec.norm_epsilon) == (known.num_heads, known.norm_epsilon)
+            fields = ("num_heads", "norm_epsilon", "pooling")
+            same = all(getattr(spec, field) == getattr(known, field) for field in fields)
             return name if same else None
     return None
 
@@ -138,6 +139,8 @@ FAMILY = Family(
     # The position embedding's shape tells eval_size.
     also_adopted=("preprocessing",),
     compared=("num_heads",),
+    chosen=("pooling",),
+    input_kernel="embed.patches.kernel",
     names=(_OURS, _TIMM),
     # It has no batch norm.
     lacks=frozenset({"axis_name", "bn_group_size", "scan_blocks"}),

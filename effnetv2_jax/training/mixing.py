@@ -56,7 +56,15 @@ def cutmix(
     it is cut off at the border. Targets are mixed by the area that is left. Each of two neighbours
     has its own box.
 
-    Arguments and results are those of ``mixup``.
+    Args:
+        images: The images, float [batch, height, width, 3].
+        targets: The targets, float32 [batch, classes].
+        alpha: The parameter α, a scalar. 0 changes nothing.
+        key: A JAX random key.
+        index: The number of each example, int32 [batch], as for ``mixup``.
+
+    Returns:
+        The mixed images and targets, with unchanged shapes and dtypes.
     """
     height, width = images.shape[1:3]
     drawn = uniform_by_example(key, index, (4,))

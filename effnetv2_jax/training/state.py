@@ -76,7 +76,13 @@ def functional(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
 def create_state(
     params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Returns the state before the first step; moving averages start at the initial values."""
+    """Returns the state before the first step; moving averages start at the initial values.
+
+    Args:
+        params: The parameters, as ``functional`` returns them.
+        batch_stats: The batch statistics, as ``functional`` returns them.
+        optimizer: The optimiser, from ``make_optimizer`` or optax.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from effnetv2_jax.models.family import CLASSIFIER, Network, Spec
@@ -11,6 +12,8 @@ from effnetv2_jax.models.registry import build, family_of
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import layout
 from effnetv2_jax.weights.read import Weights, read_weights
+
+_RGB = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Loaded:
         reason: The reason why tensors were left out; empty if none was.
         interpolated: The tensor that was interpolated for another image size; empty if none was.
         of_training: The file's names of the tensors that only a training needs, as in ``Weights``.
+        adapted: The kernel that was adapted to other channels of images; empty if none was.
         assumed: The source of the spec's fields that weights bring along.
         exif_orientation: True if the network was trained on images turned as their EXIF says.
     """
@@ -44,6 +48,7 @@ class Loaded:
     reason: str
     interpolated: str = ""
     of_training: tuple[str, ...] = ()
+    adapted: str = ""
     assumed: str = ""
     exif_orientation: bool = False
 
@@ -53,7 +58,8 @@ class Loaded:
         left = f"{_listed(self.not_loaded)} not loaded ({self.reason})" if self.reason else ""
         start = f"{self.tensors} tensors from {self.origin}"
         images = f"images as {self.spec.preprocessing} takes them, {self.assumed}"
-        parts = [start, taken and f"with {taken}", self.interpolated, left, self.assumed and images]
+        parts = [start, taken and f"with {taken}", self.interpolated, self.adapted, left]
+        parts.append(self.assumed and images)
         return f"{self.spec.name}: {'; '.join(part for part in parts if part)}"
 
 
@@ -76,8 +82,9 @@ def load_weights(
 
     The model takes over the weights' padding, epsilon of batch or layer norm, and preprocessing,
     also in its ``spec``. If the numbers of classes differ, the model keeps its own classifier. If
-    the image sizes differ, a ViT's position embedding is interpolated. If anything else does not
-    fit, the model is not changed.
+    the image sizes differ, a ViT's position embedding is interpolated. If the model's images have
+    other than three channels, the first kernel is adapted as ``adapt_channels`` says. If anything
+    else does not fit, the model is not changed.
 
     >>> load_weights(model, "efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
@@ -89,8 +96,8 @@ def load_weights(
             a TensorFlow checkpoint. A name in ``list_pretrained()`` such as
             ``efficientnetv2-s/imagenet21k-ft1k``. Or an address, ``https://…`` or
             ``hf://OWNER/REPOSITORY``. What is not on this machine is fetched.
-        strict: Refuses weights whose classifier or position embedding does not fit, and files with
-            tensors that are no part of the network.
+        strict: Refuses weights whose classifier, position embedding or first kernel does not fit,
+            and files with tensors that are no part of the network.
         ema: Takes the moving averages if the weights have both.
         architecture: timm's name of the network, for example ``tf_efficientnetv2_s.in1k``. None
             takes what the file, its ``config.json`` or its name say.
@@ -129,8 +136,8 @@ def load_model(
 ) -> tuple[Network, Loaded]:
     """Builds the model that weights are for, with their number of classes, in evaluation mode.
 
-    A ViT is built for the image size of the weights; to use another, build it with
-    ``create_model`` and call ``load_weights``.
+    The model has the weights' number of channels of images, and a ViT their image size. To use
+    others, build it with ``create_model`` and call ``load_weights``.
 
     >>> model, loaded = load_model("efficientnetv2-s/imagenet21k-ft1k")  # doctest: +SKIP
 
@@ -160,6 +167,25 @@ def load_model(
     return network, put(weights, network)
 
 
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Makes a kernel that sees RGB images see images of other channels, as timm does.
+
+    One channel gets the sum over red, green and blue, so that a grey image gives what it gave as
+    RGB. More channels repeat them, scaled so that equal channels give what they gave.
+
+    Args:
+        kernel: [height, width, 3, out_channels].
+        channels: The number of channels of the images.
+
+    Returns:
+        float32 [height, width, channels, out_channels].
+    """
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    repeated = np.tile(kernel, (1, 1, -(-channels // _RGB), 1))[:, :, :channels]
+    return repeated * np.float32(_RGB / channels)
+
+
 def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
     """Puts weights that ``read_weights`` read for ``model.spec`` into the model.
 
@@ -182,7 +208,7 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
     reason = "; ".join(reasons)
     if strict and reason:
         raise UsageError(f"{weights.origin} does not fit: {_listed(tuple(left))} differ ({reason})")
-    spec, changes, interpolated = weights.spec, dict(weights.changes), ""
+    spec, changes, interpolated, adapted = weights.spec, dict(weights.changes), "", ""
     family = family_of(spec)
     if positions := family.positions:
         name = positions.tensor
@@ -198,6 +224,18 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
             # The model stays one for its own images.
             spec = dataclasses.replace(spec, eval_size=model.spec.eval_size)
             changes.pop("eval_size", None)
+    if spec.in_channels != model.spec.in_channels:
+        channels = model.spec.in_channels
+        if strict or spec.in_channels != _RGB:
+            raise UsageError(
+                f"{weights.origin} does not fit: it is for images of {spec.in_channels} channels, "
+                f"the model for {channels}"
+                + ("" if strict else f"; only weights for {_RGB} channels can be adapted")
+            )
+        tensors[family.input_kernel] = adapt_channels(tensors[family.input_kernel], channels)
+        adapted = f"{family.input_kernel} adapted from {_RGB} to {channels} channels"
+        spec = dataclasses.replace(spec, in_channels=channels)
+        changes.pop("in_channels")
     # The model computes from now on as the spec says.
     for _, module in nnx.iter_modules(model):
         for field, followers in family.as_trained.items():
@@ -220,6 +258,7 @@ def put(weights: Weights, model: Network, *, strict: bool = False) -> Loaded:
         reason=reason,
         interpolated=interpolated,
         of_training=weights.of_training,
+        adapted=adapted,
         assumed=weights.assumed,
         exif_orientation=weights.exif_orientation,
     )

@@ -81,8 +81,8 @@ def read_weights(
 ) -> Weights:
     """Reads somebody's weights.
 
-    A ViT's weights keep the ``eval_size`` that their position embedding is for, even if the model
-    has another.
+    Weights keep the ``in_channels`` of their images, and a ViT's the ``eval_size`` that their
+    position embedding is for, even if the model has others.
 
     Args:
         path_or_name: The weights, as for ``load_weights``.
@@ -133,6 +133,8 @@ def read_weights(
         if spec is None and about is not None:
             # The model of this name, unless the description's network only has its name.
             known_as = SPECS.get(about.spec.name, about.spec)
+            chosen = {field: getattr(about.spec, field) for field in dialect.family.chosen}
+            known_as = dataclasses.replace(known_as, **chosen)
             spec = about.spec if _different(about.spec, known_as) else known_as
         elif spec is None:
             spec = _look_alike(dialect, found, told.architecture, path_or_name)
@@ -165,6 +167,7 @@ def read_weights(
                 trained["preprocessing"] = own
                 assumed = "as the file's normalization layer says"
         trained.setdefault("eval_size", spec.eval_size)
+        trained["in_channels"] = spec.in_channels
         if known and known.changes:
             trained |= known.changes
             assumed = "as it was published"
@@ -373,13 +376,18 @@ def _why_beside(dialect: Dialect, spec: Spec, tensors: Tensors, beside: tuple[st
 
 
 def _sized(spec: Spec, dialect: Dialect, found: Mapping[str, Shape]) -> Spec:
-    """Returns the spec for the image size of a file's position embedding, if it has one."""
-    positions = dialect.family.positions
-    if positions is None:
-        return spec
-    place = dialect.places(spec, 0)[positions.tensor]
-    grid = positions.grid(found.get(place.name, ()))
-    return dataclasses.replace(spec, eval_size=positions.eval_size(spec, grid)) if grid else spec
+    """Returns the spec for a file's images: their channels, and a position embedding's size."""
+    places = dialect.places(spec, 0)
+    sizes = {}
+    kernel = places[dialect.family.input_kernel]
+    shape = found.get(kernel.name, ())
+    if len(shape) == len(kernel.shape):
+        # Only the order of the axes is asked for: this array takes no memory.
+        sizes["in_channels"] = kernel.to_ours(np.broadcast_to(np.float32(0), shape)).shape[2]
+    if positions := dialect.family.positions:
+        grid = positions.grid(found.get(places[positions.tensor].name, ()))
+        sizes |= {"eval_size": positions.eval_size(spec, grid)} if grid else {}
+    return dataclasses.replace(spec, **sizes)
 
 
 def _classes(dialect: Dialect, spec: Spec, found: Mapping[str, Shape]) -> int:

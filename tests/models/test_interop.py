@@ -1,5 +1,7 @@
 """The model as a plain NNX module and, through Flax's bridge, as a Linen module."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,44 @@ def test_linen_has_params_and_batch_stats_and_the_nnx_modules_logits(
     assert logits.shape == (8, 10)
     assert np.std(logits) > 0
     np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_linen_has_the_nnx_modules_logits_and_gradients_in_training_to_the_last_bit(
+    variables, tiny_spec, tiny_images
+):
+    spec = dataclasses.replace(tiny_spec, survival_prob=1.0)
+    linen = nnx.bridge.to_linen(EfficientNet, spec, num_classes=10)
+
+    def of_linen(params, images):
+        logits, _ = linen.apply(
+            {"params": params, "batch_stats": variables["batch_stats"]},
+            images,
+            train=True,
+            dropout_rate=0.0,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        return jnp.sin(logits).sum(), logits
+
+    def of_nnx(model, images):
+        logits = model(images, train=True, dropout_rate=0.0)
+        return jnp.sin(logits).sum(), logits
+
+    model = model_with(variables, spec)
+    linen_grad = jax.jit(jax.value_and_grad(of_linen, has_aux=True))
+    nnx_grad = nnx.jit(nnx.value_and_grad(of_nnx, has_aux=True))
+    (_, logits), gradients = linen_grad(variables["params"], tiny_images)
+    (_, expected), theirs = nnx_grad(model, tiny_images)
+    np.testing.assert_array_equal(logits, expected)
+    found = {
+        tuple(str(key.key) for key in path): value
+        for path, value in jax.tree_util.tree_leaves_with_path(gradients)
+    }
+    flat = nnx.to_flat_state(theirs)
+    assert found.keys() == {tuple(map(str, path)) for path, _ in flat}
+    for path, gradient in flat:
+        np.testing.assert_array_equal(found[tuple(map(str, path))], gradient[...], str(path))
+    assert max(np.abs(x).max() for x in found.values()) > 0
 
 
 def test_linen_features(linen, variables, tiny_spec, tiny_images):

@@ -10,6 +10,8 @@ import optax
 import pytest
 from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from effnetv2_jax.models import EfficientNet, create_model, fold_batch_norm, get_spec
 from effnetv2_jax.models.layers import BatchNorm
@@ -324,3 +326,33 @@ def test_tables_of_nnx(name, fields):
     model = create_model(name, num_classes=3, eval_size=16, **fields)
     table = nnx.tabulate(model, jnp.asarray(IMAGES), console_kwargs={"width": 200})
     assert "blocks/0" in table and "classifier" in table
+
+
+# --- Many devices ---
+
+
+def test_shardings_alone_make_jit_compute_on_many_devices():
+    """Batches, statistics of batch norm and gradients are of all devices, without ``shard_map``."""
+    apply, params, batch_stats = network()
+    images = np.random.default_rng(2).normal(size=(16, 16, 16, 3)).astype(np.float32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def step(params, images):
+        def loss(params):
+            logits, moved = apply(
+                params, batch_stats, images, train=True, dropout_rate=0.0, key=jax.random.key(1)
+            )
+            return jnp.square(logits).mean(), moved
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    whole, split = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
+    sharded = jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+    (value, moved), gradients = sharded(params, images)
+    (expected, theirs), expected_gradients = jax.jit(step)(params, images)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert_trees_close(moved, theirs)
+    assert_trees_close(gradients, expected_gradients, 1e-4)
+    compiled = sharded.lower(params, images).compile()
+    assert "all-reduce" in compiled.as_text()
+    assert {len(x.device_set) for x in jax.tree.leaves(compiled.output_shardings)} == {8}

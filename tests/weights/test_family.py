@@ -10,7 +10,7 @@ from flax import nnx
 
 from effnetv2_jax.models import create_model, model_info, registry
 from effnetv2_jax.models.family import CLASSIFIER, Family, Names, Network, dropout_rngs
-from effnetv2_jax.models.layers import Conv
+from effnetv2_jax.models.layers import POOLINGS, Conv
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import description, load_model, load_weights, read, save_weights
 from effnetv2_jax.weights.dialects import dialect
@@ -29,12 +29,16 @@ class ToySpec:
     dropout_rate: float = 0.0
     survival_prob: float = 1.0
     preprocessing: str = "v1"
+    in_channels: int = 3
+    pooling: str = "avg"
 
 
 class Toy(Network):
+    poolings = POOLINGS
+
     def __init__(self, spec, *, num_classes=1000, dtype=jnp.float32, remat="none", rngs):
         super().__init__(spec, num_classes, remat)
-        sizes = [3, *[spec.width] * spec.depth]
+        sizes = [spec.in_channels, *[spec.width] * spec.depth]
         self.layers = nnx.List(
             [
                 Conv(a, b, kernel_size=3, padding=spec.padding, use_bias=True, rngs=rngs)
@@ -61,6 +65,7 @@ TOY = Family(
     as_trained={"padding": ((Conv, "padding"),)},
     also_adopted=("preprocessing",),
     compared=(),
+    input_kernel="layers.0.kernel",
     names=(
         Names(
             library="effnetv2_jax",

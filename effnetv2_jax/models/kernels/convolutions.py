@@ -9,12 +9,14 @@ Arrays are NHWC, kernels HWIO. An input may be a ``Normalized``, which the gradi
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from effnetv2_jax.models.kernels import on_cpu, winograd
 from effnetv2_jax.models.kernels.activations import (
@@ -26,6 +28,7 @@ from effnetv2_jax.models.kernels.activations import (
 from effnetv2_jax.models.kernels.linear import linear_call
 from effnetv2_jax.models.kernels.on_cpu import Pads
 from effnetv2_jax.models.kernels.platforms import by_platform, is_neutral
+from effnetv2_jax.runtime.errors import UsageError
 
 PADDINGS = ("same", "symmetric")
 """Names of paddings. Both give ceil(size / stride) px; they differ if the stride is 2.
@@ -36,7 +39,9 @@ trained there expect.
 """
 
 
-def conv(x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
+def conv(
+    x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same", dilation: int = 1
+) -> jax.Array:
     """Returns a dense convolution. With 1 × 1 px and stride 1, it is a matrix product.
 
     Args:
@@ -44,29 +49,34 @@ def conv(x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same") ->
         kernel: [kernel_height, kernel_width, in_channels, out_channels], of x's dtype.
         stride: The stride in both directions.
         padding: One of ``PADDINGS``.
+        dilation: The distance in px of the pixels that neighbours in the kernel read. More than 1
+            needs stride 1.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), out_channels], of x's dtype.
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
         kind = _PRODUCT
+    elif dilation > 1:
+        kind = _dilated(_DENSE, dilation)
     elif winograd.suits(x, kernel, stride):
         kind = _WINOGRAD
     elif kernel.shape[2] <= _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _FEW_TERMS:
         kind = _OF_FEW_CHANNELS
     else:
         kind = _DENSE
-    return _convolved(x, kernel, kind, stride, _pads(x, kernel, stride, padding))
+    return _convolved(x, kernel, kind, stride, _pads(x, kernel, stride, padding, dilation))
 
 
 def depthwise_conv(
-    x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same"
+    x: Value, kernel: jax.Array, stride: int = 1, padding: str = "same", dilation: int = 1
 ) -> jax.Array:
     """Returns a depthwise convolution with multiplier 1.
 
     The kernel is [kernel_height, kernel_width, 1, channels]; the rest is as for ``conv``.
     """
-    return _convolved(x, kernel, _DEPTHWISE, stride, _pads(x, kernel, stride, padding))
+    kind = _DEPTHWISE if dilation == 1 else _dilated(_DEPTHWISE, dilation)
+    return _convolved(x, kernel, kind, stride, _pads(x, kernel, stride, padding, dilation))
 
 
 def biased_depthwise_conv(
@@ -76,21 +86,28 @@ def biased_depthwise_conv(
     stride: int = 1,
     padding: str = "same",
     activation: str | None = None,
+    dilation: int = 1,
 ) -> jax.Array:
     """Returns activation(depthwise_conv(x, kernel) + bias), for networks without batch norm.
 
     The bias is [channels], of x's dtype. The activation is a name in ``ACTIVATIONS``, or None for
     the identity.
     """
+    if dilation > 1:
+        y = depthwise_conv(x, kernel, stride, padding, dilation)
+        return activated(y + per_channel(bias, y.ndim), activation)
     pads = _pads(x, kernel, stride, padding)
     return _biased(jnp.asarray(x), kernel, bias, stride, pads, activation)
 
 
-def _pads(x: Value, kernel: jax.Array, stride: int, padding: str) -> Pads:
+def _pads(x: Value, kernel: jax.Array, stride: int, padding: str, dilation: int = 1) -> Pads:
+    if dilation > 1 and stride > 1:
+        raise UsageError(f"a convolution of dilation {dilation} must have stride 1, got {stride}")
+    sizes = [dilation * (size - 1) + 1 for size in kernel.shape[:2]]
     if padding == "symmetric":
-        top, left = ((size - 1) // 2 for size in kernel.shape[:2])
+        top, left = ((size - 1) // 2 for size in sizes)
         return (top, top), (left, left)
-    rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+    rows, columns = lax.padtype_to_pads(x.shape[1:3], sizes, (stride, stride), "SAME")
     return rows, columns
 
 
@@ -177,12 +194,17 @@ def _biased_derivative(stride, pads, activation, primals, tangents):
     return _biased(*primals, stride, pads, activation), dy
 
 
-def _xla_conv(x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
+def _xla_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Pads, dilation: int = 1
+) -> jax.Array:
+    # XLA takes padding as numbers or as a word. Only "same" depends on the size of the images.
+    known = not any(map(is_symbolic_dim, itertools.chain(*pads)))
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        pads,
+        pads if known else "SAME",
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
@@ -208,3 +230,28 @@ _WINOGRAD = _Kind(_xla_conv, winograd.conv, winograd.gradients)
 _OF_FEW_CHANNELS = _Kind(_xla_conv, on_cpu.conv_by_taps, _dense_gradients)
 _DENSE = _Kind(_xla_conv, _xla_conv, _dense_gradients)
 _DEPTHWISE = _Kind(_xla_conv, on_cpu.conv_by_taps, on_cpu.depthwise_gradients)
+
+
+@functools.cache
+def _dilated(kind: _Kind, dilation: int) -> _Kind:
+    """Returns a kind of convolution whose kernel reads every dilation-th pixel, at stride 1.
+
+    On CPU, it is the given kind on images of every dilation-th pixel.
+    """
+
+    def inner(pads: Pads) -> Pads:
+        (top, bottom), (left, right) = pads
+        return (top // dilation, bottom // dilation), (left // dilation, right // dilation)
+
+    def here(x, kernel, *, stride: int, pads: Pads):
+        y = kind.on_cpu(on_cpu.phases(x, dilation), kernel, stride=stride, pads=inner(pads))
+        return on_cpu.from_phases(y, dilation, x.shape)
+
+    def gradients(x, kernel, dy, *, stride: int, pads: Pads):
+        images, dimages = (on_cpu.phases(image, dilation) for image in (x, dy))
+        dx, dkernel = kind.gradients_on_cpu(
+            images, kernel, dimages, stride=stride, pads=inner(pads)
+        )
+        return on_cpu.from_phases(dx, dilation, x.shape), dkernel
+
+    return _Kind(functools.partial(_xla_conv, dilation=dilation), here, gradients)

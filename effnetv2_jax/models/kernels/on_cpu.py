@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from effnetv2_jax.models.kernels.activations import activated, per_channel
 from effnetv2_jax.models.kernels.isolation import isolated
@@ -116,6 +117,28 @@ def conv_by_taps(
     )
 
 
+def phases(x: jax.Array, dilation: int) -> jax.Array:
+    """Returns the images that a dilated kernel sees, each of every dilation-th pixel.
+
+    They are [batch · dilation², ceil(height / dilation), ceil(width / dilation), channels], filled
+    up with zeros.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // dilation), -(-width // dilation)
+    ends = ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0))
+    x = jnp.pad(x, ends).reshape(batch, rows, dilation, columns, dilation, channels)
+    x = x.transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(batch * dilation**2, rows, columns, channels)
+
+
+def from_phases(x: jax.Array, dilation: int, shape: Shape) -> jax.Array:
+    """Puts the images of ``phases`` together again; the first three axes have this shape."""
+    batch, height, width = shape[:3]
+    _, rows, columns, channels = x.shape
+    x = x.reshape(batch, dilation, dilation, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(batch, rows * dilation, columns * dilation, channels)[:, :height, :width]
+
+
 def _padded(x: jax.Array, pads: Pads) -> jax.Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
@@ -161,15 +184,15 @@ def _products_by_tap(
     They are float32 [kernel_height · kernel_width, remaining images, height, width, channels]. The
     sum is elementwise: a reduction to a number per channel would read all products from memory.
     """
-    batch, dtype = len(dy), jnp.float32
-    left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+    batch, dtype = dy.shape[0], jnp.float32
+    left, starts = batch, range(1)  # of a batch whose size is not known yet
+    if not is_symbolic_dim(batch):
+        left = next(n for n in range(-(-batch // _MAX_TERMS), batch + 1) if batch % n == 0)
+        starts = range(0, batch, left)
     seen = {(i, j): tap for i, j, tap in _taps(padded, shape, kernel_size, stride, pads)}
 
     def summed(tap: jax.Array) -> jax.Array:
-        terms = [
-            tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype)
-            for k in range(0, batch, left)
-        ]
+        terms = [tap[k : k + left].astype(dtype) * dy[k : k + left].astype(dtype) for k in starts]
         return functools.reduce(operator.add, terms)
 
     nothing = jnp.zeros((left, *dy.shape[1:]), dtype)
@@ -202,5 +225,8 @@ def _slices(
     span = (size + sum(pad) - kernel_size) // stride * stride + 1
     for first in range(kernel_size):
         end = first + span
-        if any(pad[0] <= position < pad[0] + size for position in range(first, end, stride)):
+        # Of a size that is not known yet, each tap may see a part.
+        if is_symbolic_dim(size) or any(
+            pad[0] <= position < pad[0] + size for position in range(first, end, stride)
+        ):
             yield first, end

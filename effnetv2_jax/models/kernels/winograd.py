@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from effnetv2_jax.models.kernels.activations import Value
 from effnetv2_jax.models.kernels.isolation import isolated
@@ -79,6 +80,7 @@ def suits(x: Value, kernel: jax.Array, stride: int) -> bool:
         and kernel.shape[:2] == (_SIZE, _SIZE)
         and stride == 1
         and inputs * outputs >= _LEAST_CHANNELS * (inputs + outputs)
+        and not is_symbolic_dim(height)
         and _tiles(height) * _ROWS <= _MOST_ROWS * height
     )
 
