@@ -336,9 +336,9 @@ class EfficientNet(Network):
         )
         # A reduction ends where the next group halves the image, or dilates in place of it.
         ends = list(itertools.accumulate(group.repeats for group in spec.groups))
-        strides = [group.stride for group in spec.groups[1:]] + [2]
+        next_strides = [*(group.stride for group in spec.groups[1:]), 2]
         self.reduction_ends = tuple(
-            end - 1 for end, stride in zip(ends, strides, strict=True) if stride > 1
+            end - 1 for end, stride in zip(ends, next_strides, strict=True) if stride > 1
         )
         # A run is a range of blocks in one loop. A row is a tuple of runs recomputed together.
         runs = equal_runs(blocks) if scan_blocks else [range(i, i + 1) for i in range(len(blocks))]
