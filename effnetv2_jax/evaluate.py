@@ -9,6 +9,7 @@ extras.need_for_program("train")
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from effnetv2_jax.runtime import cli, hosts
 from effnetv2_jax.runtime.config import agree, build_scorer, make_evaluations
-from effnetv2_jax.runtime.errors import unknown_name
+from effnetv2_jax.runtime.errors import UsageError, unknown_name
 from effnetv2_jax.runtime.files import local_path
 from effnetv2_jax.runtime.workdir import read_class_names, read_config
 from effnetv2_jax.training.mesh import shard_state
@@ -88,6 +89,11 @@ def main() -> None:
     metrics = scorer.evaluate(evaluation, state)
     assert metrics is not None  # nothing can stop it
     split, image_size = evaluation.split, evaluation.image_size
+    if not math.isfinite(metrics["loss"]):
+        raise UsageError(
+            f"at step {step}, the loss on {evaluation.data}/{split} is not finite "
+            f"({metrics['loss']}): --checkpoint chooses another checkpoint"
+        )
     if not hosts.is_first():
         return
     if JSON.value:
