@@ -9,6 +9,7 @@ extras.need_for_program("train")
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -131,6 +132,11 @@ def main() -> None:
         else:
             metrics = scorer.evaluate(at_size, state)
         assert metrics is not None  # nothing can stop it
+        if not math.isfinite(metrics["loss"]):
+            raise UsageError(
+                f"at step {step}, the loss on {evaluation.data}/{evaluation.split} is not finite "
+                f"({metrics['loss']}): --checkpoint chooses another checkpoint"
+            )
         by_size[size] = metrics
     if not hosts.is_first():
         return

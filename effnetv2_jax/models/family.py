@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from effnetv2_jax.models.layers import check_images, dropout
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import Number, unknown_name
 
 CLASSIFIER = "classifier"
 """The name of the last layer in every network."""
@@ -96,6 +96,7 @@ class Network(nnx.Module):
     rngs: nnx.Rngs
 
     def __init__(self, spec: Any, num_classes: int, remat: str):
+        Number(whole=True).check("num_classes", num_classes)
         self._check(num_classes, spec.pooling)
         if remat not in REMAT:
             raise unknown_name("remat", remat, REMAT)

@@ -14,12 +14,32 @@ from effnetv2_jax.models import efficientnet_family, vit_family
 from effnetv2_jax.models.counting import count_multiply_adds, count_parameters
 from effnetv2_jax.models.family import Family, Network, Spec
 from effnetv2_jax.models.layers import AxisName
-from effnetv2_jax.runtime.errors import UsageError, unknown_name
+from effnetv2_jax.runtime.errors import (
+    LARGEST_SIDE,
+    Number,
+    UsageError,
+    check_numbers,
+    unknown_name,
+)
 
 FAMILIES: tuple[Family, ...] = (efficientnet_family.FAMILY, vit_family.FAMILY)
 """The records of all families; a new one is added here."""
 
 SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.specs.items()}
+
+NUMBERS = {
+    "bn_momentum": Number(most=1),
+    "bn_epsilon": Number(above=0, optional=True),
+    "norm_epsilon": Number(above=0, optional=True),
+    "head_init_scale": Number(),
+    "survival_prob": Number(above=0, most=1),
+    "dropout_rate": Number(below=1),
+    "train_size": Number(least=1, most=LARGEST_SIDE, whole=True),
+    "eval_size": Number(least=1, most=LARGEST_SIDE, whole=True),
+    "stem_filters": Number(least=1, whole=True),
+    "head_filters": Number(least=1, whole=True),
+}
+"""The fields of specs that are numbers and may be changed, and which ones they may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +135,17 @@ def create_model(
         The Flax NNX module.
 
     Raises:
-        UsageError: If the name, remat or an override is unknown, num_classes is negative, a value
-            is not allowed, or a network is asked for what it does not have.
+        UsageError: If the name, remat or an override is unknown, a number is not as ``NUMBERS``
+            says, num_classes is no whole number of at least 0, dtype has no floating point, or a
+            network is asked for what it does not have.
     """
     spec = get_spec(name)
+    try:
+        is_floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise UsageError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if drop_path_rate is not None:
         if "survival_prob" in overrides:
             raise UsageError("drop_path_rate is 1 - survival_prob: give one of them, not both")
@@ -136,6 +163,7 @@ def create_model(
             arguments = set(inspect.signature(create_model).parameters) - {"overrides"}
             kind = f"argument of create_model({name!r})"
             raise unknown_name(kind, field, arguments | set(vars(spec)))
+    check_numbers(NUMBERS, overrides)
     return build(
         dataclasses.replace(spec, **overrides),
         num_classes=num_classes,

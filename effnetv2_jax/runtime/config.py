@@ -17,6 +17,7 @@ from effnetv2_jax.data import images, sampling
 from effnetv2_jax.data.sources import Source, Split, digest, registry
 from effnetv2_jax.models import get_spec
 from effnetv2_jax.models.layers import device_groups
+from effnetv2_jax.models.registry import NUMBERS as MODEL_NUMBERS
 from effnetv2_jax.models.registry import family_of
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime import hosts
@@ -44,11 +45,11 @@ from effnetv2_jax.training.mesh import (
 NUMBERS = {
     # JAX takes a seed modulo 2³².
     "seed": Number(most=2**32 - 1, whole=True),
-    "model.bn_momentum": Number(most=1),
-    "model.bn_epsilon": Number(above=0, optional=True),
-    "model.norm_epsilon": Number(above=0, optional=True),
-    "model.head_init_scale": Number(),
-    "model.survival_prob": Number(above=0, most=1),
+    "model.bn_momentum": MODEL_NUMBERS["bn_momentum"],
+    "model.bn_epsilon": MODEL_NUMBERS["bn_epsilon"],
+    "model.norm_epsilon": MODEL_NUMBERS["norm_epsilon"],
+    "model.head_init_scale": MODEL_NUMBERS["head_init_scale"],
+    "model.survival_prob": MODEL_NUMBERS["survival_prob"],
     "model.bn_group_size": Number(whole=True),
     "data.holdout": Number(above=0, below=1),
     "data.max_bad_fraction": Number(most=1),

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -602,9 +603,18 @@ def test_overrides_reach_the_model():
     assert model.spec.dropout_rate == 0.0
 
 
-def test_a_negative_number_of_classes_is_refused():
-    with pytest.raises(UsageError, match=r"num_classes.*-1"):
-        create_model("efficientnetv2-b0", num_classes=-1)
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("num_classes", -1), ("num_classes", 2.5), ("num_classes", "ten")),
+        *(("dtype", "float31"), ("dtype", jnp.int32)),
+        *(("survival_prob", 5), ("dropout_rate", -1.0), ("bn_momentum", math.nan)),
+        *(("bn_epsilon", "a"), ("eval_size", -3), ("head_filters", 0)),
+    ],
+)
+def test_an_argument_that_is_not_allowed_is_refused(argument, value):
+    with pytest.raises(UsageError, match=f"{argument} must be .*, got {re.escape(repr(value))}"):
+        create_model("efficientnetv2-b0", **{argument: value})
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def run(program, *arguments, **changes):
 
 @pytest.mark.slow
 def test_a_run_is_written_killed_resumed_evaluated_predicted_from_and_converted(tmp_path):
-    images, workdir = tmp_path / f"images {ODD}", tmp_path / f"run {ODD}"
+    images, workdir = tmp_path / f"images {ODD}" / NAMES["no text"], tmp_path / f"run {ODD}"
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 4)):
         for label, name in enumerate(CLASSES):

@@ -250,6 +250,28 @@ def test_a_report_that_cannot_be_written_is_one_sentence(finished, data_dir):
     assert "Traceback" not in result.stderr
 
 
+def test_an_evaluation_that_is_not_finite_is_an_error(finished, data_dir):
+    spoilt = """
+import jax, effnetv2_jax.evaluate as program
+read = program._restored
+spoil = lambda x: x * float("nan") if isinstance(x, jax.Array) else x
+program._restored = lambda *arguments: jax.tree.map(spoil, read(*arguments))
+program.cli.run(program.main, several_processes=True)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", spoilt, f"--workdir={finished[0]}", "--json"],
+        cwd=ROOT,
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert f"error: at step {STEPS}, the loss on digits/test is not finite (nan)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+
+
 # tests/runtime/test_cli.py has mistakes in flags.
 MISTAKES = {
     "model": ("--config.model.name=efficientnetv2-ss", "unknown model 'efficientnetv2-ss'"),

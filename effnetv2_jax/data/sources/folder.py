@@ -73,7 +73,7 @@ def folder_source(
             "below 1"
         )
     root = os.path.expanduser(path)
-    if not tf.io.gfile.isdir(root):
+    if not tf.io.gfile.isdir(os.fsencode(root)):  # a folder's name need not be text
         raise UsageError(
             f"the folder {path!r} does not exist or cannot be read: give the one that holds train/"
         )

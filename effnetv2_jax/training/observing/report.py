@@ -57,6 +57,11 @@ def write_report(
 
     from effnetv2_jax.training.observing import curves
 
+    # The name of a folder of images need not be text.
+    title, *values = (
+        text.encode(errors="backslashreplace").decode() for text in (title, *facts.values())
+    )
+    facts = dict(zip(facts, values, strict=True))
     stages = reading.split_stages(rows)
     png, markdown = Path(workdir) / "report.png", Path(workdir) / "report.md"
     figure = curves.draw(rows, stages, title, note=ACCURACY_NOTE)

@@ -49,6 +49,11 @@ def labels(source, split):
     return [int(example["label"]) for example in dataset]
 
 
+def test_the_path_of_the_folder_need_not_be_text(root):
+    odd = root.rename(root.with_name(os.fsdecode(b"caf\xe9")))
+    assert labels(folder_source(str(odd)), "trainval") == [0] * 20 + [1] * 5
+
+
 def test_class_folders_in_the_order_of_their_names_are_the_labels(root):
     source = folder_source(str(root))
     assert source.name == f"folder:{root}"

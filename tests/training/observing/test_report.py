@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -140,6 +141,13 @@ def test_report_of_a_stage_whose_steps_were_all_left_out(tmp_path):
         if row.get("train/stage") == max(stages):
             del row["train/loss"], row["train/accuracy"]
     assert_picture(write(tmp_path, history)[0])
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    png, markdown = write(tmp_path, make_history(stages=2), title=name, data=f"folder:{name}")
+    assert_picture(png)
+    assert markdown.read_text().count(r"caf\udce9") == 2
 
 
 def test_evaluations_that_are_not_finite_are_found():
