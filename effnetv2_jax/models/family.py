@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from effnetv2_jax.models.layers import check_images, dropout
-from effnetv2_jax.runtime.errors import Number, unknown_name
+from effnetv2_jax.runtime.errors import Number, UsageError, unknown_name
 
 CLASSIFIER = "classifier"
 """The name of the last layer in every network."""
@@ -96,19 +96,16 @@ class Network(nnx.Module):
     rngs: nnx.Rngs
 
     def __init__(self, spec: Any, num_classes: int, remat: str):
-        Number(whole=True).check("num_classes", num_classes)
         self._check(num_classes, spec.pooling)
         if remat not in REMAT:
             raise unknown_name("remat", remat, REMAT)
-        if spec.in_channels < 1:
-            raise UsageError(f"in_channels must be at least 1, got {spec.in_channels}")
+        Number(least=1, whole=True).check("in_channels", spec.in_channels)
         self.spec = spec
         self.remat = remat
         self.deterministic = True
 
     def _check(self, num_classes: int, pooling: str) -> None:
-        if num_classes < 0:
-            raise UsageError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        Number(whole=True).check("num_classes", num_classes)
         if pooling not in self.poolings:
             raise unknown_name("pooling", pooling, self.poolings)
 
