@@ -61,7 +61,7 @@ def test_a_block_of_readme_runs(python, block, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "export"])
 def test_a_program_without_its_extra_says_which_one(python, program, tmp_path):
     result = run(python, "-m", f"effnetv2_jax.{program}", cwd=tmp_path)
     assert result.returncode == 2

