@@ -293,8 +293,8 @@ class EfficientNet(Network):
         if spec.padding not in PADDINGS:
             raise unknown_name("padding", spec.padding, PADDINGS)
         if spec.output_stride not in OUTPUT_STRIDES:
-            strides = ", ".join(map(str, OUTPUT_STRIDES))
-            raise UsageError(f"output_stride must be one of {strides}, got {spec.output_stride}")
+            allowed = ", ".join(map(str, OUTPUT_STRIDES))
+            raise UsageError(f"output_stride must be one of {allowed}, got {spec.output_stride}")
         self.dtype = dtype
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(

@@ -243,6 +243,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
     >>> list_models("efficientnetv2-b*")
     ['efficientnetv2-b0', 'efficientnetv2-b1', 'efficientnetv2-b2', 'efficientnetv2-b3']
+
+    Args:
+        pattern: A pattern with ``*``, ``?`` and ``[…]``, as of files in a shell.
     """
     return sorted(fnmatch.filter(SPECS, pattern))
 
