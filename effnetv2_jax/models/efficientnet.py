@@ -362,7 +362,10 @@ class EfficientNet(Network):
     def pooled(
         self, images: jax.Array, train: bool | None, rngs: nnx.Rngs, index: jax.Array | None
     ) -> jax.Array:
-        last = self.maps(images, train, rngs, index, len(self.reduction_ends))[-1]
+        # By name, because nnx.tabulate fails to show None beside other arguments by position.
+        last = self.maps(
+            images, train=train, rngs=rngs, index=index, count=len(self.reduction_ends)
+        )[-1]
         return self.poolings[self.spec.pooling](self.head(last, train))
 
     @property

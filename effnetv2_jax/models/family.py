@@ -226,7 +226,7 @@ class Network(nnx.Module):
         if not chosen or not all(1 <= level <= len(info) for level in chosen):
             raise UsageError(f"levels must be some of 1 … {len(info)}, got {list(chosen)}")
         rngs = self.rngs if rngs is None else rngs
-        maps = self.maps(images, train, rngs, index, max(chosen))
+        maps = self.maps(images, train=train, rngs=rngs, index=index, count=max(chosen))
         return {info[level - 1].name: maps[level - 1] for level in chosen}
 
     def reset_classifier(

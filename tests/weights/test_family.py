@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from effnetv2_jax.models import create_model, model_info, registry
-from effnetv2_jax.models.family import CLASSIFIER, Family, Names, Network, dropout_rngs
+from effnetv2_jax.models.family import CLASSIFIER, Family, Feature, Names, Network, dropout_rngs
 from effnetv2_jax.models.layers import POOLINGS, Conv
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import description, load_model, load_weights, read, save_weights
@@ -45,14 +45,24 @@ class Toy(Network):
                 for a, b in itertools.pairwise(sizes)
             ]
         )
-        self.classifier = nnx.Linear(spec.width, num_classes, rngs=rngs) if num_classes else None
+        self.classifier = self.new_classifier(num_classes, rngs) if num_classes else None
         self.rngs = dropout_rngs(rngs)
 
+    def new_classifier(self, num_classes, rngs):
+        return nnx.Linear(self.spec.width, num_classes, rngs=rngs)
+
+    @property
+    def feature_info(self):
+        return tuple(Feature(f"layer_{i + 1}", self.spec.width, 1) for i in range(self.spec.depth))
+
+    def maps(self, images, train, rngs, index, count):
+        maps = [images]
+        for layer in self.layers[:count]:
+            maps.append(layer(maps[-1]))
+        return maps[1:]
+
     def pooled(self, images, train, rngs, index):
-        x = images
-        for layer in self.layers:
-            x = layer(x)
-        return x.mean((1, 2))
+        return POOLINGS[self.spec.pooling](self.maps(images, train, rngs, index, None)[-1])
 
 
 TOY = Family(
