@@ -12,6 +12,7 @@ from effnetv2_jax.models import get_spec
 from effnetv2_jax.preprocessing import get_preprocessing
 from effnetv2_jax.runtime.errors import UsageError
 from effnetv2_jax.weights import load_model, load_weights, read_weights, save_weights
+from effnetv2_jax.weights.containers.files import open_tensors
 from effnetv2_jax.weights.dialects.dialect import get_dialect
 from tests.weights.conftest import (
     EFFICIENTNET,
@@ -233,6 +234,16 @@ def test_what_stands_in_the_place_of_weights_is_named(tmp_path, content, message
             load_model(str(path))
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0580, 0x8B1F])
+def test_a_header_whose_length_begins_as_another_kind_of_file_does(tmp_path, length):
+    """The length's first bytes are those of a pickle of protocol 2 or 5, and of gzip."""
+    header = b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + np.float32(3).tobytes())
+    with open_tensors(path) as tensors:
+        assert dict(tensors.shapes) == {"x": (1,)}
+
+
 def test_a_file_that_is_cut_short_changes_nothing(tiny_file):
     whole = tiny_file.read_bytes()
     model = make_tiny(seed=1)
@@ -253,7 +264,10 @@ def test_files_without_weights_are_named(tmp_path):
     safetensors.numpy.save_file({"a.b": np.ones(3)}, tmp_path / "y.safetensors")
     with pytest.raises(UsageError, match=r"holds no EfficientNet .* 1 tensors \('a.b' …\)"):
         load_model(str(tmp_path / "y.safetensors"))
-    with pytest.raises(UsageError, match=r"'nowhere.pth' are neither a file or folder nor a pub"):
+    with pytest.raises(
+        UsageError,
+        match=r"'nowhere.pth' are neither a file or folder nor an address nor a published",
+    ):
         load_model("nowhere.pth")
 
 

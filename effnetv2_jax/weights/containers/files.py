@@ -152,12 +152,13 @@ _NO_WEIGHTS: tuple[tuple[bytes, str], ...] = (
 
 # The beginnings of files; the first match counts. Safetensors begin with the length of their JSON.
 _BEGINNINGS: tuple[tuple[bytes, Callable[[pathlib.Path, bool], Opened]], ...] = (
+    # First: the length of its header, below 2⁴⁰, may begin as any of the others do.
+    (rb".{5}\0{3}\{", lambda path, ema: _open_safetensors(path)),
     (rb"PK\x03\x04", lambda path, ema: _open_zip(path)),
     (rb"\x89HDF\r\n\x1a\n", lambda path, ema: hdf5.open_hdf5(path)),
     (rb"\x1f\x8b", checkpoints.open_tar),
     (re.escape(pth.LEGACY_START), lambda path, ema: _open_pth(path)),
     (rb"\x80[\x02-\x05]", lambda path, ema: _open_pth(path)),
-    (rb".{8}\{", lambda path, ema: _open_safetensors(path)),
     (rb".{257}ustar", checkpoints.open_tar),
 )
 _LONGEST_BEGINNING = 262
