@@ -130,6 +130,9 @@ def list_pretrained(pattern: str = "*") -> list[str]:
     ['efficientnetv2-xl/imagenet21k', 'efficientnetv2-xl/imagenet21k-ft1k']
 
     Names that begin with ``timm/`` are of repositories on the Hugging Face Hub.
+
+    Args:
+        pattern: The pattern, in which ``*`` stands for any text.
     """
     return sorted(fnmatch.filter([*PUBLISHED, *_of_timm()], pattern))
 

@@ -376,7 +376,8 @@ def test_a_split_without_images_is_refused_at_once():
     split = Split.of_examples(10**9, lambda i: {"image": tf.constant(b"text"), "label": i})
     source = Source("letters", ("a",), lambda name: split)
     with pytest.raises(
-        UsageError, match=r"first 8 examples of .* letters .*'example \d+' \(Unknown image f"
+        UsageError,
+        match=r"first 8 examples of .* letters .*'example \d+' \(it is no image of a known",
     ):
         train(source, stage_of(), max_bad_fraction=0.0)
 

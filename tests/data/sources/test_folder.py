@@ -219,8 +219,8 @@ def test_a_listing_with_slashes_is_understood(monkeypatch):
     asked = []
 
     def isdir(path):
-        asked.append(path)
-        return path.rstrip("/") == "gs://b"
+        asked.append(os.fsdecode(path))
+        return asked[-1].rstrip("/") == "gs://b"
 
     monkeypatch.setattr(tf.io.gfile, "isdir", isdir)
     monkeypatch.setattr(tf.io.gfile, "listdir", listing.__getitem__)
