@@ -377,7 +377,7 @@ def test_a_split_without_images_is_refused_at_once():
     source = Source("letters", ("a",), lambda name: split)
     with pytest.raises(
         UsageError,
-        match=r"first 8 examples of .* letters .*'example \d+' \(it is no image of a known",
+        match=r"first 8 examples of .* letters .*'example \d+' \(it is no image",
     ):
         train(source, stage_of(), max_bad_fraction=0.0)
 
